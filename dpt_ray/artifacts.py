@@ -1,0 +1,254 @@
+"""What a stage makes: its identity, where it lives, and how it is published whole or not at all.
+
+An artifact is a folder `store/STAGE/HASH/`. Its shards are published one by one (payload first, then a
+small manifest) and the artifact itself by a last manifest; readers trust manifests only, so a torn or
+doubled attempt is never seen. An artifact that can grow (generated images) has one manifest for each
+extent in the same folder, and the extents share shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+SHARDS = "shards"
+
+
+def identity(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The 16-digit hash of everything that decides a stage's result."""
+    what = {"stage": stage, "version": version, "settings": settings, "inputs": inputs}
+    text = json.dumps(what, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder below a store: `uri`, and the `extent` of it that is meant (empty: it cannot grow)."""
+
+    uri: str
+    extent: str = ""
+
+    @cached_property
+    def _location(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        # The listing cache of remote file systems would hide what other processes publish.
+        return url_to_fs(self.uri, use_listings_cache=False)
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system that holds the artifact."""
+        return self._location[0]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the artifact is on this machine's own file system."""
+        return "file" in self.fs.protocol
+
+    def path(self, name: str) -> str:
+        """The path of a file on `fs`."""
+        return f"{self._location[1].rstrip('/')}/{name}"
+
+    def file_uri(self, name: str) -> str:
+        """The URI of a file of the artifact."""
+        return f"{self.uri.rstrip('/')}/{name}"
+
+    @property
+    def manifest_name(self) -> str:
+        """The name of the last manifest to be written."""
+        return f"manifest.{self.extent}.json" if self.extent else "manifest.json"
+
+    @property
+    def published(self) -> bool:
+        """Whether the artifact is complete."""
+        return bool(self.fs.exists(self.path(self.manifest_name)))
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of a published artifact."""
+        return self.read_json(self.manifest_name)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file."""
+        return self.fs.cat_file(self.path(name))
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file."""
+        return json.loads(self.read_bytes(name))
+
+    def exists(self, name: str) -> bool:
+        """Whether a file is there."""
+        return bool(self.fs.exists(self.path(name)))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Publishes a file whole: an atomic rename locally, a single put on an object store."""
+        with self.writing(name) as local:
+            local.write_bytes(data)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Publishes a JSON file whole."""
+        self.write_bytes(name, json.dumps(value, indent=1, allow_nan=False).encode())
+
+    def writing(self, name: str) -> Publication:
+        """A context that gives a local path to write; on success it is published as `name`."""
+        return Publication(self, name)
+
+    def publish_files(self, write: Callable[[Path], None], prefix: str = "") -> None:
+        """Publishes each file that `write(folder)` leaves in a scratch folder, under `prefix`."""
+        with tempfile.TemporaryDirectory(prefix="dpt_ray-") as scratch:
+            write(Path(scratch))
+            for file in sorted(Path(scratch).rglob("*")):
+                if file.is_file():
+                    with self.writing(prefix + file.relative_to(scratch).as_posix()) as target:
+                        shutil.copyfile(file, target)
+
+    def local_file(self, name: str) -> Path:
+        """A local path with the content of a file: the file itself, or a copy of a remote one."""
+        if self.is_local:
+            return Path(self.path(name))
+        key = hashlib.sha256(self.file_uri(name).encode()).hexdigest()[:16]
+        cached = Path(tempfile.gettempdir()) / f"dpt_ray-{os.getuid()}" / key / Path(name).name
+        if not cached.exists():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            part = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}")
+            self.fs.get_file(self.path(name), str(part))
+            part.replace(cached)
+        return cached
+
+    # Shards ------------------------------------------------------------------------------------
+
+    def publish_shard(
+        self, key: str, suffix: str, rows: int, write: Callable[[Path], None], **facts: Any
+    ) -> dict[str, Any]:
+        """Writes a shard under a name of this attempt's own, then its manifest; returns that.
+
+        `write(path)` writes the payload. If the shard is published already, nothing is written: the
+        first complete attempt stays.
+        """
+        manifest_name = f"{SHARDS}/{key}.json"
+        if self.exists(manifest_name):
+            return self.read_json(manifest_name)
+        payload = f"{SHARDS}/{key}.{uuid.uuid4().hex[:8]}{suffix}"
+        with self.writing(payload) as local:
+            write(local)
+            size, digest = local.stat().st_size, _sha256(local)
+        entry = {
+            "shard": key,
+            "file": payload,
+            "rows": rows,
+            "bytes": size,
+            "sha256": digest,
+            **facts,
+        }
+        self.write_json(manifest_name, entry)
+        return entry
+
+    def shards(self) -> dict[str, dict[str, Any]]:
+        """The published shards in the folder, by key."""
+        if not self.fs.exists(self.path(SHARDS)):
+            return {}
+        names = [n for n in self.fs.ls(self.path(SHARDS), detail=False) if n.endswith(".json")]
+        contents = self.fs.cat(names) if names else {}
+        entries = [json.loads(data) for _, data in sorted(contents.items())]
+        return {entry["shard"]: entry for entry in entries}
+
+    def listed_shards(self) -> list[dict[str, Any]]:
+        """The shards that the published manifest (of this extent) names, in its order."""
+        return list(self.manifest["shards"])
+
+    def publish(self, manifest: Mapping[str, Any]) -> None:
+        """Writes the last manifest: from now on the artifact exists."""
+        self.write_json(self.manifest_name, dict(manifest))
+
+
+class Publication:
+    """Writes go to a temporary file; leaving the context without an error publishes it."""
+
+    def __init__(self, artifact: Artifact, name: str) -> None:
+        self._artifact, self._target = artifact, artifact.path(name)
+        if artifact.is_local:
+            folder = Path(self._target).parent
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = Path(tempfile.gettempdir())
+        self._local = folder / f".{Path(name).name}.{uuid.uuid4().hex[:8]}.tmp"
+
+    def __enter__(self) -> Path:
+        return self._local
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if kind is None:
+                self._publish()
+        finally:
+            self._local.unlink(missing_ok=True)
+
+    def _publish(self) -> None:
+        if not self._artifact.is_local:
+            self._artifact.fs.put_file(str(self._local), self._target)
+            return
+        with self._local.open("rb") as written:
+            os.fsync(written.fileno())
+        self._local.replace(self._target)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The output URI of one or many runs: `store/STAGE/HASH/` and `runs/NAME/` below it."""
+
+    uri: str
+
+    def artifact(self, stage: str, digest: str, extent: str = "") -> Artifact:
+        """The artifact of an identity, published or not."""
+        return Artifact(f"{self.uri.rstrip('/')}/store/{stage}/{digest}", extent)
+
+    def run_folder(self, name: str) -> Artifact:
+        """The folder with what a person looks for by the run's name."""
+        return Artifact(f"{self.uri.rstrip('/')}/runs/{name}")
+
+    def check_writable(self) -> None:
+        """Raises ValueError, naming the folder and the reason, if nothing can be written."""
+        probe = Artifact(self.uri)
+        name = f".writable-{uuid.uuid4().hex[:8]}"
+        try:
+            probe.write_bytes(name, b"")
+            probe.fs.rm_file(probe.path(name))
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(
+                f"output: {self.uri!r} cannot be written ({reason}); choose another folder or its rights"
+            ) from None
+
+    def all_artifacts(self) -> Iterator[tuple[str, str, int]]:
+        """(stage, hash, bytes) of every folder in the store, published or not."""
+        root = Artifact(f"{self.uri.rstrip('/')}/store")
+        if not root.fs.exists(root.path("")):
+            return
+        sizes: dict[tuple[str, str], int] = {}
+        for file, info in root.fs.find(root.path(""), detail=True).items():
+            stage, digest, *_ = file[len(root.path("")) :].split("/")
+            sizes[stage, digest] = sizes.get((stage, digest), 0) + int(info["size"] or 0)
+        for (stage, digest), size in sorted(sizes.items()):
+            yield stage, digest, size
+
+    def remove(self, stage: str, digest: str) -> None:
+        """Removes an artifact; its manifests go first, so that a reader never trusts half of it."""
+        artifact = self.artifact(stage, digest)
+        for name in artifact.fs.glob(artifact.path("manifest*.json")):
+            artifact.fs.rm_file(name)
+        artifact.fs.rm(artifact.path(""), recursive=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

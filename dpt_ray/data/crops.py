@@ -1,0 +1,91 @@
+"""From a PIL image to a square uint8 array: the crops of the encoder and of the latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from dpt_ray.data.decode import check_pixels
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How an image becomes `size` x `size` pixels.
+
+    none: it already is.  eval: short side to `resize` with `interpolation`, then the centre, as
+    classifiers are evaluated.  adm: the centre crop that latents are made from (ADM, 2105.05233).
+    """
+
+    kind: Literal["none", "eval", "adm"]
+    size: int
+    resize: int = 0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("none", "eval", "adm"):
+            raise ValueError(f"crop kind is {self.kind!r}; use one of none, eval, adm")
+        if self.interpolation not in FILTERS:
+            raise ValueError(f"crop interpolation is {self.interpolation!r}; use bilinear or bicubic")
+        if self.size < 1:
+            raise ValueError(f"crop size is {self.size}; it must be at least 1 pixel")
+        if self.kind == "eval" and self.resize < self.size:
+            raise ValueError(
+                f"crop resize is {self.resize}, below size {self.size}; "
+                "the short side must be resized to at least the size that is cut out"
+            )
+
+
+def crop(image: Image.Image, crop: Crop) -> np.ndarray:
+    """Return the crop of an RGB or L image as uint8 [size, size, 3 or 1].
+
+    Raises ValueError where kind "none" meets an image of another size (a wrong setting), and
+    `BadImage` where the image is so elongated that resizing it would exceed PIL's pixel limit.
+    """
+    if crop.kind == "eval":
+        image = _centre_rounded(_short_side(image, crop), crop.size)
+    elif crop.kind == "adm":
+        image = _adm(image, crop.size)
+    elif image.size != (crop.size, crop.size):
+        raise ValueError(
+            f"crop kind none needs images of {crop.size} x {crop.size} pixels, got "
+            f"{image.width} x {image.height}; use kind eval or adm, or set size to the images'"
+        )
+    return np.array(image, dtype=np.uint8).reshape(crop.size, crop.size, -1)
+
+
+def _short_side(image: Image.Image, crop: Crop) -> Image.Image:
+    """torchvision's Resize(int): the long side is truncated, not rounded."""
+    short, long = sorted(image.size)
+    new_long = int(crop.resize * long / short)
+    portrait = image.width <= image.height
+    size = (crop.resize, new_long) if portrait else (new_long, crop.resize)
+    if size == image.size:
+        return image
+    check_pixels(*size)
+    return image.resize(size, FILTERS[crop.interpolation])
+
+
+def _centre_rounded(image: Image.Image, size: int) -> Image.Image:
+    """torchvision's CenterCrop: offsets rounded half to even."""
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _adm(image: Image.Image, size: int) -> Image.Image:
+    """ADM's centre crop: halve with BOX while that is possible, BICUBIC to the size, floor offsets.
+
+    RECIPES of stage 2 in DPT (2302.10586) and U-ViT (2209.12152), after ADM (2105.05233).
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    new_size = (round(image.width * scale), round(image.height * scale))
+    check_pixels(*new_size)
+    image = image.resize(new_size, Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))

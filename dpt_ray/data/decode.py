@@ -1,0 +1,51 @@
+"""Image bytes -> PIL image. Whatever cannot be decoded raises `BadImage`, to be quarantined."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+from PIL import Image, UnidentifiedImageError
+
+# Left out on purpose: EPS starts Ghostscript on the bytes it is given, and vector formats have no
+# pixels of their own.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+
+
+class BadImage(ValueError):  # noqa: N818 - a finding about one image, not a fault of the program
+    """One image that cannot be used; `reason` is short, stable text for the quarantine table."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def decode(data: bytes, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
+    """Return the image as PIL's `convert(mode)` gives it, first frame, EXIF rotation not applied.
+
+    Alpha is dropped (not blended), 16-bit values saturate at 255, CMYK and palettes are converted:
+    the behaviour of `Image.open(...).convert("RGB")` that published features were computed with.
+
+    Raises `BadImage` for bytes that are empty, truncated, broken, no image of a format in
+    `FORMATS`, or of more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (a decompression bomb).
+    """
+    if not data:
+        raise BadImage("empty: zero bytes")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            check_pixels(*image.size)  # from the header, before any pixel is decoded
+            return image.convert(mode)
+    except (BadImage, MemoryError):  # out of memory says nothing about the image
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(f"not an image of a known format ({', '.join(FORMATS)})") from None
+    except Exception as error:  # broken bytes make PIL's plugins raise nearly anything
+        reason = str(error) or type(error).__name__
+        raise BadImage(f"cannot be decoded: {reason}") from error
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raise `BadImage` where width x height exceeds `PIL.Image.MAX_IMAGE_PIXELS`."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise BadImage(f"too large: {width} x {height} is more than {limit} pixels")

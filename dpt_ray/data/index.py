@@ -1,0 +1,253 @@
+"""The index: one row per image, saying where its bytes are, its split and its true label if known.
+
+A row's bytes are a whole file (offset 0, length its size or -1), a range of a tar shard, or, where
+the uri ends in .parquet, row number `offset` of that file's image column (length -1).
+Class names are a list in class-id order beside the table (`classes.json`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+
+SPLITS = ("train", "validation", "test")
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("length", pa.int64(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("label", pa.int32()),
+    ]
+)
+
+# id, uri, offset, length, split and the label as the source spells it (class name or number).
+Row = tuple[str, str, int, int, str, str | None]
+
+
+def build_index(rows: Iterable[Row], classes: Sequence[str] | None = None) -> tuple[pa.Table, list[str]]:
+    """Return the validated index of `rows`, in their order, and its classes.
+
+    Holds the table plus 65,536 rows at most. Labels become class ids by `encode_labels`.
+    """
+    draft = SCHEMA.set(5, pa.field("label", pa.string()))
+    batches = []
+    for chunk in _chunks(rows, 65_536):
+        columns = [pa.array(c, f.type) for c, f in zip(zip(*chunk, strict=True), draft, strict=True)]
+        batches.append(pa.RecordBatch.from_arrays(columns, schema=draft))
+    table = pa.Table.from_batches(batches, draft)
+    labels, names = encode_labels(table["label"], classes)
+    table = table.set_column(5, SCHEMA.field("label"), labels)
+    validate_index(table, names)
+    return table, names
+
+
+def _chunks(rows: Iterable[Row], size: int) -> Iterable[tuple[Row, ...]]:
+    iterator = iter(rows)
+    while chunk := tuple(islice(iterator, size)):
+        yield chunk
+
+
+def encode_labels(
+    values: pa.ChunkedArray, classes: Sequence[str] | None = None
+) -> tuple[pa.ChunkedArray, list[str]]:
+    """Return (int32 class ids, class names) for labels spelled as class names or class numbers.
+
+    Null, empty and negative values are unknown labels (null). Without `classes`, names are sorted
+    (class id = rank, as in the published ImageNet lists) and numbers name themselves, from 0 to the
+    highest. Raises ValueError for a value that is neither one of `classes` nor one of their numbers.
+    """
+    text = values.cast(pa.string())
+    distinct = [value for value in pc.unique(text).to_pylist() if value]
+    if classes is None:
+        numbers = [_integer(value) for value in distinct]
+        if None in numbers:
+            classes = sorted(distinct)
+        else:
+            classes = [str(i) for i in range(max((n for n in numbers if n is not None), default=-1) + 1)]
+    by_name = {name: i for i, name in enumerate(classes)}
+    ids = pa.array([class_id(value, by_name) for value in distinct], pa.int32())
+    return pc.take(ids, pc.index_in(text, value_set=pa.array(distinct, pa.string()))), list(classes)
+
+
+def class_id(value: str, by_name: Mapping[str, int]) -> int | None:
+    """Return the class id of a class name or number; None for a negative number (unknown).
+
+    A name wins over a number. Raises ValueError for anything else.
+    """
+    if value in by_name:
+        return by_name[value]
+    number = _integer(value)
+    if number is None or number >= len(by_name):
+        known = ", ".join(list(by_name)[:5])
+        raise ValueError(
+            f"unknown class {value!r}; use one of the {len(by_name)} class names ({known}, ...) "
+            f"or a class id from 0 to {len(by_name) - 1}"
+        )
+    return number if number >= 0 else None
+
+
+def _integer(value: str) -> int | None:
+    """Read "3", "-1" and the "3.0" that pandas writes for integers in a column with gaps."""
+    return int(value.split(".")[0]) if re.fullmatch(r"-?\d+(\.0)?", value) else None
+
+
+def validate_index(table: pa.Table, classes: Sequence[str] | None = None) -> None:
+    """Raise ValueError, naming the first offenders, unless `table` is an index.
+
+    Checked: the schema, at least one row, no nulls but in `label`, unique ids, known splits,
+    sensible ranges, and with `classes` their uniqueness and that every label is one of them.
+    """
+    if (table.schema.names, table.schema.types) != (SCHEMA.names, SCHEMA.types):
+        found, needed = (", ".join(f"{f.name} {f.type}" for f in s) for s in (table.schema, SCHEMA))
+        raise ValueError(f"the index has columns {found}; it needs {needed}")
+    if table.num_rows == 0:
+        raise ValueError("the index has no images; check the uri and the kind of the source")
+    for name in SCHEMA.names[:5]:
+        if table[name].null_count:
+            raise ValueError(f"the index has {table[name].null_count} nulls in column {name}")
+    counts = table.group_by("id", use_threads=False).aggregate([("id", "count")])
+    _refuse(counts, pc.greater(counts["id_count"], 1), "is used by several images; ids are unique")
+    known = pc.is_in(table["split"], value_set=pa.array(SPLITS))
+    _refuse(table, pc.invert(known), f"has an unknown split; use one of {', '.join(SPLITS)}")
+    bad = pc.or_(pc.less(table["offset"], 0), pc.less(table["length"], -1))
+    _refuse(table, bad, "has a negative offset, or a length below -1")
+    if classes is not None:
+        if len(set(classes)) < len(classes):
+            raise ValueError("two classes have the same name; class names are unique")
+        bad = pc.or_(pc.less(table["label"], 0), pc.greater_equal(table["label"], len(classes)))
+        _refuse(table, bad, f"has a label outside 0 to {len(classes) - 1}")
+
+
+def _refuse(table: pa.Table, bad: pa.ChunkedArray, problem: str) -> None:
+    ids = table["id"].filter(bad)
+    if len(ids):
+        first = ", ".join(ids[:5].to_pylist())
+        raise ValueError(f"image id {problem}: {first} ({len(ids)} in all)")
+
+
+def fingerprint(table: pa.Table) -> str:
+    """Return a SHA-256 over the rows, in order: every column present, a uri by its file name only.
+
+    The same images elsewhere keep their fingerprint. Sizes are in `length`; for Parquet files
+    (length -1) the file's size, and its ETag where the store has one, are looked up and included.
+    Pass `table.select(["id", "uri", "offset", "length"])` to leave splits and labels out.
+    """
+    digest = hashlib.sha256(" ".join(table.column_names).encode())
+    for batch in table.to_batches(max_chunksize=65_536):
+        columns = []
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            text = pc.replace_substring_regex(column, "^.*/", "") if name == "uri" else column
+            columns.append(pc.fill_null(text.cast(pa.string()), ""))
+        lines = pc.binary_join_element_wise(*columns, "\x00")
+        digest.update(("\n".join(lines.to_pylist()) + "\n").encode())
+    for uri in filter(_is_parquet, pc.unique(table["uri"]).to_pylist()):
+        fs, path = url_to_fs(uri)
+        info = fs.info(path)
+        digest.update(f"{info['size']} {info.get('ETag', info.get('etag', ''))}\n".encode())
+    return digest.hexdigest()
+
+
+def read_bytes(rows: pa.Table) -> list[bytes]:
+    """Return the bytes of the index rows, in their order; a null in a Parquet column gives b"".
+
+    Each uri is opened once, and object stores get the ranges of all rows concurrently. Parquet
+    images come by row group, the last of which stays in memory: read those rows in order.
+    Raises OSError, naming the uri, where a file is missing or access is denied.
+    """
+    found: list[bytes] = [b""] * rows.num_rows
+    requests: dict[str, list[tuple[int, int, int]]] = {}
+    columns = (rows[name].to_pylist() for name in ("uri", "offset", "length"))
+    for position, (uri, offset, length) in enumerate(zip(*columns, strict=True)):
+        if length != 0:  # object stores answer an empty range with an error
+            requests.setdefault(uri, []).append((offset, length, position))
+    remote: dict[Any, list[tuple[str, int, int, int]]] = {}
+    for uri, ranges in requests.items():
+        fs, path = url_to_fs(uri)
+        if fs.async_impl and not _is_parquet(uri):
+            remote.setdefault(fs, []).extend((path, *request) for request in ranges)
+            continue
+        try:
+            read = _read_parquet_rows if _is_parquet(uri) else _read_ranges
+            for (_, _, position), data in zip(ranges, read(uri, ranges), strict=True):
+                found[position] = data
+        except PermissionError as error:
+            raise PermissionError(f"access denied to {uri}; check the credentials") from error
+    for fs, ranges_of_fs in remote.items():
+        paths, offsets, lengths, positions = zip(*ranges_of_fs, strict=True)
+        ends = [o + n if n >= 0 else None for o, n in zip(offsets, lengths, strict=True)]
+        results = fs.cat_ranges(list(paths), list(offsets), ends, on_error="return")
+        for path, position, data in zip(paths, positions, results, strict=True):
+            if isinstance(data, PermissionError):
+                raise PermissionError(f"access denied to {path}; check the credentials") from data
+            if isinstance(data, Exception):
+                raise data
+            found[position] = data
+    return found
+
+
+def _is_parquet(uri: str) -> bool:
+    return uri.endswith(".parquet")
+
+
+def _read_ranges(uri: str, ranges: list[tuple[int, int, int]]) -> Iterator[bytes]:
+    fs, path = url_to_fs(uri)
+    with fs.open(path, "rb") as file:
+        for offset, length, _ in ranges:
+            file.seek(offset)
+            yield file.read(length)
+
+
+def _read_parquet_rows(uri: str, ranges: list[tuple[int, int, int]]) -> Iterator[bytes]:
+    starts = _row_group_starts(uri)
+    for row, _, _ in ranges:
+        if not 0 <= row < starts[-1]:
+            raise ValueError(f"{uri} has {starts[-1]} rows, the index asks for row {row}; index anew")
+        group = int(np.searchsorted(starts, row, side="right")) - 1
+        yield _row_group_images(uri, group)[row - starts[group]].as_py() or b""
+
+
+@lru_cache(maxsize=1024)
+def _row_group_starts(uri: str) -> np.ndarray:
+    fs, path = url_to_fs(uri)
+    with fs.open(path, "rb") as file:
+        metadata = pq.read_metadata(file)
+    sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+    return np.cumsum([0, *sizes])
+
+
+@lru_cache(maxsize=1)
+def _row_group_images(uri: str, group: int) -> pa.ChunkedArray:
+    fs, path = url_to_fs(uri)
+    with fs.open(path, "rb") as file:
+        parquet = pq.ParquetFile(file)
+        name = image_column(parquet.schema_arrow)
+        column = parquet.read_row_group(group, columns=[f"{name}.bytes"])[name]
+    return pc.struct_field(column, "bytes")
+
+
+def image_column(schema: pa.Schema) -> str:
+    """Return the name of the one column that holds images: a struct with a field `bytes`."""
+    names = [
+        field.name
+        for field in schema
+        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    ]
+    if len(names) != 1:
+        raise ValueError(
+            f"expected one image column, a struct with a field bytes, among {schema.names}, "
+            f"found {names}; write the images as Hugging Face datasets does"
+        )
+    return names[0]

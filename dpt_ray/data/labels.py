@@ -1,0 +1,156 @@
+"""The few labels: drawn from the true ones, or read from a list. A table of (id, label)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from fsspec.core import url_to_fs
+
+from dpt_ray.data.index import class_id
+from dpt_ray.data.listing import IMAGE_SUFFIXES
+from dpt_ray.data.splits import draw_key
+
+SCHEMA = pa.schema([("id", pa.string()), ("label", pa.int32())])
+
+
+def draw_labels(index: pa.Table, per_class: int, seed: int, classes: Sequence[str] | None = None) -> pa.Table:
+    """Return (id, label) of `per_class` images of each class of the train split, by (label, id).
+
+    The draw depends on the seed and the ids only, not on the order of rows, and is nested: that of
+    n images per class is part of that of n + 1. Raises ValueError naming the class and its count
+    where a class has fewer; without `classes`, the classes are the labels that the index has.
+    """
+    if per_class < 1:
+        raise ValueError(f"labels per class is {per_class}; it must be at least 1")
+    labelled = index.filter(pc.is_valid(index["label"]))
+    names = (
+        dict(enumerate(classes))
+        if classes is not None
+        else {label: str(label) for label in pc.unique(labelled["label"]).to_pylist()}
+    )
+    if not names:
+        raise ValueError("the index has no true labels to draw from; give a label list")
+    ids: dict[int, list[str]] = {label: [] for label in names}
+    train = labelled.filter(pc.equal(labelled["split"], "train"))
+    for identifier, label in zip(train["id"].to_pylist(), train["label"].to_pylist(), strict=True):
+        ids[label].append(identifier)
+    drawn = []
+    for label in sorted(names):
+        if len(ids[label]) < per_class:
+            raise ValueError(
+                f"class {names[label]} has {len(ids[label])} labelled training images, "
+                f"{per_class} per class were asked for; ask for fewer"
+            )
+        first = sorted(ids[label], key=lambda i: draw_key(seed, i))[:per_class]
+        drawn += [(identifier, label) for identifier in sorted(first)]
+    return _table(drawn)
+
+
+def _table(labels: Sequence[tuple[str, int]]) -> pa.Table:
+    columns = zip(*labels, strict=True)
+    return pa.table([pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], SCHEMA)
+
+
+class Entry(NamedTuple):
+    """One line of a label list: `key` is an id (csv) or a file name's stem (published)."""
+
+    line: int
+    key: str
+    label: str
+
+
+def read_label_list(
+    uri: str, format: Literal["csv", "published"], index: pa.Table, classes: Sequence[str]
+) -> pa.Table:
+    """Return (id, label) of a label list, in its order.
+
+    csv: columns `id,label`, the label a class name or a class id.  published: one file name such as
+    n04235860_14959.JPEG per line, its class the text before the first "_", joined to the images by
+    file name without suffix. Windows line ends and blank lines are accepted.
+
+    Raises ValueError naming the line: an image or class that does not exist, an image listed twice
+    (with one label or two), a file name that several images have, an image outside the train split.
+    """
+    entries = _read_entries(uri, format)
+    if not entries:
+        raise ValueError(f"label list {uri} is empty; list at least one labelled image")
+    by_name = {name: i for i, name in enumerate(classes)}
+    images = _find_images(index, {entry.key for entry in entries}, format)
+    labels: list[tuple[str, int]] = []
+    seen: dict[str, tuple[int, int]] = {}
+    for entry in entries:
+        where = f"label list {uri} line {entry.line}"
+        label = _label(entry, by_name, format, where)
+        line, first = seen.setdefault(entry.key, (entry.line, label))
+        if line != entry.line:
+            problem = "repeats" if first == label else f"(class {classes[label]}) contradicts"
+            raise ValueError(
+                f"{where} {problem} line {line} (class {classes[first]}) for {entry.key}; remove one"
+            )
+        labels.append((_image(entry, images, where), label))
+    return _table(labels)
+
+
+def _read_entries(uri: str, format: str) -> list[Entry]:
+    fs, path = url_to_fs(uri)
+    text = fs.cat_file(path).decode("utf-8-sig")  # spreadsheets start their CSV with a BOM
+    if format == "published":
+        lines = [(i, line.strip()) for i, line in enumerate(text.splitlines(), start=1)]
+        return [Entry(i, _stem(line), line.partition("_")[0]) for i, line in lines if line]
+    if format != "csv":
+        raise ValueError(f"label list format is {format!r}; use csv or published")
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if not {"id", "label"} <= set(reader.fieldnames or ()):
+        raise ValueError(f"label list {uri} line 1: columns {reader.fieldnames}; it needs id,label")
+    return [Entry(reader.line_num, row["id"], row["label"] or "") for row in reader]
+
+
+def _label(entry: Entry, by_name: Mapping[str, int], format: str, where: str) -> int:
+    try:
+        label = class_id(entry.label, by_name) if format == "csv" else by_name.get(entry.label)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if label is None:
+        raise ValueError(f"{where}: unknown class {entry.label!r}; it is none of the class names")
+    return label
+
+
+def _image(entry: Entry, images: Mapping[str, list[tuple[str, str]]], where: str) -> str:
+    found = images.get(entry.key, [])
+    if not found:
+        raise ValueError(f"{where}: no image {entry.key!r} in the index; correct or remove the line")
+    if len(found) > 1:
+        ids = ", ".join(identifier for identifier, _ in found[:5])
+        raise ValueError(f"{where}: {entry.key!r} could be any of {ids}; use a csv list with ids")
+    identifier, split = found[0]
+    if split != "train":
+        raise ValueError(f"{where}: {identifier} is in the {split} split; only train has labels")
+    return identifier
+
+
+def _find_images(index: pa.Table, keys: set[str], format: str) -> dict[str, list[tuple[str, str]]]:
+    """Return the (id, split) of the images that each key names."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for key, identifier, split in _image_keys(index, format):
+        if key in keys:
+            found.setdefault(key, []).append((identifier, split))
+    return found
+
+
+def _image_keys(index: pa.Table, format: str) -> Iterator[tuple[str, str, str]]:
+    for batch in index.select(["id", "uri", "split"]).to_batches(max_chunksize=65_536):
+        for identifier, uri, split in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+            in_shard = uri.endswith((".tar", ".parquet"))  # then the id has the file's name
+            name = identifier if in_shard else uri
+            yield (identifier if format == "csv" else _stem(name)), identifier, split
+
+
+def _stem(path: str) -> str:
+    """Return the last part of a path, without the suffix where that is an image's."""
+    stem, dot, suffix = path.rpartition("/")[2].rpartition(".")
+    return stem if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else f"{stem}{dot}{suffix}"

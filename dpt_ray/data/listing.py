@@ -1,0 +1,76 @@
+"""What files a source has: sorted listings of local folders and object stores."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+# How sources name the splits. ImageNet's "val" is this project's test set: pass {"val": "test"}.
+SPLIT_NAMES = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+
+
+def open_root(uri: str) -> tuple[Any, str]:
+    """Return (file system, path) without a cache of listings, which would grow with the source."""
+    fs, path = url_to_fs(uri, use_listings_cache=False)
+    return fs, path.rstrip("/")
+
+
+def list_directory(fs: Any, directory: str) -> list[tuple[str, bool, int]]:
+    """Return (name, is a folder, bytes) of what a folder holds, by name, hidden files left out."""
+    if isinstance(fs, LocalFileSystem):  # no dictionary per file for a flat million
+        with os.scandir(directory) as entries:
+            found = [(e.name, e.is_dir(), e.stat().st_size) for e in entries]
+    else:
+        prefix = directory.rstrip("/") + "/"
+        found = [
+            (entry["name"].rstrip("/")[len(prefix) :], entry["type"] == "directory", entry["size"])
+            for entry in fs.ls(directory, detail=True)
+            if entry["name"].startswith(prefix)  # object stores may list the folder itself
+        ]
+    return sorted(e for e in found if e[0] and not e[0].startswith("."))
+
+
+def walk_files(fs: Any, root: str, under: str = "") -> Iterator[tuple[str, int]]:
+    """Yield (path relative to root, bytes) of every file below `root/under`, in sorted order."""
+    for name, is_folder, size in list_directory(fs, f"{root}/{under}".rstrip("/")):
+        path = f"{under}/{name}" if under else name
+        if is_folder:
+            yield from walk_files(fs, root, path)
+        else:
+            yield path, size
+
+
+def list_shards(uri: str, suffix: str) -> list[tuple[str, str]]:
+    """Return (relative name, uri) of the one file `uri`, or of all files below it with `suffix`.
+
+    Raises ValueError where there is none.
+    """
+    fs, root = open_root(uri)
+    if fs.isfile(root):
+        return [(PurePosixPath(root).name, fs.unstrip_protocol(root))]
+    if not fs.isdir(root):
+        raise ValueError(f"{uri} does not exist; check the source's uri and the credentials")
+    names = [name for name, _ in walk_files(fs, root) if name.endswith(suffix)]
+    if not names:
+        raise ValueError(f"{uri} holds no {suffix} files; check the uri and the kind of the source")
+    return [(name, fs.unstrip_protocol(f"{root}/{name}")) for name in names]
+
+
+def split_of_shard(name: str, split_names: Mapping[str, str]) -> str:
+    """Return the split named by a part of the shard's path ("val/0.tar", "x-test-01.tar")."""
+    parts = re.split(r"[-_./]+", name.lower())
+    return next((split_names[part] for part in parts if part in split_names), "train")

@@ -1,0 +1,113 @@
+"""A table of images: Parquet or CSV with `uri` or `id`, and where known `label` and `split`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from dpt_ray.data.index import Row, build_index
+from dpt_ray.data.listing import SPLIT_NAMES, list_directory, open_root
+
+TEXT_COLUMNS = ("id", "uri", "label", "split")
+COLUMNS = (*TEXT_COLUMNS, "offset", "length")
+
+
+def index_manifest(
+    uri: str,
+    classes: Sequence[str] | None = None,
+    split_names: Mapping[str, str] = SPLIT_NAMES,
+) -> tuple[pa.Table, list[str]]:
+    """Return the index of the images that a manifest lists, in its order, and the class names.
+
+    `uri` is a whole URI or a path relative to the manifest; without that column it is `id`, and
+    without `id` the id is the uri less its suffix. `label` is a class name or number, empty where
+    unknown; an empty `split` is train. With `length` (and `offset`) a row is a range of its file;
+    otherwise the folders are listed once for the sizes, and missing files raise ValueError.
+    """
+    fs, path = open_root(uri)
+    table = _read(fs, path)
+    given = table["uri"] if "uri" in table.column_names else table["id"]
+    folder = fs.unstrip_protocol(path).rpartition("/")[0]
+    is_whole = pc.match_substring_regex(given, r"^(/|\w+://)")
+    uris = pc.if_else(is_whole, given, pc.binary_join_element_wise(folder, given, "/"))
+
+    def column(name: str, otherwise: pa.Scalar) -> pa.ChunkedArray:
+        if name in table.column_names:
+            return table[name]
+        return pa.chunked_array([pa.repeat(otherwise, len(uris))])
+
+    has_lengths = "length" in table.column_names
+    columns = {
+        "id": table["id"] if "id" in table.column_names else _without_suffix(given),
+        "uri": uris,
+        "offset": column("offset", pa.scalar(0)),
+        "length": table["length"] if has_lengths else _file_sizes(uris, uri),
+        "split": column("split", pa.scalar("")),
+        "label": column("label", pa.scalar(None, pa.string())),
+    }
+    return build_index(_rows(pa.table(columns), split_names, uri), classes)
+
+
+def _read(fs: Any, path: str) -> pa.Table:
+    with fs.open(path, "rb") as file:
+        if path.endswith(".csv"):
+            types = dict.fromkeys(TEXT_COLUMNS, pa.string())
+            options = pyarrow.csv.ConvertOptions(column_types=types)
+            table = pyarrow.csv.read_csv(file, convert_options=options)
+        elif path.endswith(".parquet"):
+            names = [name for name in pq.read_schema(file).names if name in COLUMNS]
+            table = pq.read_table(file, columns=names)
+        else:
+            raise ValueError(f"manifest {path} is neither .csv nor .parquet; write it as one of them")
+    if not {"id", "uri"} & set(table.column_names):
+        raise ValueError(f"manifest {path} has columns {table.column_names}; it needs uri or id")
+    for i, name in enumerate(table.column_names):
+        if name in TEXT_COLUMNS:
+            table = table.set_column(i, name, table[name].cast(pa.string()))
+    return table
+
+
+def _without_suffix(given: pa.ChunkedArray) -> pa.ChunkedArray:
+    path = pc.replace_substring_regex(given, r"^\w+://|^/", "")
+    return pc.replace_substring_regex(path, r"\.[^./]*$", "")
+
+
+def _file_sizes(uris: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
+    """Return the bytes of each file, listing every folder once and holding one listing at a time."""
+    parents = pc.replace_substring_regex(uris, "/[^/]*$", "/").combine_chunks().dictionary_encode()
+    names = pc.replace_substring_regex(uris, "^.*/", "").combine_chunks()
+    folder_of = parents.indices.to_numpy()
+    by_folder = np.argsort(folder_of, kind="stable")
+    ends = np.cumsum(np.bincount(folder_of, minlength=len(parents.dictionary)))
+    sizes = np.empty(len(uris), np.int64)
+    for folder, rows in zip(parents.dictionary, np.split(by_folder, ends[:-1]), strict=True):
+        fs, path = open_root(folder.as_py())
+        listed = {name: size for name, _, size in list_directory(fs, path)} if fs.isdir(path) else {}
+        wanted = names.take(pa.array(rows)).to_pylist()
+        missing = [f"{folder}{name}" for name in wanted if name not in listed]
+        if missing:
+            raise ValueError(
+                f"manifest {manifest} lists files that do not exist: {', '.join(missing[:5])} "
+                f"({len(missing)} in that folder)"
+            )
+        sizes[rows] = [listed[name] for name in wanted]
+    return pa.chunked_array([pa.array(sizes)])
+
+
+def _rows(table: pa.Table, split_names: Mapping[str, str], manifest: str) -> Iterator[Row]:
+    for batch in table.to_batches(max_chunksize=65_536):
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            identifier, uri, offset, length, split, label = row
+            name = (split or "train").lower()
+            if name not in split_names:
+                raise ValueError(
+                    f"manifest {manifest}: {identifier} has split {split!r}; "
+                    f"use one of {', '.join(split_names)}"
+                )
+            yield identifier, uri, offset, length, split_names[name], label

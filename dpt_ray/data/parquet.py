@@ -1,0 +1,62 @@
+"""Parquet files with the images inside, as Hugging Face datasets writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+
+from dpt_ray.data.index import Row, build_index, image_column
+from dpt_ray.data.listing import SPLIT_NAMES, list_shards, split_of_shard
+
+
+def index_parquet(
+    uri: str,
+    classes: Sequence[str] | None = None,
+    split_names: Mapping[str, str] = SPLIT_NAMES,
+) -> tuple[pa.Table, list[str]]:
+    """Return the index of one Parquet file or of all below a folder, and the class names.
+
+    Each has one column struct<bytes, ...> of images and perhaps a column `label` (a negative one is
+    unknown). id = the file's path below `uri` without suffix, and the row: "train-00000-000041".
+    Offset is the row, length -1. Only the label column is read. Class names: `classes`, or else
+    what the file's Hugging Face metadata says. The split is a part of the file's name, as for tars.
+    """
+    shards = list_shards(uri, ".parquet")
+    if classes is None:
+        classes = _published_classes(shards[0][1])
+    return build_index(_rows(shards, split_names), classes)
+
+
+def _rows(shards: Sequence[tuple[str, str]], split_names: Mapping[str, str]) -> Iterator[Row]:
+    for name, shard in shards:
+        split = split_of_shard(name, split_names)
+        for row, label in enumerate(_labels(shard)):
+            yield f"{name.removesuffix('.parquet')}-{row:06d}", shard, row, -1, split, label
+
+
+def _labels(shard: str) -> Iterator[str | None]:
+    fs, path = url_to_fs(shard)
+    with fs.open(path, "rb") as file:
+        parquet = pq.ParquetFile(file)
+        image_column(parquet.schema_arrow)  # fails now where there is none
+        if "label" not in parquet.schema_arrow.names:
+            yield from [None] * parquet.metadata.num_rows
+            return
+        for batch in parquet.iter_batches(columns=["label"]):
+            yield from batch["label"].cast(pa.string()).to_pylist()
+
+
+def _published_classes(shard: str) -> list[str] | None:
+    """Return the names in the ClassLabel feature `label` of the file's metadata, where it has one.
+
+    https://huggingface.co/docs/datasets, Features: stored as JSON under the key "huggingface".
+    """
+    fs, path = url_to_fs(shard)
+    with fs.open(path, "rb") as file:
+        metadata = pq.read_schema(file).metadata or {}
+    info = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {})
+    return (info.get("features", {}).get("label") or {}).get("names")

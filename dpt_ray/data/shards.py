@@ -1,0 +1,115 @@
+"""Features, moments and images on disk: one file a shard, joined by id, opened by plain pyarrow.
+
+Features and images are Parquet; moments are uncompressed Arrow IPC, so that a row is read where it lies
+in the memory-mapped file.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from dpt_ray.artifacts import Artifact
+
+
+def write_features(path: Path, ids: Sequence[str], features: np.ndarray) -> None:
+    """Writes rows of `id` and `feature` (n, dim) float32 as Parquet."""
+    table = pa.table({"id": pa.array(ids, pa.string()), "feature": _fixed(features, pa.float32())})
+    pq.write_table(table, path)
+
+
+def read_features(artifact: Artifact) -> tuple[pa.Array, np.ndarray]:
+    """All ids and features (n, dim) float32 of an artifact, in shard order, one copy in memory."""
+    shards = [shard for shard in artifact.listed_shards() if shard["rows"]]
+    ids: list[pa.Array] = []
+    features: np.ndarray | None = None
+    row = 0
+    for shard in shards:
+        table = pq.read_table(artifact.local_file(shard["file"])).combine_chunks()
+        block = _matrix(table["feature"].chunk(0))
+        if features is None:
+            features = np.empty((sum(s["rows"] for s in shards), block.shape[1]), np.float32)
+        features[row : row + len(block)] = block
+        ids += table["id"].chunks
+        row += len(block)
+    if features is None:
+        raise ValueError(f"{artifact.uri}: holds no rows")
+    return pa.chunked_array(ids).combine_chunks(), features
+
+
+def write_moments(path: Path, ids: Sequence[str], moments: np.ndarray) -> None:
+    """Writes rows of `id` and `moments` (n, ...) float16 as an uncompressed Arrow IPC file."""
+    flat = _fixed(moments.reshape(len(moments), -1).astype(np.float16), pa.float16())
+    table = pa.table({"id": pa.array(ids, pa.string()), "moments": flat})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+class MomentsReader:
+    """Random access to the moments of an artifact: `ids`, and rows (n, variants, 2C, H, W) float16."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.shape: tuple[int, ...] = tuple(artifact.manifest["shape"])
+        ids: list[pa.Array] = []
+        self._blocks: list[np.ndarray] = []
+        for shard in artifact.listed_shards():
+            source = pa.memory_map(str(artifact.local_file(shard["file"])))
+            table = pa.ipc.open_file(source).read_all()
+            for batch in table.to_batches():
+                ids.append(batch["id"])
+                self._blocks.append(_matrix(batch["moments"]))
+        self.ids = pa.chunked_array(ids, pa.string()).combine_chunks()
+        self._starts = np.cumsum([0, *(len(block) for block in self._blocks)])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """The moments of the given rows, in their order."""
+        which = np.searchsorted(self._starts, rows, side="right") - 1
+        out = np.empty((len(rows), *self.shape), np.float16)
+        for place, (block, row) in enumerate(zip(which, rows - self._starts[which], strict=True)):
+            out[place] = self._blocks[block][row].reshape(self.shape)
+        return out
+
+
+def write_images(path: Path, images: Sequence[np.ndarray], columns: dict[str, Any]) -> None:
+    """Writes uint8 (H, W, C) images as lossless PNG bytes in column `image`, beside other columns."""
+    pq.write_table(pa.table({**columns, "image": pa.array(map(encode_png, images), pa.binary())}), path)
+
+
+def read_images(artifact: Artifact) -> Iterator[pa.Table]:
+    """The shards of an image artifact (of its extent), one table each."""
+    for shard in artifact.listed_shards():
+        yield read_image_shard(artifact, shard)
+
+
+def read_image_shard(artifact: Artifact, shard: dict[str, Any]) -> pa.Table:
+    """One shard of images."""
+    return pq.read_table(artifact.local_file(shard["file"]))
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """The PNG file of a uint8 (H, W, C) image with one or three channels."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _fixed(values: np.ndarray, kind: pa.DataType) -> pa.FixedSizeListArray:
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind)
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def _matrix(column: pa.FixedSizeListArray) -> np.ndarray:
+    """The rows of a fixed-size list as a matrix, without a copy."""
+    size = column.type.list_size
+    values = column.values.slice(column.offset * size, len(column) * size)
+    return values.to_numpy(zero_copy_only=True).reshape(-1, size)

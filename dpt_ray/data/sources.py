@@ -1,0 +1,16 @@
+"""The kinds of sources an index can be made of. (The bundled digits: `digits.write_digits`.)"""
+
+from __future__ import annotations
+
+from dpt_ray.data.folder import index_folder
+from dpt_ray.data.manifest import index_manifest
+from dpt_ray.data.parquet import index_parquet
+from dpt_ray.data.tar import index_tar
+
+# Each: (uri, classes=None, split_names=SPLIT_NAMES) -> (index, class names).
+INDEXERS = {
+    "folder": index_folder,
+    "tar": index_tar,
+    "parquet": index_parquet,
+    "manifest": index_manifest,
+}

@@ -1,0 +1,44 @@
+"""Stage 2 of Dual Pseudo Training: the class-conditional diffusion loss on labelled moments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dpt_ray.diffusion.loss import Prediction, latents_from_moments, training_loss
+from dpt_ray.diffusion.schedules import Schedule
+from dpt_ray.training.loop import Batch, StepFn
+from dpt_ray.training.random import StepRandom
+
+
+def denoise_step(
+    schedule: Schedule,
+    prediction: Prediction,
+    latent_scale: float,
+    num_classes: int,
+    label_dropout: float,
+) -> StepFn:
+    """The step function of the denoiser, for batches {"moments", "label"}.
+
+    moments (B, 2C, H, W), unscaled mean and log-variance, or (B, 2, 2C, H, W) with those of the
+    flipped image beside them; label (B,) int64. A dropped label becomes the null class
+    `num_classes`: with probability `label_dropout` (classifier-free guidance, arXiv 2207.12598;
+    1 trains the unconditional model).
+    """
+
+    def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
+        moments = batch["moments"].float()
+        if moments.ndim == 5:
+            flipped = random.integers("flip", 2)
+            moments = moments[torch.arange(len(moments), device=moments.device), flipped]
+        shape = (moments.shape[1] // 2, *moments.shape[2:])
+        latents = latents_from_moments(moments, random.normal("latent", shape), latent_scale)
+
+        dropped = random.uniform("label_dropout") < label_dropout
+        labels = torch.where(dropped, num_classes, batch["label"])
+        t = schedule.training_times(random.uniform("time"))
+        noise = random.normal("noise", shape)
+        loss = training_loss(model, latents, labels, t, noise, schedule, prediction)
+        return loss.mean()
+
+    return step

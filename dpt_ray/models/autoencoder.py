@@ -1,0 +1,252 @@
+"""The first stage of latent diffusion: images to moments, latents back to images.
+
+Spaces, converted only here: pixels are uint8 (B, H, W, C); network pixels float (B, C, H, W) in
+[-1, 1]; moments the unscaled mean and logvar of the latent, concatenated (B, 2C', h, w); latents what
+the denoiser sees, z = scale * (mean + std * noise).
+"""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from torch import Tensor, nn
+
+from dpt_ray.models.encoder import Precision, autocast
+from dpt_ray.models.weights import (
+    load_strict,
+    load_weights,
+    local_copy,
+    module_sha256,
+    save_weights,
+)
+
+SD_SCALE = 0.18215  # 1 / std of Stable Diffusion's latents (Rombach et al. 2022, arXiv 2112.10752)
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+OLD_ATTENTION_NAMES = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}
+
+
+class Autoencoder(nn.Module):
+    """What both autoencoders share; `latent_shape` is (C', h, w), `scale` multiplies raw latents."""
+
+    latent_shape: tuple[int, int, int]
+    scale: float
+    image_shape: tuple[int, int, int]
+
+    def moments(self, x: Tensor) -> Tensor:
+        """Mean and logvar (B, 2C', h, w), unscaled, of network pixels (B, C, H, W)."""
+        raise NotImplementedError
+
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """Network pixels (B, C, H, W), not clamped, of scaled latents (B, C', h, w)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def encode_moments(self, pixels: Tensor, flip: bool = False) -> Tensor:
+        """Moments (B, 2C', h, w), float32, of pixels (B, H, W, C), or of their mirror image."""
+        channels, height, width = self.image_shape
+        if pixels.dtype != torch.uint8 or pixels.shape[1:] != (height, width, channels):
+            raise ValueError(
+                f"this autoencoder takes uint8 pixels (B, {height}, {width}, {channels}),"
+                f" not {pixels.dtype} {tuple(pixels.shape)}; crop to its size first"
+            )
+        x = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self.moments(x.flip(3) if flip else x).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels uint8 (B, H, W, C), rounded to nearest, of scaled latents (B, C', h, w)."""
+        x = self.reconstruct(latents).float().clamp(-1, 1)
+        return ((x + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that `open_autoencoder` reads back."""
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of all that shapes the output, `precision` apart."""
+        raise NotImplementedError
+
+
+class IdentityAutoencoder(Autoencoder):
+    """Pixels as their own latents with (almost) no variance, for images as small as latents."""
+
+    LOGVAR = -30.0  # the lower clamp of the moments' logvar: std = 3e-7
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.image_shape = self.latent_shape = (channels, size, size)
+        self.scale = 1.0
+
+    def moments(self, x: Tensor) -> Tensor:
+        """x itself and a constant logvar."""
+        return torch.cat([x, torch.full_like(x, self.LOGVAR)], dim=1)
+
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """The latents themselves."""
+        return latents
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json`; there are no weights."""
+        channels, size, _ = self.image_shape
+        config = {"_class_name": type(self).__name__, "channels": channels, "size": size}
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    @property
+    def identity(self) -> str:
+        """The kind and the image shape in words."""
+        return "identity-" + "x".join(str(n) for n in self.image_shape)
+
+
+class KLAutoencoder(Autoencoder):
+    """Stable Diffusion's KL-regularised autoencoder (arXiv 2112.10752) for images of one size."""
+
+    def __init__(self, vae: AutoencoderKL, size: int, precision: Precision = "float32") -> None:
+        super().__init__()
+        config = vae.config
+        if config.shift_factor is not None or config.latents_mean is not None:
+            raise ValueError("an autoencoder that shifts its latents is not supported; use SD's")
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        if size % factor:
+            raise ValueError(f"image size {size} must be a multiple of {factor}")
+        # On a CPU channels last makes bfloat16 convolutions twice as fast and float32 ones slower.
+        fast = precision == "bfloat16"
+        self.memory_format = torch.channels_last if fast else torch.contiguous_format
+        self.vae = vae.eval().requires_grad_(False).to(memory_format=self.memory_format)
+        self.precision = precision
+        self.image_shape = (config.in_channels, size, size)
+        self.latent_shape = (config.latent_channels, size // factor, size // factor)
+        self.scale = float(config.scaling_factor)
+
+    def moments(self, x: Tensor) -> Tensor:
+        """The posterior's mean and logvar, as the encoder gives them (logvar not clamped)."""
+        with autocast(x.device, self.precision):
+            x = x.contiguous(memory_format=self.memory_format)
+            return self.vae.encode(x).latent_dist.parameters
+
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """The decoder's output for latents / scale."""
+        with autocast(latents.device, self.precision):
+            raw = (latents / self.scale).contiguous(memory_format=self.memory_format)
+            return self.vae.decode(raw).sample
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder in diffusers' format."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.vae.register_to_config(sample_size=self.image_shape[1])
+        self.vae.save_config(folder)
+        save_weights(self.vae.state_dict(), Path(folder) / WEIGHTS_NAME)
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of weights, scale and image size, the same from every file format."""
+        return module_sha256(self.vae, {"scale": self.scale, "image_shape": self.image_shape})
+
+
+def open_autoencoder(
+    kind: Literal["identity", "kl"],
+    path: str | Path | None = None,
+    *,
+    channels: int = 3,
+    size: int | None = None,
+    precision: Precision = "float32",
+    allow_download: bool = False,
+) -> Autoencoder:
+    """The autoencoder for images of `size` pixels: the identity, or a KL one read from `path`.
+
+    `path` is an LDM-named state dict (`autoencoder_kl.pth`, `autoencoder_kl_ema.pth`), a folder in
+    diffusers' format (local or URI), or with `allow_download` a hub id. A folder's own size is used
+    where `size` is not given; `channels` is for the identity only. ValueError for what cannot be.
+    """
+    if kind == "identity":
+        if size is None:
+            raise ValueError("the identity autoencoder needs size, the images' side in pixels")
+        return IdentityAutoencoder(channels, size)
+    if kind != "kl" or path is None:
+        raise ValueError(f"autoencoder {kind!r} from {path}: give identity, or kl and its weights")
+    if Path(path).suffix in (".pth", ".pt", ".ckpt", ".safetensors"):
+        vae = _from_ldm(load_weights(path), path)
+    elif allow_download and not Path(path).exists() and "://" not in str(path):
+        vae = AutoencoderKL.from_pretrained(str(path), use_safetensors=True)
+    else:
+        vae = _from_folder(path)
+    return KLAutoencoder(vae, size or vae.config.sample_size, precision)
+
+
+def load_autoencoder(folder: str | Path, precision: Precision = "float32") -> Autoencoder:
+    """The autoencoder, of either kind, that `Autoencoder.save` wrote into a folder or URI."""
+    config = _read_config(folder)
+    if config.get("_class_name") == IdentityAutoencoder.__name__:
+        return IdentityAutoencoder(config["channels"], config["size"])
+    return open_autoencoder("kl", folder, precision=precision)
+
+
+def _from_folder(folder: str | Path) -> AutoencoderKL:
+    config = _read_config(folder)
+    if config.get("_class_name") != "AutoencoderKL":
+        raise ValueError(f"{folder}: its config.json is not of an AutoencoderKL")
+    vae = AutoencoderKL.from_config(config)
+    source = f"{folder}/{WEIGHTS_NAME}"
+    load_strict(vae, _current_names(load_weights(source)), source)
+    return vae
+
+
+def _current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the attention names of diffusers >= 0.15; the published SD folders are older."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        for old, new in OLD_ATTENTION_NAMES.items():
+            name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+        renamed[name] = tensor
+    return renamed
+
+
+def _read_config(folder: str | Path) -> dict[str, Any]:
+    return json.loads(local_copy(f"{folder}/config.json").read_text())
+
+
+def _from_ldm(tensors: dict[str, Tensor], source: str | Path) -> AutoencoderKL:
+    """diffusers' network with the weights of an LDM-named state dict; sizes are read off shapes."""
+    config = _ldm_config(tensors, source)
+    converted = convert_ldm_vae_checkpoint(tensors, config)
+    # The converter drops keys it does not know; kept, they are named as unexpected below.
+    known = {tensor.data_ptr() for tensor in converted.values()}
+    dropped = {name: t for name, t in tensors.items() if t.data_ptr() not in known}
+    vae = AutoencoderKL(**config)
+    load_strict(vae, converted | dropped, source)
+    return vae
+
+
+def _ldm_config(tensors: dict[str, Tensor], source: str | Path) -> dict[str, Any]:
+    """AutoencoderKL's arguments; the groups (32) and scale are LDM's constants, in no shape."""
+    try:
+        levels = {int(k.split(".")[2]) for k in tensors if k.startswith("encoder.down.")}
+        depth = 1 + max(levels, default=0)
+        channels = [len(tensors[f"encoder.down.{i}.block.0.conv1.bias"]) for i in range(depth)]
+        blocks = {k.split(".")[4] for k in tensors if k.startswith("encoder.down.0.block.")}
+        return {
+            "in_channels": tensors["encoder.conv_in.weight"].shape[1],
+            "out_channels": tensors["decoder.conv_out.weight"].shape[0],
+            "latent_channels": tensors["post_quant_conv.weight"].shape[1],
+            "block_out_channels": tuple(channels),
+            "layers_per_block": len(blocks),
+            "down_block_types": ("DownEncoderBlock2D",) * len(channels),
+            "up_block_types": ("UpDecoderBlock2D",) * len(channels),
+            "sample_size": 256,
+            "scaling_factor": SD_SCALE,
+        }
+    except KeyError as error:
+        raise ValueError(
+            f"{source}: not an LDM autoencoder: no {error.args[0]}; give a bare first-stage state"
+            " dict such as autoencoder_kl.pth, or a folder in diffusers' format"
+        ) from error

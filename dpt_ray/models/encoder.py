@@ -1,0 +1,233 @@
+"""The frozen encoder of stages 1 and 3: uint8 pixels in, one feature row per image out."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from dpt_ray.data.crops import Crop
+from dpt_ray.models.conv import SmallConvNet
+from dpt_ray.models.msn import load_msn, msn_vit
+from dpt_ray.models.weights import (
+    load_strict,
+    load_weights,
+    local_copy,
+    module_sha256,
+    save_weights,
+)
+
+Precision = Literal["float32", "bfloat16"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What an encoder is besides its weights; `config.json` of an encoder folder.
+
+    `mean` and `std` are per channel, of pixels in [0, 1]. `width` belongs to kind conv, `heads` and
+    `blocks` (how many last blocks' CLS tokens make the feature) to kind msn.
+    """
+
+    kind: Literal["conv", "msn", "timm"]
+    name: str
+    dim: int
+    crop: Crop
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    width: int = 0
+    heads: int = 0
+    blocks: int = 1
+
+    def save(self, path: Path) -> None:
+        """Write the spec as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EncoderSpec":
+        """The spec in a JSON file; ValueError naming the file where keys are missing or unknown."""
+        try:
+            values = json.loads(local_copy(path).read_text())
+            values["crop"] = Crop(**values["crop"])
+            values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
+            return cls(**values)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: not an encoder's config.json ({error}); write it with save_encoder"
+            ) from error
+
+
+class Encoder(nn.Module):
+    """A frozen network with its crop and normalisation; train on `network` before, not here."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, spec: EncoderSpec, precision: Precision = "float32") -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.spec, self.precision = spec, precision
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def crop(self) -> Crop:
+        """How images are cut before they come here."""
+        return self.spec.crop
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature row."""
+        return self.spec.dim
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of the weights and the spec; `precision` is not part of it."""
+        return module_sha256(self.network, asdict(self.spec))
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features (B, dim), float32, of cropped pixels (B, H, W, C), uint8."""
+        channels = len(self.spec.mean)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != channels:
+            raise ValueError(
+                f"encoder {self.spec.name} takes uint8 pixels (B, H, W, {channels}),"
+                f" not {pixels.dtype} {tuple(pixels.shape)}"
+            )
+        x = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        with autocast(x.device, self.precision):
+            msn = self.spec.kind == "msn"
+            features = self.network(x, self.spec.blocks) if msn else self.network(x)
+        return features.float()
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which a frozen network runs at `precision`; weights stay float32."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision {precision!r} must be one of {get_args(Precision)}")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def conv_encoder(network: SmallConvNet, crop: Crop, precision: Precision = "float32") -> Encoder:
+    """The encoder around a network trained on the run's own images, pixels mapped to [-1, 1]."""
+    half = (0.5,) * network.channels_in
+    spec = EncoderSpec("conv", "conv", network.dim, crop, half, half, width=network.width)
+    return Encoder(network, spec, precision)
+
+
+def open_encoder(
+    kind: Literal["msn", "timm"],
+    *,
+    name: str | None = None,
+    weights: str | Path | None = None,
+    blocks: int = 1,
+    heads: int | None = None,
+    precision: Precision = "float32",
+    allow_download: bool = False,
+) -> Encoder:
+    """The encoder of a published MSN checkpoint, or timm's model `name`, ready for its own crop.
+
+    `weights` is a path or URI; a timm model without one is fetched from the hub only where
+    `allow_download` says so. `blocks` and `heads` are MSN's. ValueError for what does not fit.
+    """
+    if kind == "msn":
+        if weights is None:
+            raise ValueError("encoder kind msn needs weights, such as vitb4_300ep.pth.tar")
+        return _open_msn(name, weights, blocks, heads, precision)
+    if kind == "timm":
+        if name is None:
+            raise ValueError("encoder kind timm needs name, such as vit_base_patch16_224.mae")
+        return _open_timm(name, weights, precision, allow_download)
+    raise ValueError(f"encoder kind {kind!r} must be msn or timm")
+
+
+def save_encoder(folder: str | Path, encoder: Encoder) -> None:
+    """Write `model.safetensors` and `config.json` into a local folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(encoder.network.state_dict(), folder / "model.safetensors")
+    encoder.spec.save(folder / "config.json")
+
+
+def load_encoder(folder: str | Path, precision: Precision = "float32") -> Encoder:
+    """The encoder of a folder, local or a URI, that `save_encoder` wrote."""
+    spec = EncoderSpec.load(f"{folder}/config.json")
+    source = f"{folder}/model.safetensors"
+    tensors = load_weights(source)
+    if spec.kind == "msn":
+        return Encoder(msn_vit(tensors, source, spec.heads), spec, precision)
+    network: nn.Module
+    if spec.kind == "timm":
+        network = _timm_network(spec.name, len(spec.mean))
+    elif spec.kind == "conv":
+        network = SmallConvNet(len(spec.mean), spec.width, spec.dim)
+    else:
+        raise ValueError(f"{folder}/config.json: unknown encoder kind {spec.kind!r}")
+    load_strict(network, tensors, source)
+    return Encoder(network, spec, precision)
+
+
+def _open_msn(
+    name: str | None, weights: str | Path, blocks: int, heads: int | None, precision: Precision
+) -> Encoder:
+    network = load_msn(weights, heads)
+    if not 1 <= blocks <= len(network.blocks):
+        raise ValueError(f"blocks {blocks} must be 1 to {len(network.blocks)} for {weights}")
+    # MSN's evaluation: short side to 8/7 of the crop (256 for 224), bilinear.
+    size = network.image_size
+    spec = EncoderSpec(
+        kind="msn",
+        name=name or Path(weights).name,
+        dim=network.dim * blocks,
+        crop=Crop("eval", size, round(size * 8 / 7), "bilinear"),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        heads=network.heads,
+        blocks=blocks,
+    )
+    return Encoder(network, spec, precision)
+
+
+def _open_timm(name: str, weights: str | Path | None, precision: Precision, allow_download: bool) -> Encoder:
+    if weights is None and not allow_download:
+        raise ValueError(f"encoder {name} has no weights: give a file, or allow the download")
+    network = _timm_network(name, download=weights is None)
+    if weights is not None:
+        load_strict(network, _without_classifier(load_weights(weights), network), weights)
+    data: dict[str, Any] = timm.data.resolve_model_data_config(network)
+    size = data["input_size"][-1]
+    if data["crop_mode"] != "center" or data["interpolation"] not in ("bilinear", "bicubic"):
+        raise ValueError(
+            f"encoder {name} wants crop mode {data['crop_mode']}, {data['interpolation']}:"
+            " only centre crops with bilinear or bicubic resizing are known here"
+        )
+    spec = EncoderSpec(
+        kind="timm",
+        name=name,
+        dim=network.head_hidden_size,
+        crop=Crop("eval", size, math.floor(size / data["crop_pct"]), data["interpolation"]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+    )
+    return Encoder(network, spec, precision)
+
+
+def _timm_network(name: str, channels: int = 3, download: bool = False) -> Any:
+    if not timm.is_model(name):
+        raise ValueError(f"encoder {name!r} is no timm model; timm.list_models() has the names")
+    return timm.create_model(name, pretrained=download, num_classes=0, in_chans=channels)
+
+
+def _without_classifier(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
+    """The weights less the classification head's, which the feature does not use."""
+    heads = network.pretrained_cfg["classifier"] or ()
+    names = (heads,) if isinstance(heads, str) else heads
+    prefixes = tuple(f"{name}." for name in names)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}

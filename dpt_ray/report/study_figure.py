@@ -1,0 +1,113 @@
+"""The README's figure: accuracy against labels per class, beside real and generated images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from PIL import Image
+
+from dpt_ray.report.pictures import GAP_IN_GUTTERS, GridRow, grid_png, scale_to
+from dpt_ray.report.plots import INK, MARKERS, SERIES, STYLE
+
+DPI = 200
+WIDTH, HEIGHT = 2000, 880  # pixels
+MARGIN, HEADING, GUTTER = 40, 80, 6
+PLOT_LEFT, PLOT_BOTTOM, NAMES = 130, 230, 120
+FIGURE_STYLE = STYLE | {"figure.facecolor": "white", "savefig.facecolor": "white"}
+
+
+@dataclass(frozen=True)
+class StudyPoint:
+    """Mean test accuracy (a fraction) over the runs of one method, and its standard error."""
+
+    labels_per_class: int
+    method: str
+    mean: float
+    stderr: float
+
+
+@matplotlib.rc_context(FIGURE_STYLE)
+def study_figure(points: Sequence[StudyPoint], rows: Sequence[GridRow]) -> bytes:
+    """Return a PNG, 2000 x 880: left the accuracies, right a row of images for each class.
+
+    Methods keep the order in which they appear. Raises ValueError for images of different sizes,
+    and where the images leave no room for the plot.
+    """
+    side = (HEIGHT - HEADING - MARGIN) // len(rows) - GUTTER
+    strip = Image.open(io.BytesIO(grid_png(rows, scale_to(rows, side), GUTTER)))
+    strip_left = WIDTH - MARGIN - strip.width
+    plot_width = strip_left - NAMES - MARGIN - PLOT_LEFT
+    plot_height = HEIGHT - HEADING - PLOT_BOTTOM
+    if plot_width < plot_height or strip.height > HEIGHT - HEADING:
+        raise ValueError(
+            f"the pictures take {strip.width} x {strip.height} of {WIDTH} x {HEIGHT} pixels; "
+            "give fewer or smaller images"
+        )
+    figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI)
+    _accuracies(_axes(figure, PLOT_LEFT, HEADING, plot_width, plot_height), points)
+    _pictures(_axes(figure, strip_left, HEADING, strip.width, strip.height), strip, rows)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _accuracies(axes: Axes, points: Sequence[StudyPoint]) -> None:
+    methods = list(dict.fromkeys(point.method for point in points))
+    groups = sorted({point.labels_per_class for point in points})
+    for m, method in enumerate(methods):
+        mine = [point for point in points if point.method == method]
+        shift = 0.16 * (m - (len(methods) - 1) / 2)
+        axes.errorbar(
+            [groups.index(point.labels_per_class) + shift for point in mine],
+            [100 * point.mean for point in mine],
+            yerr=[100 * point.stderr for point in mine],
+            label=method,
+            color=SERIES[m % len(SERIES)],
+            marker=MARKERS[m % len(MARKERS)],
+            linestyle="none",
+            markersize=7,
+            elinewidth=1.6,
+            capsize=4,
+        )
+    axes.set_xticks(range(len(groups)), [str(group) for group in groups])
+    axes.set_xlim(-0.5, len(groups) - 0.5)
+    for border in np.arange(0.5, len(groups) - 1):
+        axes.axvline(border, color=axes.xaxis.get_gridlines()[0].get_color(), linewidth=0.8)
+    axes.grid(axis="y")
+    axes.tick_params(axis="x", length=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
+    axes.set_xlabel("labels per class")
+    axes.set_title("Test accuracy (mean ± standard error)", pad=14 * 72 / DPI)
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.03, -0.16), ncols=2, columnspacing=1.5)
+
+
+def _pictures(axes: Axes, strip: Image.Image, rows: Sequence[GridRow]) -> None:
+    # The axes are as large as the picture in pixels, so nothing is resampled.
+    axes.imshow(np.asarray(strip), interpolation="none", aspect="auto")
+    axes.set_axis_off()
+    n_real = max(len(row.real) for row in rows)
+    n_generated = max(len(row.generated) for row in rows)
+    gap = (GAP_IN_GUTTERS - 1) * GUTTER if n_real and n_generated else 0
+    column = (strip.width - GUTTER - gap) / (n_real + n_generated)
+    heading: dict[str, Any] = {"y": -14, "va": "bottom", "weight": "bold", "color": INK}
+    if n_real:
+        axes.text(x=GUTTER, s="real", **heading)
+    if n_generated:
+        axes.text(x=GUTTER + n_real * column + gap, s="generated", **heading)
+    for r, row in enumerate(rows):
+        middle = GUTTER / 2 + (r + 0.5) * (strip.height - GUTTER) / len(rows)
+        axes.text(-10, middle, row.class_name, ha="right", va="center")
+
+
+def _axes(figure: Figure, left: int, top: int, width: int, height: int) -> Axes:
+    """Return axes at these pixels, counted from the figure's upper left corner."""
+    bottom = HEIGHT - top - height
+    return figure.add_axes((left / WIDTH, bottom / HEIGHT, width / WIDTH, height / HEIGHT))

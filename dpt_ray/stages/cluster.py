@@ -1,0 +1,93 @@
+"""The Ray cluster a run uses: joined where there is one, else started on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from dpt_ray.config import Compute, ConfigError
+
+
+def connect(compute: Compute) -> float:
+    """Joins the cluster in RAY_ADDRESS or starts a local one; the seconds it took (0: joined before).
+
+    Authentication by token is always on: a local start would turn it on by itself and `ray start` would
+    not, and a half-set mode ends in refused connections.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return 0.0
+    started = time.perf_counter()
+    address = os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = {} if address else {"num_cpus": compute.cpus, "include_dashboard": False}
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    _quiet_data()
+    _check_resources(compute)
+    return time.perf_counter() - started
+
+
+def run_units(
+    units: Iterable[dict[str, Any]],
+    read: Callable[[dict[str, Any]], dict[str, Any]] | None,
+    actor: type,
+    arguments: dict[str, Any],
+    compute: Compute,
+) -> Iterator[dict[str, Any]]:
+    """Streams work units through an optional reading task and an actor pool; yields a row a unit.
+
+    A unit is one row of Ray Data, so what is computed together never depends on which actor was free.
+    `read(unit)` runs as a task (decoding, on any CPU); `actor(**arguments)(unit)` as a pool of actors.
+    Actors that die are restarted and their unit is done again; an exception ends the run.
+    """
+    import ray.data
+
+    data = ray.data.from_items(list(units))
+    if read is not None:
+        data = data.map(read, num_cpus=0.25)
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=compute.actors)
+    data = data.map(
+        actor,
+        fn_constructor_kwargs=arguments,
+        compute=pool,
+        num_cpus=compute.actor_cpus,
+        num_gpus=compute.actor_gpus or None,
+    )
+    yield from data.iter_rows()
+
+
+def peak_memory() -> int:
+    """The peak resident memory of this process in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _quiet_data() -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _check_resources(compute: Compute) -> None:
+    """Fails at once where Ray would wait silently for resources that no node has."""
+    import ray
+
+    have = ray.cluster_resources()
+    # Readers must be able to run beside the actors, or the pipeline starves (ray #44687).
+    wanted = {"CPU": compute.actor_cpus + 0.25, "GPU": compute.actor_gpus or float(compute.train_gpus)}
+    for kind, amount in wanted.items():
+        if have.get(kind, 0) < amount and not compute.autoscaling:
+            raise ConfigError(
+                f"compute: needs {amount:g} {kind}, the Ray cluster has {have.get(kind, 0):g}; lower "
+                "compute.actor_cpus / actor_gpus, or set compute.autoscaling if nodes are added on demand"
+            )

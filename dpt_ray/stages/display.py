@@ -1,0 +1,52 @@
+"""What a person sees while stages run: a progress bar on a terminal, one line a stage elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+Report = Callable[[int, int], None]
+
+
+class Display:
+    """Progress of the steps of a run on `console`."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._told_to_wait = False
+
+    def reused(self, number: int, total: int, name: str) -> None:
+        """Says that a step's artifacts are there already."""
+        self.console.print(f"[dim][{number}/{total}] {name}: done before[/dim]", highlight=False)
+
+    def waiting(self, holder: str) -> None:
+        """Says once that another process is making the same artifact."""
+        if not self._told_to_wait:
+            self.console.print(f"waiting: another run is making this ({holder})", highlight=False)
+        self._told_to_wait = True
+
+    @contextmanager
+    def step(self, number: int, total: int, name: str) -> Iterator[Report]:
+        """Shows a step while it runs; gives the function that reports (done, total)."""
+        started = time.monotonic()
+        self._told_to_wait = False
+        columns = [
+            TextColumn("[{task.fields[number]}] {task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        ]
+        live = Progress(*columns, console=self.console, transient=True, disable=not self._is_terminal)
+        with live:
+            bar = live.add_task(name, total=None, number=f"{number}/{total}")
+            yield lambda done, of: live.update(bar, completed=done, total=of)
+        seconds = time.monotonic() - started
+        self.console.print(f"[{number}/{total}] {name}: {seconds:.1f} s", highlight=False, markup=False)
+
+    @property
+    def _is_terminal(self) -> bool:
+        return self.console.is_terminal

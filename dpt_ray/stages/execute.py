@@ -1,0 +1,162 @@
+"""Makes what is missing: one step after the other, each published whole, nothing made twice."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dpt_ray.artifacts import Artifact, Store
+from dpt_ray.config import Compute, ConfigError
+from dpt_ray.lease import Lease
+from dpt_ray.stages.display import Display, Report
+from dpt_ray.stages.node import Node, Task, topological
+
+
+class StageError(RuntimeError):
+    """A stage that failed: which one, and what to do."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Nodes that one pass makes together; mostly one."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def name(self) -> str:
+        """What a person reads."""
+        return self.nodes[0].group or self.nodes[0].name
+
+
+@dataclass
+class Outcome:
+    """What a run did: the nodes it made and those it found published."""
+
+    made: list[str] = field(default_factory=list)
+    reused: list[str] = field(default_factory=list)
+
+
+def steps(targets: Sequence[Node]) -> list[Step]:
+    """The steps to the targets, inputs first; nodes of a group become one step."""
+    nodes = topological(list(targets))
+    members: dict[str, list[Node]] = {}
+    for node in nodes:
+        members.setdefault(node.group or node.name, []).append(node)
+    order: list[Step] = []
+    placed: set[int] = set()
+    while members:
+        for name, group in members.items():
+            inputs = {id(source) for node in group for source in node.inputs.values()}
+            if inputs <= placed:
+                order.append(Step(tuple(group)))
+                placed |= {id(node) for node in group}
+                del members[name]
+                break
+        else:
+            raise ValueError(f"the groups {sorted(members)} wait for each other")
+    return order
+
+
+def execute(targets: Sequence[Node], store: Store, compute: Compute, display: Display) -> Outcome:
+    """Publishes the targets and all they need. Raises StageError naming the stage that failed."""
+    outcome, plan = Outcome(), steps(targets)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    for number, step in enumerate(plan, 1):
+        missing = [node for node in step.nodes if not node.artifact(store).published]
+        outcome.reused += [node.name for node in step.nodes if node not in missing]
+        if not missing:
+            display.reused(number, len(plan), step.name)
+            continue
+        with display.step(number, len(plan), step.name) as progress, ExitStack() as leases:
+            for node in sorted(missing, key=lambda node: node.digest):  # one order: no deadlock
+                leases.enter_context(Lease(node.artifact(store), display.waiting))
+            missing = [node for node in missing if not node.artifact(store).published]
+            if missing:
+                _make(Step(tuple(missing)), store, compute, now, progress)
+        outcome.made += [node.name for node in missing]
+    return outcome
+
+
+def _make(step: Step, store: Store, compute: Compute, run_started: str, progress: Report) -> None:
+    tasks = [
+        Task(
+            node,
+            node.artifact(store),
+            {key: source.artifact(store) for key, source in node.inputs.items()},
+            compute,
+            run_started,
+            progress,
+        )
+        for node in step.nodes
+    ]
+    maker = importlib.import_module(f"dpt_ray.stages.{step.nodes[0].maker}")
+    started, clock = datetime.now(UTC), time.perf_counter()
+    try:
+        facts = maker.make_together(tasks) if step.nodes[0].group else [maker.make(tasks[0])]
+    except (ConfigError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise StageError(f"{step.name}: {_first_line(error)}") from error
+    seconds = time.perf_counter() - clock
+    for task, fact in zip(tasks, facts, strict=True):
+        task.out.publish(_manifest(task, fact, started, seconds))
+
+
+def _manifest(task: Task, facts: Mapping[str, Any], started: datetime, seconds: float) -> dict[str, Any]:
+    node = task.node
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "stage": node.stage,
+        "name": node.name,
+        "identity": node.reference,
+        "version": node.version,
+        "settings": dict(node.settings),
+        "unhashed": dict(node.unhashed),
+        "inputs": {key: f"{source.stage}/{source.reference}" for key, source in node.inputs.items()},
+        "compute": task.compute.model_dump(mode="json"),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "code": code_version(),
+        "host": platform.node(),
+        "driver_peak_memory_bytes": peak,
+        **facts,
+    }
+
+
+def code_version() -> str:
+    """The git commit of the package's checkout, or its version where there is none."""
+    folder = Path(__file__).parent
+    shown = subprocess.run(
+        ["git", "-C", str(folder), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+    )
+    if shown.returncode == 0:
+        return shown.stdout.strip()
+    from importlib.metadata import version
+
+    return version("dpt_ray")
+
+
+def _first_line(error: BaseException) -> str:
+    """The cause below Ray's wrappers, as one line."""
+    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = cause
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+
+
+def total_bytes(artifact: Artifact) -> int:
+    """The bytes on disk of an artifact's folder."""
+    return int(artifact.fs.du(artifact.path("")))

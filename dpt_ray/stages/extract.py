@@ -1,0 +1,201 @@
+"""extract: one streaming pass and one decode per image, for all that is wanted of the same images.
+
+Each output is an artifact of its own: features by an encoder, or moments by an autoencoder (training
+images only). A work unit is read and decoded by a task and computed and written by an actor.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpt_ray.artifacts import Artifact
+from dpt_ray.data.crops import Crop
+from dpt_ray.data.units import Unit, decode_unit, list_units
+from dpt_ray.stages import cluster
+from dpt_ray.stages.node import Task
+
+
+@dataclass(frozen=True)
+class Output:
+    """One artifact to fill: by which model (an encoder's or autoencoder's folder), and how."""
+
+    name: str
+    out: Artifact
+    model: str
+    crop: Crop
+    is_encoder: bool
+    precision: str
+    flips: bool = False
+
+
+def make_together(tasks: list[Task]) -> list[dict[str, Any]]:
+    """Publishes the missing shards of every output in one pass."""
+    first = tasks[0]
+    images = first.inputs["images"]
+    outputs = [_output(task) for task in tasks]
+    done = {output.name: set(output.out.shards()) for output in outputs}
+    units = [
+        unit | {"wanted": [o.name for o in outputs if _wants(o, unit) and unit["shard"] not in done[o.name]]}
+        for unit in list_units(images)
+    ]
+    missing = [unit for unit in units if unit["wanted"]]
+    facts: dict[str, Any] = {"startup_seconds": 0.0, "peak_memory_bytes": 0}
+    if missing:
+        facts = _run(first, images, outputs, missing)
+    return [_collect(output, images, facts) for output in outputs]
+
+
+def _run(task: Task, images: Artifact, outputs: list[Output], units: list[Unit]) -> dict[str, Any]:
+    started = time.perf_counter()
+    cluster.connect(task.compute)
+    startup, peak = 0.0, 0
+    results = cluster.run_units(
+        units,
+        DecodeUnit(images, {output.name: output.crop for output in outputs}),
+        ExtractUnit,
+        {
+            "outputs": outputs,
+            "batch_size": task.compute.batch_size,
+            "threads": task.compute.threads,
+        },
+        task.compute,
+    )
+    task.progress(0, len(units))
+    for number, result in enumerate(results, 1):
+        startup = startup or time.perf_counter() - started - result["seconds"]
+        peak = max(peak, result["peak_memory_bytes"])
+        task.progress(number, len(units))
+    return {"startup_seconds": round(startup, 3), "peak_memory_bytes": peak}
+
+
+class DecodeUnit:
+    """Reads and decodes a unit: uint8 pixels for each output's crop as bytes, and what is unreadable."""
+
+    def __init__(self, images: Artifact, crops: dict[str, Crop]) -> None:
+        self.images, self.crops = images, crops
+        self.mode = str(images.manifest["mode"])
+
+    def __call__(self, unit: Unit) -> dict[str, Any]:
+        """The unit with `ids`, `bad` and, for each distinct crop, its `pixels`."""
+        wanted = {self.crops[name] for name in unit["wanted"]}
+        crops = {repr(crop): crop for crop in wanted}
+        ids, pixels, bad = decode_unit(self.images, unit, crops, self.mode)
+        return {
+            "shard": unit["shard"],
+            "wanted": list(unit["wanted"]),
+            "ids": ids,
+            "bad": [f"{identifier}\t{reason}" for identifier, reason in bad],
+            "crops": list(pixels),
+            "shapes": [str(value.shape) for value in pixels.values()],
+            "pixels": [value.tobytes() for value in pixels.values()],
+        }
+
+
+class ExtractUnit:
+    """An actor that runs the models over a unit and publishes its shards."""
+
+    def __init__(self, outputs: list[Output], batch_size: int, threads: int) -> None:
+        import torch
+
+        from dpt_ray.models.autoencoder import load_autoencoder
+        from dpt_ray.models.encoder import load_encoder
+
+        torch.set_num_threads(threads)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.batch_size = batch_size
+        self.outputs = {output.name: output for output in outputs}
+        self.models = {}
+        for output in outputs:
+            load: Any = load_encoder if output.is_encoder else load_autoencoder
+            self.models[output.name] = load(output.model, output.precision).to(self.device)
+
+    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        """Publishes the unit's shard of every output that wants it."""
+        started = time.perf_counter()
+        pixels = {
+            crop: np.frombuffer(data, np.uint8).reshape(_shape(shape))
+            for crop, shape, data in zip(unit["crops"], unit["shapes"], unit["pixels"], strict=True)
+        }
+        for name in unit["wanted"]:
+            output = self.outputs[name]
+            self._publish(output, unit, pixels[repr(output.crop)])
+        return {
+            "shard": unit["shard"],
+            "seconds": time.perf_counter() - started,
+            "peak_memory_bytes": cluster.peak_memory(),
+        }
+
+    def _publish(self, output: Output, unit: dict[str, Any], pixels: np.ndarray) -> None:
+        from dpt_ray.data.shards import write_features, write_moments
+
+        values = self._compute(output, pixels) if len(pixels) else np.zeros((0, 1), np.float32)
+        write = write_features if output.is_encoder else write_moments
+        suffix = ".parquet" if output.is_encoder else ".arrow"
+        ids = list(unit["ids"])
+
+        def payload(path: Path) -> None:
+            write(path, ids, values)
+
+        bad = [line.split("\t", 1) for line in unit["bad"]]
+        shape = list(values.shape[1:])
+        output.out.publish_shard(unit["shard"], suffix, len(ids), payload, bad=bad, shape=shape)
+
+    def _compute(self, output: Output, pixels: np.ndarray) -> np.ndarray:
+        """Features (n, dim), or moments (n, variants, 2C, H, W), of a unit, batch by batch."""
+        import torch
+
+        model = self.models[output.name]
+        parts = []
+        for batch in torch.from_numpy(pixels.copy()).split(self.batch_size):
+            batch = batch.to(self.device)
+            if output.is_encoder:
+                parts.append(model(batch))
+            else:
+                flips = (False, True) if output.flips else (False,)
+                parts.append(torch.stack([model.encode_moments(batch, flip) for flip in flips], 1))
+        return torch.cat(parts).cpu().numpy()
+
+
+def _output(task: Task) -> Output:
+    is_encoder = "encoder" in task.inputs
+    model = task.inputs["encoder" if is_encoder else "autoencoder"]
+    settings = task.settings
+    return Output(
+        task.node.name,
+        task.out,
+        model.uri,
+        Crop(**model.manifest["crop"]),
+        is_encoder,
+        settings["precision"],
+        settings.get("flips", False),
+    )
+
+
+def _wants(output: Output, unit: Unit) -> bool:
+    """Moments are what the denoiser trains on: never of validation or test images."""
+    return output.is_encoder or unit.get("split", "train") == "train"
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.strip("()").split(","))
+
+
+def _collect(output: Output, images: Artifact, facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a complete output. Raises ValueError where too many images are unreadable."""
+    published = output.out.shards()
+    shards = [published[unit["shard"]] for unit in list_units(images) if _wants(output, unit)]
+    bad = [entry for shard in shards for entry in shard["bad"]]
+    rows = sum(shard["rows"] for shard in shards)
+    return {
+        **facts,
+        "rows": rows,
+        "shape": next((shard["shape"] for shard in shards if shard["rows"]), []),
+        "shards": shards,
+        "quarantined": len(bad),
+        "bytes": sum(shard["bytes"] for shard in shards),
+    }

@@ -1,0 +1,105 @@
+"""fit-classifier: the linear classifier of stage 1 (labelled rows) and of stage 3 (and more rows)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpt_ray.artifacts import Artifact
+from dpt_ray.learners.linear_probe import Fit, fit, logits
+from dpt_ray.stages.node import Task
+from dpt_ray.stages.rows import ImageRows, RealRows, Rows
+
+WEIGHTS = "model.safetensors"
+
+
+def make(task: Task) -> dict[str, Any]:
+    """Fits and publishes a classifier folder; with `generated` features it is stage 3."""
+    import torch
+
+    torch.set_num_threads(task.compute.threads)
+    real = RealRows(task.inputs["index"], task.inputs["features"])
+    labelled = real.labelled(task.inputs["labels"])
+    settings = task.settings
+    more, real_weight = None, 1.0
+    if "generated" in task.inputs:
+        more = ImageRows(task.inputs["generated"]).first(settings["images_per_class"])
+        real_weight = settings["real_weight"]
+    found = fit_rows(labelled, more, real_weight, len(real.classes), settings)
+    facts = describe(found, real, len(labelled), len(more) if more else 0)
+    save_classifier(task.out, "", found, real.classes, facts)
+    return facts
+
+
+def fit_rows(
+    labelled: Rows,
+    more: Rows | None,
+    real_weight: float | str,
+    num_classes: int,
+    settings: Any,
+) -> Fit:
+    """The classifier of labelled rows (weight `real_weight`) and further rows (weight 1).
+
+    "balanced" gives the labelled rows together the weight of the others: n_more / n_labelled.
+    """
+    options = {"l2": settings["l2"], "max_iterations": settings.get("max_iterations")}
+    if more is None:
+        return fit(labelled.features, labelled.labels, num_classes, **options)
+    if real_weight == "balanced":
+        real_weight = len(more) / len(labelled)
+    weights = np.ones(len(labelled) + len(more), np.float32)
+    weights[: len(labelled)] = real_weight
+    features = np.concatenate([labelled.features, more.features])
+    labels = np.concatenate([labelled.labels, more.labels])
+    return fit(features, labels, num_classes, weights=weights, **options)
+
+
+def describe(found: Fit, real: RealRows, n_labelled: int, n_more: int) -> dict[str, Any]:
+    """What is known of a fit without looking at the test images."""
+    validation = real.validation
+    facts = {
+        "rows": n_labelled + n_more,
+        "labelled": n_labelled,
+        "objective": found.objective,
+        "iterations": found.iterations,
+        "n_validation": len(validation),
+    }
+    if len(validation):
+        facts["validation_top1"] = accuracy(found.weights, validation)
+    return facts
+
+
+def accuracy(W: np.ndarray, rows: Rows) -> float:
+    """The share of rows whose largest decision value is that of their label."""
+    return float((logits(rows.features, W).argmax(1) == rows.labels).mean())
+
+
+def save_classifier(
+    out: Artifact, prefix: str, found: Fit, classes: Sequence[str], facts: dict[str, Any]
+) -> None:
+    """Publishes `model.safetensors` (weight: classes x features) and `config.json`."""
+    config = {
+        "kind": "multinomial logistic regression on row-normalised features, no intercept",
+        "num_classes": len(classes),
+        "classes": list(classes),
+        **facts,
+    }
+
+    def write(folder: Path) -> None:
+        from safetensors.numpy import save_file
+
+        save_file({"weight": found.weights}, folder / WEIGHTS)
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+    out.publish_files(write, prefix)
+
+
+def load_classifier(classifier: Artifact, prefix: str = "") -> np.ndarray:
+    """The weights (C, dim) of a published classifier."""
+    from safetensors.numpy import load_file
+
+    return load_file(classifier.local_file(prefix + WEIGHTS))["weight"]

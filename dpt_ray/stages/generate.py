@@ -1,0 +1,194 @@
+"""generate: images for each class, from the flat list of (class, index).
+
+A shard is a fixed range of indices x classes, so asking for more images per class adds shards and makes
+none again. The noise of an image is drawn on the CPU from a hash of (seed, class, index).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dpt_ray.artifacts import Artifact
+from dpt_ray.stages import cluster
+from dpt_ray.stages.node import Task
+from dpt_ray.stages.rows import image_id
+
+CLASSES_PER_SHARD = 1000
+
+
+def make(task: Task) -> dict[str, Any]:
+    """Publishes the shards that are missing for the extent asked for."""
+    classes = task.inputs["denoiser"].read_json("config.json")["model"]["num_classes"]
+    units = shard_units(int(task.node.extent[1:]), task.settings["indices_per_shard"], classes)
+    done = task.out.shards()
+    missing = [unit for unit in units if unit["shard"] not in done]
+    facts: dict[str, Any] = {"startup_seconds": 0.0, "peak_memory_bytes": 0}
+    if missing:
+        facts = _run(task, missing)
+    published = task.out.shards()
+    shards = [published[unit["shard"]] for unit in units]
+    mode = "L" if task.inputs["autoencoder"].manifest["latent_shape"][0] == 1 else "RGB"
+    return {
+        **facts,
+        "rows": sum(shard["rows"] for shard in shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "shards": shards,
+        "made": len(missing),
+        "mode": mode,
+    }
+
+
+def shard_units(images_per_class: int, indices_per_shard: int, classes: int) -> list[dict[str, Any]]:
+    """The shards that hold the first so many images of every class."""
+    return [
+        {
+            "shard": f"i{first:07d}-c{start:05d}",
+            "indices": [first, first + indices_per_shard],
+            "classes": [start, min(start + CLASSES_PER_SHARD, classes)],
+        }
+        for first in range(0, images_per_class, indices_per_shard)
+        for start in range(0, classes, CLASSES_PER_SHARD)
+    ]
+
+
+def _run(task: Task, units: list[dict[str, Any]]) -> dict[str, Any]:
+    started = time.perf_counter()
+    cluster.connect(task.compute)
+    sampler = Sampler(
+        task.out,
+        task.inputs["denoiser"].uri,
+        task.inputs["autoencoder"].uri,
+        task.node.inputs["denoiser"].digest,
+        task.compute.batch_size,
+        task.compute.threads,
+        **{key: task.settings[key] for key in _SETTINGS},
+    )
+    startup, peak = 0.0, 0
+    task.progress(0, len(units))
+    results = cluster.run_units(units, None, GenerateUnit, {"sampler": sampler}, task.compute)
+    for number, result in enumerate(results, 1):
+        startup = startup or time.perf_counter() - started - result["seconds"]
+        peak = max(peak, result["peak_memory_bytes"])
+        task.progress(number, len(units))
+    return {"startup_seconds": round(startup, 3), "peak_memory_bytes": peak}
+
+
+_SETTINGS = ("guidance", "guidance_interval", "solver", "nfe", "seed", "precision")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What an actor needs to know to sample."""
+
+    out: Artifact
+    denoiser: str
+    autoencoder: str
+    denoiser_identity: str
+    batch_size: int
+    threads: int
+    guidance: float
+    guidance_interval: list[float] | None
+    solver: str
+    nfe: int
+    seed: int
+    precision: str
+
+
+class GenerateUnit:
+    """An actor that samples and publishes a shard."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        import json
+
+        import torch
+
+        from dpt_ray.artifacts import Artifact
+        from dpt_ray.models.autoencoder import load_autoencoder
+        from dpt_ray.models.uvit import UViT, UViTConfig
+        from dpt_ray.models.weights import load_strict, load_weights
+
+        torch.set_num_threads(sampler.threads)
+        self.sampler = sampler
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.config = json.loads(Artifact(sampler.denoiser).read_bytes("config.json"))
+        self.model = UViT(UViTConfig(**self.config["model"]))
+        weights = f"{sampler.denoiser}/model.safetensors"
+        load_strict(self.model, load_weights(weights), weights)
+        self.model.eval().requires_grad_(False).to(self.device)
+        precision: Any = sampler.precision
+        self.autoencoder = load_autoencoder(sampler.autoencoder, precision).to(self.device)
+
+    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        """Publishes the images of a range of indices x classes."""
+        from dpt_ray.data.shards import write_images
+
+        started = time.perf_counter()
+        items = [(label, index) for index in range(*unit["indices"]) for label in range(*unit["classes"])]
+        images = self._sample(items)
+        n = len(items)
+        columns = {
+            "id": [image_id("gen", label, index) for label, index in items],
+            "class": pa.array([label for label, _ in items], pa.int32()),
+            "index": pa.array([index for _, index in items], pa.int64()),
+            "seed": pa.array([self.sampler.seed] * n, pa.int64()),
+            "guidance": pa.array([self.sampler.guidance] * n, pa.float32()),
+            "denoiser": pa.array([self.sampler.denoiser_identity] * n).dictionary_encode(),
+        }
+
+        def write(path: Path) -> None:
+            write_images(path, list(images), columns)
+
+        self.sampler.out.publish_shard(unit["shard"], ".parquet", n, write)
+        return {
+            "shard": unit["shard"],
+            "seconds": time.perf_counter() - started,
+            "peak_memory_bytes": cluster.peak_memory(),
+        }
+
+    def _sample(self, items: list[tuple[int, int]]) -> np.ndarray:
+        """Images (n, H, W, C) uint8 of (class, index) pairs."""
+        import torch
+
+        from dpt_ray.diffusion.guidance import guided_denoiser
+        from dpt_ray.diffusion.schedules import SCHEDULES
+        from dpt_ray.diffusion.solvers import SOLVERS
+
+        schedule, sampler = SCHEDULES[self.config["schedule"]], self.sampler
+        interval = sampler.guidance_interval
+        null_class = self.config["model"]["num_classes"]
+        parts = []
+        for start in range(0, len(items), sampler.batch_size):
+            batch = items[start : start + sampler.batch_size]
+            noise = torch.stack([self._noise(label, index) for label, index in batch])
+            # An unconditional denoiser knows the null class only.
+            known = self.config["condition"] != "none"
+            labels = torch.tensor([label if known else null_class for label, _ in batch])
+            denoiser = guided_denoiser(
+                self.model,
+                schedule,
+                labels.to(self.device),
+                self.config["prediction"],
+                sampler.guidance,
+                null_class,
+                (interval[0], interval[1]) if interval else None,
+            )
+            with torch.no_grad():
+                solver = SOLVERS[sampler.solver]
+                latents = solver(denoiser, noise.to(self.device), schedule, sampler.nfe)
+                parts.append(self.autoencoder.decode(latents).cpu())
+        return torch.cat(parts).numpy()
+
+    def _noise(self, label: int, index: int) -> Any:
+        import torch
+
+        key = f"{self.sampler.seed}/{label}/{index}".encode()
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+        shape = self.autoencoder.latent_shape
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

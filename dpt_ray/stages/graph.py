@@ -1,0 +1,156 @@
+"""The flow of a run as nodes: which artifact is made from which settings and which other artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpt_ray.config import Config, Section, to_yaml
+from dpt_ray.models.weights import sha256
+from dpt_ray.stages.index import fingerprint
+from dpt_ray.stages.node import Node
+
+# Settings that say how often to save or look, or where a hashed file lies, but not what comes out.
+_UNHASHED = {"checkpoint_every", "log_every", "max_bad_fraction", "weights", "file", "config"}
+
+Nodes = dict[str, Node]
+
+
+def flow(config: Config) -> Nodes:
+    """Every node of a run by name, inputs first."""
+    nodes: Nodes = {}
+    _images_and_models(config, nodes)
+    _first_stage(config, nodes)
+    _second_stage(config, nodes)
+    if config.diffusion.condition != "none":
+        _third_stage(config, nodes)
+    _measuring(config, nodes)
+    return nodes
+
+
+def _add(
+    nodes: Nodes,
+    name: str,
+    maker: str,
+    settings: Section | Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Node] | None = None,
+    *,
+    stage: str = "",
+    version: int = 1,
+    extent: str = "",
+    group: str = "",
+) -> Node:
+    """Adds a node; weight files and label lists count by their content, not by their path."""
+    values = settings.model_dump(mode="json") if isinstance(settings, Section) else dict(settings or {})
+    hashed = {key: value for key, value in values.items() if key not in _UNHASHED}
+    unhashed = {key: value for key, value in values.items() if key in _UNHASHED}
+    if source := values.get("weights") or values.get("file"):
+        hashed["sha256"] = sha256(source)
+    nodes[name] = Node(name, stage or name, maker, version, hashed, inputs or {}, extent, group, unhashed)
+    return nodes[name]
+
+
+def _images_and_models(config: Config, nodes: Nodes) -> None:
+    source = config.data.model_dump(mode="json") | {"fingerprint": fingerprint(config.data)}
+    index = _add(nodes, "index", "index", source)
+    _add(nodes, "labels", "labels", config.labels, {"index": index})
+    channels, size = 1 if config.data.mode == "L" else 3, config.data.image_size
+    if config.pretrain and config.encoder.kind == "pretrain":
+        settings = _pretraining(config.pretrain, "simclr", size)
+        _add(nodes, "encoder", "pretrain", settings, {"index": index})
+    else:
+        settings = config.encoder.model_dump(mode="json", include={"kind", "name", "weights"})
+        _add(nodes, "encoder", "import_model", settings)
+    settings = config.autoencoder.model_dump(mode="json", include={"kind", "weights"})
+    _add(nodes, "autoencoder", "import_model", settings | {"channels": channels, "size": size})
+
+
+def _first_stage(config: Config, nodes: Nodes) -> None:
+    index, labels = nodes["index"], nodes["labels"]
+    features = _features(config, nodes, "features", index, nodes["encoder"])
+    settings = config.autoencoder.model_dump(mode="json", include={"flips", "precision"})
+    inputs = {"images": index, "autoencoder": nodes["autoencoder"]}
+    _add(nodes, "moments", "extract", settings, inputs, group="extract images")
+    labelled = {"index": index, "features": features, "labels": labels}
+    classifier = _add(nodes, "classifier", "fit_classifier", config.classifier, labelled)
+    scored = {"index": index, "features": features, "classifier": classifier}
+    _add(nodes, "pseudo_labels", "pseudo_label", inputs=scored)
+
+
+def _second_stage(config: Config, nodes: Nodes) -> None:
+    condition = config.diffusion.condition
+    inputs = {
+        "index": nodes["index"],
+        "moments": nodes["moments"],
+        "autoencoder": nodes["autoencoder"],
+        "labels": nodes["pseudo_labels" if condition == "pseudo_labels" else "index"],
+    }
+    denoiser = _add(nodes, "denoiser", "train_diffusion", config.diffusion, inputs)
+    # How many images there are is the extent's to say: more of them must not be another artifact.
+    settings = config.generate.model_dump(mode="json", exclude={"images_per_class"})
+    settings["precision"] = config.autoencoder.precision
+    inputs = {"denoiser": denoiser, "autoencoder": nodes["autoencoder"]}
+    _add(nodes, "samples", "generate", settings, inputs, extent=_extent(config))
+
+
+def _third_stage(config: Config, nodes: Nodes) -> None:
+    encoder = nodes["encoder"]
+    labelled = {key: nodes[key] for key in ("index", "features", "labels")}
+    sources = {"generated": _features(config, nodes, "sample_features", nodes["samples"], encoder)}
+    _add(nodes, "retrained", "fit_classifier", config.retrain, labelled | sources, stage="classifier")
+    if config.evaluate.controls:
+        settings = {
+            "strength": config.evaluate.augment_strength,
+            "image_size": config.data.image_size,
+            "indices_per_shard": config.generate.indices_per_shard,
+            "seed": config.generate.seed,
+        }
+        inputs = {"index": nodes["index"], "labels": nodes["labels"]}
+        augmented = _add(nodes, "augmented", "augment", settings, inputs, extent=_extent(config))
+        sources["augmented"] = _features(config, nodes, "augmented_features", augmented, encoder)
+        sources["self_training"] = nodes["pseudo_labels"]
+    _add(nodes, "sweep", "sweep", config.sweep or config.retrain_grid, labelled | sources)
+
+
+def _measuring(config: Config, nodes: Nodes) -> None:
+    if config.evaluate.referee:
+        settings = _pretraining(config.evaluate.referee, "supervised", config.data.image_size)
+        inputs = {"index": nodes["index"]}
+        referee = _add(nodes, "referee", "pretrain", settings, inputs, stage="encoder")
+        _features(config, nodes, "referee_features", nodes["index"], referee)
+        _features(config, nodes, "referee_sample_features", nodes["samples"], referee)
+    measured = [
+        *("index", "labels", "features", "classifier", "pseudo_labels", "retrained", "sweep"),
+        *("referee_features", "referee_sample_features"),
+    ]
+    inputs = {key: nodes[key] for key in measured if key in nodes}
+    _add(nodes, "evaluation", "evaluate", inputs=inputs)
+    _add(
+        nodes,
+        "report",
+        "report",
+        {"title": config.name, "config": to_yaml(config)},
+        {key: node for key, node in nodes.items() if key != "report"},
+    )
+
+
+def _pretraining(section: Section, objective: str, size: int) -> dict[str, Any]:
+    return section.model_dump(mode="json") | {"objective": objective, "image_size": size}
+
+
+def _features(config: Config, nodes: Nodes, name: str, images: Node, encoder: Node) -> Node:
+    """The features of some images; all that one run wants of the same images is one pass."""
+    return _add(
+        nodes,
+        name,
+        "extract",
+        {"precision": config.encoder.precision},
+        {"images": images, "encoder": encoder},
+        stage="features",
+        extent=images.extent,
+        group=f"extract {images.name if images.extent else 'images'}",
+    )
+
+
+def _extent(config: Config) -> str:
+    return f"k{config.generate.images_per_class}"

@@ -1,0 +1,55 @@
+"""index: one row per image, saying where its bytes are, its split and its true label if known."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pyarrow as pa
+from sklearn import __version__ as sklearn_version
+
+from dpt_ray.config import ConfigError, Data
+from dpt_ray.data.digits import write_digits
+from dpt_ray.data.listing import open_root, walk_files
+from dpt_ray.data.sources import INDEXERS
+from dpt_ray.data.splits import assign_splits
+from dpt_ray.data.units import INDEX, write_index
+from dpt_ray.stages.node import Task
+
+
+def fingerprint(data: Data) -> str:
+    """A hash of the names and sizes of the source's files: other files, another run."""
+    if data.source == "digits":
+        return f"scikit-learn {sklearn_version.split('.')[0]}"
+    assert data.uri is not None  # checked by Data
+    fs, root = open_root(data.uri)
+    if not fs.exists(root):
+        raise ConfigError(f"data.uri: {data.uri} does not exist; check the path and the credentials")
+    digest = hashlib.sha256()
+    files = [("", int(fs.size(root)))] if fs.isfile(root) else walk_files(fs, root)
+    for name, size in files:
+        digest.update(f"{name}\0{size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def make(task: Task) -> dict[str, Any]:
+    """Builds the index once; later stages read its row groups."""
+    data = Data(**{key: task.settings[key] for key in Data.model_fields})
+    try:
+        table, classes = _build(data, task)
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
+    with task.out.writing(INDEX) as path:
+        units = write_index(path, table)
+    task.out.write_json("classes.json", classes)
+    return {"rows": table.num_rows, "units": units, "classes": len(classes), "mode": data.mode}
+
+
+def _build(data: Data, task: Task) -> tuple[pa.Table, list[str]]:
+    if data.source == "digits":
+        return write_digits(task.out.uri)
+    assert data.uri is not None
+    table, classes = INDEXERS[data.source](data.uri)
+    if data.validation or data.test:
+        table = assign_splits(table, data.validation, data.test, data.split_seed)
+    return table, classes

@@ -1,0 +1,144 @@
+"""report: one page with what ran and what it cost, the numbers and the pictures."""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dpt_ray.artifacts import Artifact
+from dpt_ray.data.crops import Crop
+from dpt_ray.data.shards import read_images
+from dpt_ray.data.units import iterate_pixels, read_index
+from dpt_ray.report import page
+from dpt_ray.stages.node import Task
+from dpt_ray.stages.training import read_log
+
+PAGE = "report.html"
+PICTURES = 8  # of each kind for each class
+CLASSES_SHOWN = 40
+
+
+def make(task: Task) -> dict[str, Any]:
+    """Publishes `report.html`."""
+    evaluation = task.inputs["evaluation"].manifest["result"]
+    sweep = task.inputs.get("sweep")
+    pseudo_labels = task.inputs["pseudo_labels"].manifest
+    quality = evaluation["pseudo_labels"] or {"classes": [], "accuracy": None}
+    bins = pseudo_labels["calibration"]
+    gain = evaluation["gain"]
+    data = page.ReportData(
+        title=task.settings["title"],
+        config_yaml=task.settings["config"],
+        started=task.run_started,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=_versions(task),
+        hardware=f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
+        stages=[_stage(key, artifact, task.run_started) for key, artifact in task.inputs.items()],
+        n_labels=evaluation["n_labels"],
+        n_validation_labels=evaluation["accuracy"][0]["n_validation"],
+        accuracies=[
+            page.AccuracyRow(row["name"], row["validation"], row["test"], row["n_test"], row["note"])
+            for row in evaluation["accuracy"]
+        ],
+        gain=page.Gain(gain["baseline"], gain["improved"], gain["stderr"], gain["kind"]) if gain else None,
+        sweep=_trials(sweep.manifest) if sweep else (),
+        pseudo_label_classes=[page.ClassRow(**row) for row in quality["classes"]],
+        pseudo_label_accuracy=quality["accuracy"],
+        calibration=_calibration(bins) if bins["n"] else None,
+        frechet=[page.FrechetRow(**row) for row in evaluation["frechet"]],
+        grid=picture_rows(task.inputs["index"], task.inputs["samples"], PICTURES),
+        curves=_curves(task),
+        quarantined=int(task.inputs["features"].manifest["quarantined"]),
+    )
+    task.out.write_bytes(PAGE, page.render_report(data).encode())
+    return {"rows": len(data.stages)}
+
+
+def picture_rows(index: Artifact, samples: Artifact, count: int) -> list[page.GridRow]:
+    """For each class (of the first 40) so many real test images and generated images."""
+    classes = index.read_json("classes.json")[:CLASSES_SHOWN]
+    generated: dict[int, list[np.ndarray]] = {label: [] for label in range(len(classes))}
+    for table in read_images(samples):
+        for label, data in zip(table["class"].to_pylist(), table["image"].to_pylist(), strict=True):
+            if label in generated and len(generated[label]) < count:
+                generated[label].append(_pixels(data))
+    side = generated[0][0].shape[0]
+    real = _real_images(index, len(classes), side, count)
+    return [page.GridRow(name, real[label], generated[label]) for label, name in enumerate(classes)]
+
+
+def _real_images(index: Artifact, classes: int, side: int, count: int) -> dict[int, list[np.ndarray]]:
+    table = read_index(index, ["id", "label"])
+    labels = dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
+    found: dict[int, list[np.ndarray]] = {label: [] for label in range(classes)}
+    mode = index.manifest["mode"]
+    for ids, pixels in islice(iterate_pixels(index, Crop("adm", side), mode, "test"), 50):
+        for identifier, image in zip(ids, pixels, strict=True):
+            row = found.get(labels[identifier])
+            if row is not None and len(row) < count:
+                row.append(image)
+    return found
+
+
+def _pixels(png: bytes) -> np.ndarray:
+    image = np.asarray(Image.open(io.BytesIO(png)))
+    return image[:, :, None] if image.ndim == 2 else image
+
+
+def _stage(name: str, artifact: Artifact, run_started: str) -> page.StageRow:
+    manifest = artifact.manifest
+    return page.StageRow(
+        name.replace("_", " "),
+        f"{manifest['stage']}/{manifest['identity']}",
+        "made" if manifest["started"] >= run_started else "reused",
+        manifest["seconds"],
+        manifest.get("startup_seconds", 0.0),
+        manifest.get("rows"),
+        int(artifact.fs.du(artifact.path(""))),
+        manifest.get("peak_memory_bytes") or None,
+    )
+
+
+def _trials(manifest: dict[str, Any]) -> list[page.SweepRow]:
+    chosen = [best["shard"] for best in manifest["chosen"].values()]
+    return [
+        page.SweepRow(
+            trial["method"].replace("_", "-"),
+            trial["images_per_class"],
+            trial["real_weight"],
+            trial["l2"],
+            trial["validation_top1"],
+            trial["shard"] in chosen,
+        )
+        for trial in manifest["trials"]
+    ]
+
+
+def _calibration(facts: dict[str, Any]) -> page.Calibration:
+    before, after = ([tuple(row) for row in facts[f"bins_{when}"]] for when in ("before", "after"))
+    return page.Calibration(
+        facts["temperature"], facts["ece_before"], facts["ece_after"], facts["n"], before, after
+    )
+
+
+def _curves(task: Task) -> dict[str, list[tuple[int, float]]]:
+    curves = {}
+    for key, name in (("encoder", "Encoder loss"), ("denoiser", "Denoiser loss")):
+        if records := read_log(task.inputs[key]):
+            curves[name] = [(int(record["step"]), record["loss"]) for record in records]
+    return curves
+
+
+def _versions(task: Task) -> dict[str, str]:
+    packages = ("ray", "torch", "diffusers", "timm", "pyarrow", "scikit-learn")
+    versions = {"Python": sys.version.split()[0]} | {name: version(name) for name in packages}
+    return versions | {"dpt_ray": task.inputs["evaluation"].manifest["code"]}

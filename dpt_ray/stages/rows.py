@@ -1,0 +1,102 @@
+"""Joins by id: features with labels and splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dpt_ray.artifacts import Artifact
+from dpt_ray.data.shards import read_features
+from dpt_ray.data.units import read_index
+from dpt_ray.learners.linear_probe import row_normalise
+from dpt_ray.stages.labels import LABELS
+
+PSEUDO_LABELS = "pseudo_labels.parquet"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Row-normalised features (n, dim) float32 with class ids (n,) int64."""
+
+    features: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class RealRows:
+    """The features of the real images, read once, by split and by label list."""
+
+    def __init__(self, index: Artifact, features: Artifact) -> None:
+        self.ids, raw = read_features(features)
+        self.features = row_normalise(raw)
+        table = read_index(index, ["id", "split", "label"])
+        where = pc.index_in(self.ids, table["id"].combine_chunks())
+        if where.null_count:
+            raise ValueError(f"{features.uri}: {where.null_count} ids are not in the index")
+        self.split = table["split"].take(where)
+        self.label = table["label"].take(where)
+        self.classes: list[str] = index.read_json("classes.json")
+
+    @cached_property
+    def validation(self) -> Rows:
+        """The validation rows that have a true label."""
+        return self.of_split("validation")
+
+    def of_split(self, split: str) -> Rows:
+        """The rows of a split that have a true label."""
+        chosen = pc.and_(pc.equal(self.split, split), pc.is_valid(self.label))
+        rows = np.flatnonzero(chosen.to_numpy(zero_copy_only=False))
+        return Rows(self.features[rows], _int64(self.label.take(pa.array(rows))))
+
+    def labelled(self, labels: Artifact) -> Rows:
+        """The rows of a `labels` artifact."""
+        return self.joined(pq.read_table(labels.local_file(LABELS)))
+
+    def pseudo_labelled(self, pseudo_labels: Artifact) -> Rows:
+        """The training rows with their pseudo-labels."""
+        table = pq.read_table(pseudo_labels.local_file(PSEUDO_LABELS), columns=["id", "split", "label"])
+        return self.joined(table.filter(pc.equal(table["split"], "train")))
+
+    def joined(self, table: pa.Table) -> Rows:
+        """The rows of the ids in `table`, with its labels. Raises ValueError for an id without features."""
+        where = pc.index_in(table["id"].combine_chunks(), self.ids)
+        if where.null_count:
+            lost = table["id"].filter(pc.is_null(where))[0].as_py()
+            raise ValueError(
+                f"image {lost} has a label but no features ({where.null_count} such); it was "
+                "unreadable: remove it from the list"
+            )
+        return Rows(self.features[where.to_numpy()], _int64(table["label"]))
+
+
+class ImageRows:
+    """The features of generated or augmented images; the class and index are in the id."""
+
+    def __init__(self, features: Artifact) -> None:
+        ids, raw = read_features(features)
+        self.features = row_normalise(raw)
+        parts = [identifier.split("-") for identifier in ids.to_pylist()]
+        self.label = np.array([int(part[1]) for part in parts], np.int64)
+        self.index = np.array([int(part[2]) for part in parts], np.int64)
+
+    def first(self, images_per_class: int) -> Rows:
+        """The first so many images of each class, by class and index."""
+        rows = np.flatnonzero(self.index < images_per_class)
+        rows = rows[np.lexsort((self.index[rows], self.label[rows]))]
+        return Rows(self.features[rows], self.label[rows])
+
+
+def image_id(kind: str, label: int, index: int) -> str:
+    """The id of a generated ("gen") or augmented ("aug") image."""
+    return f"{kind}-{label:05d}-{index:07d}"
+
+
+def _int64(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    return column.to_numpy().astype(np.int64)

@@ -1,0 +1,190 @@
+"""sweep: stage 3 and its controls over images per class, real weight and lambda, chosen on validation.
+
+Trials only read features. Each publishes its classifier under its own settings, so a trial that is
+started again, or a sweep that is resumed, finds what is done.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpt_ray.artifacts import Artifact
+from dpt_ray.config import ConfigError
+from dpt_ray.learners.linear_probe import Fit, logits
+from dpt_ray.stages import cluster
+from dpt_ray.stages.fit_classifier import accuracy, fit_rows, save_classifier
+from dpt_ray.stages.node import Task
+from dpt_ray.stages.rows import ImageRows, RealRows, Rows
+
+TRIALS = "trials.parquet"
+Trial = dict[str, Any]
+
+
+def make(task: Task) -> dict[str, Any]:
+    """Publishes the table of trials and, for each method, the classifier that validation prefers."""
+    real = RealRows(task.inputs["index"], task.inputs["features"])
+    if not len(real.validation):
+        raise ConfigError("sweep: there are no labelled validation images to choose on; set data.validation")
+    trials = grid(task)
+    done = task.out.shards()
+    missing = [trial for trial in trials if trial_key(trial) not in done]
+    facts: dict[str, Any] = {"startup_seconds": 0.0}
+    if missing:
+        facts = _run(task, missing, len(trials))
+    published = task.out.shards()
+    results = [published[trial_key(trial)] for trial in trials]
+    chosen = {}
+    for method in dict.fromkeys(trial["method"] for trial in trials):
+        best = choose([result for result in results if result["method"] == method])
+        chosen[method] = best
+        found = Fit(_weights(task.out, best), best["objective"], 0.0, best["iterations"])
+        save_classifier(task.out, f"{method}/", found, real.classes, best)
+    columns = ["method", "images_per_class", "real_weight", "l2", "validation_top1", "validation_nll"]
+    rows = [{key: result[key] for key in columns} for result in results]
+    for row in rows:
+        row["real_weight"] = str(row["real_weight"])
+    with task.out.writing(TRIALS) as path:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return {
+        **facts,
+        "rows": len(trials),
+        "trials": results,
+        "chosen": chosen,
+        "n_validation": len(real.validation),
+    }
+
+
+def grid(task: Task) -> list[Trial]:
+    """Every trial of every method; self-training on pseudo-labelled images has no images per class."""
+    settings = task.settings
+    trials = []
+    for method in ("generated", "augmented", "self_training"):
+        if method not in task.inputs:
+            continue
+        counts = [None] if method == "self_training" else settings["images_per_class"]
+        for count, weight, l2 in product(counts, settings["real_weight"], settings["l2"]):
+            trials.append({"method": method, "images_per_class": count, "real_weight": weight, "l2": l2})
+    return trials
+
+
+def trial_key(trial: Trial) -> str:
+    """The name of a trial's shard."""
+    return "{method}-k{images_per_class}-w{real_weight}-l{l2:g}".format(**trial)
+
+
+def choose(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The highest validation accuracy; ties (validation is small) go to the lower cross-entropy."""
+    return min(results, key=lambda result: (-result["validation_top1"], result["validation_nll"]))
+
+
+def _run(task: Task, trials: list[Trial], total: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    cluster.connect(task.compute)
+    from ray import tune
+
+    reader = Reader(dict(task.inputs))
+    out, threads = task.out, task.compute.threads
+
+    def trainable(config: dict[str, Any]) -> None:
+        tune.report(run_trial(config["trial"], reader, out, threads))
+
+    done = total - len(trials)
+
+    class Progress(tune.Callback):
+        startup = 0.0
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            nonlocal done
+            done += 1
+            self.startup = self.startup or time.perf_counter() - started
+            task.progress(done, total)
+
+    progress = Progress()
+    with tempfile.TemporaryDirectory(prefix="dpt_ray-tune-") as scratch:
+        found = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": task.compute.actor_cpus}),
+            param_space={"trial": tune.grid_search(trials)},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=task.compute.concurrent_trials, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name=task.node.digest, storage_path=scratch, verbose=0, callbacks=[progress]
+            ),
+        ).fit()
+    if found.errors:
+        raise RuntimeError(f"{len(found.errors)} trials failed, the first: {found.errors[0]}")
+    return {"startup_seconds": round(progress.startup, 3)}
+
+
+class Reader:
+    """The features a trial reads, once for each process."""
+
+    def __init__(self, inputs: dict[str, Artifact]) -> None:
+        self.inputs = inputs
+
+    def read(self, trial: Trial) -> tuple[RealRows, Rows, Rows]:
+        """(all real rows, the labelled ones, the further ones of the trial's method)."""
+        real = _real(self.inputs["index"], self.inputs["features"])
+        labelled = real.labelled(self.inputs["labels"])
+        if trial["method"] == "self_training":
+            return real, labelled, real.pseudo_labelled(self.inputs["self_training"])
+        images = _images(self.inputs[trial["method"]])
+        return real, labelled, images.first(trial["images_per_class"])
+
+
+@lru_cache(maxsize=1)
+def _real(index: Artifact, features: Artifact) -> RealRows:
+    return RealRows(index, features)
+
+
+@lru_cache(maxsize=2)
+def _images(features: Artifact) -> ImageRows:
+    return ImageRows(features)
+
+
+def run_trial(trial: Trial, reader: Reader, out: Artifact, threads: int) -> dict[str, Any]:
+    """Fits one trial and publishes its classifier; returns what Tune shows."""
+    import torch
+
+    torch.set_num_threads(threads)
+    real, labelled, more = reader.read(trial)
+    found = fit_rows(labelled, more, trial["real_weight"], len(real.classes), trial)
+    facts = {
+        **trial,
+        "validation_top1": accuracy(found.weights, real.validation),
+        "validation_nll": _nll(found.weights, real.validation),
+        "objective": found.objective,
+        "iterations": found.iterations,
+        "labelled": len(labelled),
+    }
+
+    def write(path: Path) -> None:
+        from safetensors.numpy import save_file
+
+        save_file({"weight": found.weights}, path)
+
+    rows = len(labelled) + len(more)
+    out.publish_shard(trial_key(trial), ".safetensors", rows, write, **facts)
+    return {key: facts[key] for key in ("validation_top1", "validation_nll")}
+
+
+def _nll(W: np.ndarray, rows: Rows) -> float:
+    from scipy.special import log_softmax
+
+    scores = log_softmax(logits(rows.features, W).astype(np.float64), axis=1)
+    return float(-scores[np.arange(len(rows)), rows.labels].mean())
+
+
+def _weights(out: Artifact, result: dict[str, Any]) -> np.ndarray:
+    from safetensors.numpy import load_file
+
+    return load_file(out.local_file(result["file"]))["weight"]

@@ -1,0 +1,107 @@
+"""train-diffusion: stage 2, a class-conditional denoiser on moments joined with pseudo-labels by id."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dpt_ray.config import ConfigError, Denoiser
+from dpt_ray.data.shards import MomentsReader
+from dpt_ray.data.units import read_index
+from dpt_ray.stages import training
+from dpt_ray.stages.node import Task
+from dpt_ray.stages.rows import PSEUDO_LABELS
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+
+def make(task: Task) -> dict[str, Any]:
+    """Trains and publishes the denoiser: EMA weights and what is needed to sample from them."""
+    autoencoder, model = task.inputs["autoencoder"].manifest, Denoiser(**task.settings["model"])
+    _, height, width = autoencoder["latent_shape"]
+    if height % model.patch_size or width % model.patch_size:
+        raise ConfigError(
+            f"diffusion.model.patch_size: {model.patch_size} does not divide the latents' side {height}"
+        )
+    labels, counts = _labels(task)
+    if absent := [name for name, count in counts.items() if count == 0]:
+        raise ConfigError(
+            f"diffusion: no training image has the pseudo-label {', '.join(absent[:5])} "
+            f"({len(absent)} such classes); the denoiser cannot learn them: give more labels"
+        )
+    return training.run(task, train) | {"rows": len(labels)}
+
+
+def train(task: Task, worker: training.Worker) -> None:
+    """The training function of one worker."""
+    import torch
+
+    from dpt_ray.diffusion.schedules import SCHEDULES
+    from dpt_ray.learners.denoise import denoise_step
+    from dpt_ray.models.uvit import UViT, UViTConfig
+
+    settings = task.settings
+    autoencoder = task.inputs["autoencoder"].manifest
+    channels, size, _ = autoencoder["latent_shape"]
+    num_classes = task.inputs["index"].manifest["classes"]
+    config = UViTConfig(size, in_channels=channels, num_classes=num_classes, **settings["model"])
+    torch.manual_seed(settings["seed"])  # the initial weights: the same on every worker
+    model = UViT(config)
+    dropout = 1.0 if settings["condition"] == "none" else settings["label_dropout"]
+    step_fn = denoise_step(
+        SCHEDULES[settings["schedule"]], settings["prediction"], autoencoder["scale"], num_classes, dropout
+    )
+    reader = MomentsReader(task.inputs["moments"])
+    labels, _ = _labels(task)
+
+    def load_batch(rows: np.ndarray, step: int) -> dict[str, torch.Tensor]:
+        moments = torch.from_numpy(reader.rows(rows))
+        moments = moments if moments.shape[1] > 1 else moments[:, 0]
+        return {"moments": moments, "label": torch.from_numpy(labels[rows])}
+
+    ema = training.fit(task, worker, model, step_fn, load_batch, len(reader))
+    if ema is not None:
+        task.out.publish_files(lambda folder: _save(folder, ema, config, task, autoencoder["scale"]))
+
+
+def _labels(task: Task) -> tuple[np.ndarray, dict[str, int]]:
+    """The class id of each row of the moments, and how many rows each class has."""
+    classes = task.inputs["index"].read_json("classes.json")
+    ids = MomentsReader(task.inputs["moments"]).ids
+    if task.settings["condition"] == "none":
+        return np.zeros(len(ids), np.int64), {}
+    source = task.inputs["labels"]
+    if task.settings["condition"] == "true_labels":
+        table = read_index(source, ["id", "label"])
+    else:
+        table = pq.read_table(source.local_file(PSEUDO_LABELS), columns=["id", "label"])
+    labels = table["label"].take(pc.index_in(ids, table["id"].combine_chunks()))
+    if labels.null_count:
+        lost = ids.filter(pc.is_null(labels).combine_chunks())[0].as_py()
+        raise ConfigError(f"diffusion: {labels.null_count} images have no label, the first is {lost}")
+    values = labels.cast(pa.int64()).to_numpy()
+    return values, dict(zip(classes, np.bincount(values, minlength=len(classes)).tolist(), strict=True))
+
+
+def _save(folder: Path, ema: dict[str, Any], config: Any, task: Task, scale: float) -> None:
+    from safetensors.torch import save_file
+
+    settings = task.settings
+    description = {
+        "model": asdict(config),
+        "schedule": settings["schedule"],
+        "prediction": settings["prediction"],
+        "latent_scale": scale,
+        "condition": settings["condition"],
+        "steps": settings["steps"],
+    }
+    save_file({name: value.contiguous() for name, value in ema.items()}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(description, indent=1) + "\n")

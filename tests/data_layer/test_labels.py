@@ -1,0 +1,130 @@
+from collections import Counter
+from itertools import pairwise
+
+import pyarrow as pa
+import pytest
+
+from dpt_ray.data.index import SCHEMA
+from dpt_ray.data.labels import draw_labels, read_label_list
+
+CLASSES = ["n01", "n02", "n03"]
+
+
+def imagenet(n_per_class: int = 6) -> pa.Table:
+    """n01/n01_0 ... as files of a folder; image number 5 of each class is a test image."""
+    rows = [(label, k) for label in range(3) for k in range(n_per_class)]
+    ids = [f"train/{CLASSES[label]}/{CLASSES[label]}_{k}" for label, k in rows]
+    columns = [
+        ids,
+        [f"s3://bucket/{i}.JPEG" for i in ids],
+        [0] * len(rows),
+        [9] * len(rows),
+        ["test" if k == 5 else "train" for _, k in rows],
+        [label for label, _ in rows],
+    ]
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA)
+
+
+def rows_of(table: pa.Table) -> set[tuple[str, int]]:
+    return {(row["id"], row["label"]) for row in table.to_pylist()}
+
+
+def test_a_draw_has_n_true_labels_per_class_from_the_train_split() -> None:
+    index = imagenet()
+    drawn = draw_labels(index, 3, seed=0, classes=CLASSES)
+    assert drawn.schema.names == ["id", "label"]
+    assert Counter(drawn["label"].to_pylist()) == {0: 3, 1: 3, 2: 3}
+    train = {(r["id"], r["label"]) for r in index.to_pylist() if r["split"] == "train"}
+    assert rows_of(drawn) <= train
+
+
+def test_draws_are_nested_and_do_not_depend_on_row_order() -> None:
+    index = imagenet(100)
+    draws = [rows_of(draw_labels(index, n, seed=7)) for n in range(1, 6)]
+    assert all(small < large for small, large in pairwise(draws))
+    assert draw_labels(index.take(list(range(299, -1, -1))), 3, seed=7).equals(draw_labels(index, 3, seed=7))
+    assert rows_of(draw_labels(index, 5, seed=8)) != draws[4]
+
+
+def test_images_of_unknown_label_are_not_drawn() -> None:
+    index = imagenet()
+    unknown = pa.array([None if k % 2 else v for k, v in enumerate(index["label"].to_pylist())])
+    index = index.set_column(5, SCHEMA.field(5), [unknown.cast(pa.int32())])
+    assert all(int(i[-1]) % 2 == 0 for i in draw_labels(index, 3, seed=0)["id"].to_pylist())
+
+
+def test_asking_for_more_labels_than_there_are_names_class_and_count() -> None:
+    with pytest.raises(ValueError, match="class n01 has 5 labelled training images, 6 per class"):
+        draw_labels(imagenet(), 6, seed=0, classes=CLASSES)
+    with pytest.raises(ValueError, match="class empty has 0"):
+        draw_labels(imagenet(), 1, seed=0, classes=[*CLASSES, "empty"])
+    with pytest.raises(ValueError, match="no true labels"):
+        nulls = pa.nulls(18, pa.int32())
+        draw_labels(imagenet().set_column(5, SCHEMA.field(5), [nulls]), 1, seed=0)
+    with pytest.raises(ValueError, match="at least 1"):
+        draw_labels(imagenet(), 0, seed=0)
+
+
+def read(tmp_path, text: str, format: str, index=None) -> set[tuple[str, int]]:
+    path = tmp_path / "labels.txt"
+    path.write_bytes(text.encode())
+    return rows_of(read_label_list(str(path), format, index or imagenet(), CLASSES))
+
+
+EXPECTED = {("train/n02/n02_4", 1), ("train/n01/n01_0", 0)}
+
+
+@pytest.mark.parametrize(
+    ("format", "text"),
+    [
+        ("published", "n02_4.JPEG\nn01_0.JPEG\n"),
+        ("published", "n02_4.JPEG\r\n\r\nn01_0.JPEG"),
+        ("csv", "id,label\ntrain/n02/n02_4,n02\ntrain/n01/n01_0,n01\n"),
+        ("csv", "id,label\r\ntrain/n02/n02_4,1\r\ntrain/n01/n01_0,0\r\n"),
+        ("csv", '\ufefflabel,id\nn02,"train/n02/n02_4"\n\nn01,train/n01/n01_0\n'),
+    ],
+)
+def test_a_label_list_is_joined_by_name(tmp_path, format, text) -> None:
+    assert read(tmp_path, text, format) == EXPECTED
+
+
+def test_a_published_list_finds_images_inside_tar_shards_by_their_key(tmp_path) -> None:
+    index = imagenet()
+    uris = pa.array(["s3://bucket/shard-0.tar"] * index.num_rows)
+    index = index.set_column(1, SCHEMA.field(1), [uris])
+    assert read(tmp_path, "n02_4.JPEG\nn01_0.JPEG\n", "published", index) == EXPECTED
+
+
+ID = "train/n01/n01_0"
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "message"),
+    [
+        ("published", "n01_0.JPEG\nn01_99.JPEG", "line 2: no image 'n01_99'"),
+        ("published", "n09_0.JPEG", "line 1: unknown class 'n09'"),
+        ("published", "n01_0.JPEG\nn02_1.JPEG\nn01_0.JPEG", "line 3 repeats line 1"),
+        ("published", "n01_1.JPEG\nn01_5.JPEG", "line 2: .* is in the test split"),
+        ("published", "", "is empty"),
+        ("published", "\r\n\r\n", "is empty"),
+        ("csv", "id,label\n", "is empty"),
+        ("csv", "n01_0,0\n", "line 1: columns .* needs id,label"),
+        ("csv", f"id,label\n{ID},n01\n{ID},0\n", "line 3 repeats line 2"),
+        ("csv", f"id,label\n{ID},n01\n\n{ID},n02\n", "line 4 .class n02. contradicts line 2"),
+        ("csv", f"id,label\n{ID},3\n", "line 2: unknown class '3'.*0 to 2"),
+        ("csv", f"id,label\n{ID},-1\n", "line 2: unknown class '-1'"),
+        ("csv", f"id,label\n{ID}\n", "line 2: unknown class ''"),
+        ("csv", "id,label\nnowhere,n01\n", "line 2: no image 'nowhere'"),
+        ("json", "[]", "use csv or published"),
+    ],
+)
+def test_a_faulty_label_list_is_refused_naming_the_line(tmp_path, format, text, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, text, format)
+
+
+def test_a_file_name_that_two_images_have_is_refused(tmp_path) -> None:
+    index = imagenet()
+    other = index.slice(0, 1).set_column(0, SCHEMA.field(0), [pa.array(["copy/n01_0"])])
+    with pytest.raises(ValueError, match="line 1: 'n01_0' could be any of train/n01/n01_0, copy"):
+        read(tmp_path, "n01_0.JPEG", "published", pa.concat_tables([index, other]))

@@ -1,0 +1,213 @@
+from pathlib import Path
+
+import fsspec
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torchvision.transforms.v2 import functional
+
+from dpt_ray.data.crops import Crop
+from dpt_ray.models.conv import SmallConvNet
+from dpt_ray.models.encoder import conv_encoder, load_encoder, open_encoder, save_encoder
+from dpt_ray.models.msn import load_msn
+
+DATA = Path(__file__).parents[1] / "data"
+MSN = DATA / "msn_vit.pth.tar"
+HEADS = 3
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return safetensors.torch.load_file(DATA / "msn_vit.safetensors")
+
+
+@pytest.fixture(scope="module")
+def msn():
+    return load_msn(MSN, HEADS).eval()
+
+
+def pixels(batch, size, channels=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (batch, size, size, channels), generator=generator).to(torch.uint8)
+
+
+def small_conv(dim=24):
+    return SmallConvNet(1, 8, dim, torch.Generator().manual_seed(1))
+
+
+def timm_file(folder, name):
+    """A file with random weights of timm's model, head included, and the model without head."""
+    torch.manual_seed(3)
+    model = timm.create_model(name, num_classes=5).eval()
+    for module in model.modules():  # running statistics and zero-initialised scales that matter
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.weight.data.uniform_(0.5, 1.5)
+    file = folder / f"{name}.pth"
+    torch.save({"state_dict": model.state_dict()}, file)
+    model.reset_classifier(0)
+    return file, model
+
+
+@torch.no_grad()
+def test_msn_features_are_the_published_ones(golden, msn):
+    close = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(msn(golden["x"]), golden["blocks1"], **close)
+    torch.testing.assert_close(msn(golden["x"], blocks=4), golden["blocks4"], **close)
+    torch.testing.assert_close(msn.normed(golden["x"]), golden["features"], **close)
+    torch.testing.assert_close(msn(golden["x_other"]), golden["blocks1_other"], **close)
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_msn_checkpoint_with_other_keys_is_refused_by_name(tmp_path, change):
+    content = torch.load(MSN, weights_only=True)
+    if change == "missing":
+        del content["target_encoder"]["module.blocks.2.attn.qkv.bias"]
+        name = "blocks.2.attn.qkv.bias"
+    else:
+        content["target_encoder"]["module.dist_token"] = torch.zeros(1)
+        name = "dist_token"
+    torch.save(content, tmp_path / "other.pth.tar")
+    with pytest.raises(ValueError, match=rf"other\.pth\.tar.*1 {change} \({name}\)"):
+        load_msn(tmp_path / "other.pth.tar", HEADS)
+
+
+def test_msn_heads_must_divide_dim():
+    with pytest.raises(ValueError, match="heads"):
+        load_msn(MSN, heads=5)
+    with pytest.raises(ValueError, match="heads"):
+        load_msn(MSN)  # dim 48 is below one published head
+
+
+def test_msn_encoder_normalises_with_imagenet_statistics_and_crops_as_msn_evaluates(msn):
+    encoder = open_encoder("msn", weights=MSN, heads=HEADS, blocks=2)
+    assert encoder.crop == Crop("eval", 32, 37, "bilinear")  # 224 of 256, at 32 pixels
+    assert encoder.dim == 96
+    images = pixels(2, 32)
+    x = functional.to_dtype(images.permute(0, 3, 1, 2), torch.float32, scale=True)
+    x = functional.normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    features = encoder(images)
+    assert features.shape == (2, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(features, msn(x, blocks=2), rtol=0, atol=1e-6)
+
+
+def test_msn_encoder_survives_its_folder_local_and_remote(tmp_path):
+    encoder = open_encoder("msn", weights=MSN, heads=HEADS, blocks=3)
+    save_encoder(tmp_path, encoder)
+    uri = "memory://encoders/msn"
+    for file in tmp_path.iterdir():
+        with fsspec.open(f"{uri}/{file.name}", "wb") as remote:
+            remote.write(file.read_bytes())
+    for folder in (tmp_path, uri):
+        again = load_encoder(folder)
+        assert again.spec == encoder.spec
+        assert again.identity == encoder.identity
+        torch.testing.assert_close(again(pixels(2, 32)), encoder(pixels(2, 32)), rtol=0, atol=0)
+
+
+def test_bfloat16_features_are_float32_and_near():
+    exact = open_encoder("msn", weights=MSN, heads=HEADS)(pixels(4, 32))
+    fast = open_encoder("msn", weights=MSN, heads=HEADS, precision="bfloat16")(pixels(4, 32))
+    assert fast.dtype == torch.float32
+    assert not torch.equal(fast, exact)
+    assert torch.nn.functional.cosine_similarity(fast, exact).min() > 0.999
+    with pytest.raises(ValueError, match="precision 'bf16'"):
+        open_encoder("msn", weights=MSN, heads=HEADS, precision="bf16")(pixels(1, 32))
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_conv_features_do_not_depend_on_the_batch(size):
+    network = small_conv()
+    x = torch.rand(6, 1, size, size, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    with torch.no_grad():
+        whole, alone = network(x), torch.cat([network(row[None]) for row in x])
+    assert whole.shape == (6, 24)
+    assert whole.std(dim=0).min() > 0
+    torch.testing.assert_close(whole, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_conv_weights_come_from_the_generator():
+    one, two = small_conv().state_dict(), small_conv().state_dict()
+    torch.rand(1)
+    other = SmallConvNet(1, 8, 24, torch.Generator().manual_seed(9)).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(one["head.weight"], other["head.weight"])
+
+
+def test_conv_encoder_maps_pixels_to_minus_one_to_one_and_survives_its_folder(tmp_path):
+    network = small_conv()
+    encoder = conv_encoder(network, Crop("none", 8))
+    images = pixels(5, 8, channels=1)
+    with torch.no_grad():
+        expected = network(images.permute(0, 3, 1, 2) / 127.5 - 1)
+    torch.testing.assert_close(encoder(images), expected, rtol=0, atol=1e-5)
+    save_encoder(tmp_path / "encoder", encoder)
+    again = load_encoder(tmp_path / "encoder")
+    assert again.spec == encoder.spec
+    torch.testing.assert_close(again(images), encoder(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_timm_features_are_timms_own_with_its_crop_and_statistics(tmp_path, name):
+    file, model = timm_file(tmp_path, name)
+    data = timm.data.resolve_model_data_config(model)
+    encoder = open_encoder("timm", name=name, weights=file)
+    transform = timm.data.create_transform(**data)
+    resize, cut = transform.transforms[:2]
+    crop = encoder.crop
+    assert (crop.kind, crop.size) == ("eval", cut.size[0])
+    assert (crop.resize, crop.interpolation) == (resize.size, resize.interpolation.value)
+    images = pixels(2, crop.size)
+    x = functional.normalize(images.permute(0, 3, 1, 2) / 255, data["mean"], data["std"])
+    with torch.no_grad():
+        expected = model(x)
+    assert encoder.dim == expected.shape[1]
+    torch.testing.assert_close(encoder(images), expected, rtol=1e-5, atol=1e-5)
+    save_encoder(tmp_path / "folder", encoder)
+    again = load_encoder(tmp_path / "folder")
+    assert again.spec == encoder.spec
+    torch.testing.assert_close(again(images), encoder(images), rtol=0, atol=0)
+
+
+def test_timm_weights_of_another_model_are_refused_by_name(tmp_path):
+    file, _ = timm_file(tmp_path, "test_resnet")
+    with pytest.raises(ValueError, match=r"test_resnet\.pth.*VisionTransformer.*missing"):
+        open_encoder("timm", name="test_vit", weights=file)
+
+
+def test_nothing_is_downloaded_unless_allowed():
+    with pytest.raises(ValueError, match="test_vit has no weights"):
+        open_encoder("timm", name="test_vit")
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        ("timm", {"name": "vit_imaginary", "weights": MSN}, "'vit_imaginary' is no timm model"),
+        ("timm", {"weights": MSN}, "needs name"),
+        ("msn", {}, "needs weights"),
+        ("msn", {"weights": MSN, "heads": HEADS, "blocks": 6}, "blocks 6 must be 1 to 5"),
+        ("dino", {"weights": MSN}, "'dino' must be msn or timm"),
+    ],
+)
+def test_a_wrong_setting_is_named(kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        open_encoder(kind, **arguments)
+
+
+def test_wrong_pixels_are_named():
+    encoder = conv_encoder(small_conv(), Crop("none", 8))
+    with pytest.raises(ValueError, match=r"uint8 pixels \(B, H, W, 1\).*float32"):
+        encoder(torch.zeros(2, 8, 8, 1))
+    with pytest.raises(ValueError, match=r"\(2, 8, 8, 3\)"):
+        encoder(pixels(2, 8))
+
+
+def test_a_foreign_config_is_named(tmp_path):
+    save_encoder(tmp_path, conv_encoder(small_conv(), Crop("none", 8)))
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"width"', '"depth"'))
+    with pytest.raises(ValueError, match=r"config\.json: not an encoder's.*depth"):
+        load_encoder(tmp_path)

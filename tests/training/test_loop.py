@@ -1,0 +1,297 @@
+import math
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.multiprocessing
+from safetensors.torch import load_file, save_file
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dpt_ray.training.loop import NonFiniteLoss, TrainSettings, train
+from dpt_ray.training.order import batch_rows
+
+ROWS = 50
+DATA = torch.randn(ROWS, 6, generator=torch.Generator().manual_seed(0))
+SETTINGS = TrainSettings(
+    steps=11,
+    batch_size=32,
+    learning_rate=0.02,
+    warmup_steps=3,
+    lr_schedule="cosine",
+    ema_decay=0.9,
+    grad_clip=0.5,
+    log_every=1,
+    checkpoint_every=4,
+    max_bad_steps=3,
+)
+TIMES = ("images_per_s", "data_wait", "memory")
+
+
+def tiny() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6))
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        p.data = 0.3 * torch.randn(p.shape, generator=generator)
+    return model
+
+
+def load(rows, step):
+    return {"x": DATA[rows]}
+
+
+def denoise(model, batch, random):
+    return (model(batch["x"] + random.normal("noise", (6,))) - batch["x"]).square().mean()
+
+
+class Record:
+    """What a run reports."""
+
+    def __init__(self) -> None:
+        self.logs, self.checkpoints = [], {}
+
+    def log(self, record):
+        self.logs.append({k: v for k, v in record.items() if k not in TIMES})
+
+    def checkpoint(self, step, tensors, meta):
+        self.checkpoints[step] = tensors, meta
+
+
+def run(settings=SETTINGS, step_fn=denoise, model=None, **more):
+    record = Record()
+    result = train(
+        model or tiny(),
+        step_fn,
+        more.pop("load_batch", load),
+        settings,
+        ROWS,
+        on_log=record.log,
+        on_checkpoint=record.checkpoint,
+        **more,
+    )
+    return result, record
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The run that never stops, with a checkpoint at every step."""
+    return run(replace(SETTINGS, checkpoint_every=1))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 7, 10])
+def test_a_resumed_run_is_bit_identical_to_one_that_never_stopped(whole, stop):
+    expected, undisturbed = whole
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6))  # other weights
+    result, record = run(model=model, resume=undisturbed.checkpoints[stop])
+    assert record.logs == undisturbed.logs[stop:]
+    tensors, meta = record.checkpoints[SETTINGS.steps]
+    last, last_meta = undisturbed.checkpoints[SETTINGS.steps]
+    assert meta == last_meta and tensors.keys() == last.keys()
+    assert all(torch.equal(tensors[key], last[key]) for key in last)
+    assert all(torch.equal(result.ema[key], expected.ema[key]) for key in expected.ema)
+
+
+def test_resuming_a_finished_run_returns_its_average_without_a_step(whole):
+    expected, undisturbed = whole
+    loaded = []
+    result, record = run(
+        resume=undisturbed.checkpoints[SETTINGS.steps],
+        load_batch=lambda rows, step: loaded.append(step),
+    )
+    assert not loaded
+    assert not record.logs and not record.checkpoints
+    assert all(torch.equal(result.ema[key], expected.ema[key]) for key in expected.ema)
+
+
+def test_callbacks_come_at_their_steps_and_at_the_end():
+    _, record = run(replace(SETTINGS, log_every=3))
+    assert [r["step"] for r in record.logs] == [3, 6, 9, 11]
+    assert list(record.checkpoints) == [4, 8, 11]
+
+
+def test_training_follows_plain_torch(whole):
+    """The same run spelled out with an unfused AdamW, LambdaLR and clip_grad_norm_."""
+    from dpt_ray.training.random import StepRandom
+
+    model = tiny()
+    average = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=0.02, betas=(0.9, 0.99), weight_decay=0.03, foreach=False
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: s / 3 if s < 3 else (1 + math.cos(math.pi * (s - 3) / 8)) / 2
+    )
+    for step in range(11):
+        rows = batch_rows(0, step, 32, ROWS)
+        loss = denoise(model, load(rows, step), StepRandom(0, step, 0, 32))
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        logged = whole[1].logs[step]
+        assert logged["loss"] == pytest.approx(loss.item(), rel=1e-4)
+        assert logged["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+        assert logged["lr"] == pytest.approx(scheduler.get_last_lr()[0])
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        for key, value in model.state_dict().items():
+            average[key] = 0.9 * average[key] + 0.1 * value
+    for key, value in average.items():
+        torch.testing.assert_close(whole[0].ema[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_accumulated_parts_give_the_whole_batchs_training(whole):
+    result, record = run(gradient_accumulation=4)
+    for key, value in whole[0].ema.items():
+        torch.testing.assert_close(result.ema[key], value, rtol=0, atol=1e-6)
+    losses = [r["loss"] for r in record.logs]
+    assert losses == pytest.approx([r["loss"] for r in whole[1].logs], rel=1e-5)
+
+
+def infinite_on_second_half_of_step_5(model, batch, random):
+    # The loss is infinite, its own gradient is not.
+    bad = random.step == 5 and random.lo == 16
+    return denoise(model, batch, random) + (math.inf if bad else 0.0)
+
+
+def worker(rank: int, folder: str) -> None:
+    """One of two processes: a plain run, then one with a bad step; what came of both as a file."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=120),
+    )
+    found = {}
+    for name, step_fn, accumulation in (
+        ("plain", denoise, 2),
+        ("bad", infinite_on_second_half_of_step_5, 1),
+    ):
+        result, record = run(
+            step_fn=step_fn,
+            model=DistributedDataParallel(tiny()),
+            rank=rank,
+            world_size=2,
+            gradient_accumulation=accumulation,
+        )
+        losses = [r["loss"] for r in record.logs]
+        saved = [step for step, (tensors, _) in record.checkpoints.items() if tensors]
+        found |= {f"{name}.ema.{key}": value for key, value in result.ema.items()}
+        found[f"{name}.losses"] = torch.tensor(losses, dtype=torch.float64)
+        found[f"{name}.skipped"] = torch.tensor(result.skipped_steps)
+        found[f"{name}.seen"] = torch.tensor(list(record.checkpoints))
+        found[f"{name}.saved"] = torch.tensor(saved)
+    save_file(found, f"{folder}/{rank}.safetensors")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ddp")
+    torch.multiprocessing.spawn(worker, (str(folder),), nprocs=2)
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
+
+
+def test_two_workers_train_as_one(whole, two_workers):
+    first, second = two_workers
+    for key, value in whole[0].ema.items():
+        torch.testing.assert_close(first[f"plain.ema.{key}"], value, rtol=0, atol=1e-6)
+        assert torch.equal(first[f"plain.ema.{key}"], second[f"plain.ema.{key}"])
+    losses = torch.tensor([r["loss"] for r in whole[1].logs], dtype=torch.float64)
+    torch.testing.assert_close(first["plain.losses"], losses, rtol=1e-5, atol=0)
+
+
+def test_all_workers_come_to_a_checkpoint_but_only_the_first_logs_and_holds_it(two_workers):
+    first, second = two_workers
+    for worker_ in two_workers:
+        assert worker_["plain.seen"].tolist() == [4, 8, 11]
+    assert first["plain.saved"].tolist() == [4, 8, 11]
+    assert len(second["plain.saved"]) == 0 and len(second["plain.losses"]) == 0
+
+
+def test_a_bad_loss_on_one_worker_makes_all_skip_the_step(two_workers):
+    first, second = two_workers
+    assert first["bad.skipped"] == second["bad.skipped"] == 1
+    for key in (k for k in first if k.startswith("bad.ema.")):
+        assert torch.equal(first[key], second[key]) and first[key].isfinite().all()
+
+
+def bad_at(*steps, poison):
+    def step_fn(model, batch, random):
+        loss = denoise(model, batch, random)
+        return poison(loss) if random.step in steps else loss
+
+    return step_fn
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        lambda loss: loss * math.nan,
+        lambda loss: loss + math.inf,
+        lambda loss: loss + 0 * (loss - loss.detach()).sqrt(),  # finite loss, NaN gradient
+    ],
+)
+def test_a_step_that_is_not_finite_changes_no_weight_and_no_moment(poison):
+    settings = replace(SETTINGS, checkpoint_every=1)
+    result, record = run(settings, bad_at(4, 6, 7, poison=poison))
+    assert result.skipped_steps == 3
+    before, after = record.checkpoints[4][0], record.checkpoints[5][0]
+    assert all(torch.equal(before[k], after[k]) for k in before if not k.startswith("ema."))
+    assert record.checkpoints[11][0]["optimizer.step.0.weight"] == 11 - 3
+    assert all(v.isfinite().all() for v in result.ema.values())
+    assert [meta["bad_in_a_row"] for _, meta in record.checkpoints.values()][3:9] == [*(0, 1, 0, 1, 2, 0)]
+
+
+@pytest.mark.parametrize("every", [1, 100])
+def test_too_many_bad_steps_in_a_row_stop_the_run_naming_the_step(every):
+    settings = replace(SETTINGS, log_every=every, checkpoint_every=every)
+    step_fn = bad_at(1, 3, 4, 5, poison=lambda loss: loss * math.nan)
+    with pytest.raises(NonFiniteLoss, match="at step 6, the last of 3 in a row") as error:
+        run(settings, step_fn)
+    assert error.value.step == 6
+
+
+def test_a_resumed_run_remembers_the_bad_steps_before_it():
+    step_fn = bad_at(3, 4, 5, poison=lambda loss: loss * math.nan)
+    record = Record()
+    with pytest.raises(NonFiniteLoss):
+        train(
+            tiny(),
+            step_fn,
+            load,
+            replace(SETTINGS, checkpoint_every=1),
+            ROWS,
+            on_checkpoint=record.checkpoint,
+        )
+    with pytest.raises(NonFiniteLoss, match="at step 6"):
+        run(step_fn=step_fn, resume=record.checkpoints[5])
+
+
+def test_an_error_while_loading_data_ends_the_run_with_that_error():
+    def torn(rows, step):
+        if step == 5:
+            raise OSError("shard is gone")
+        return load(rows, step)
+
+    with pytest.raises(OSError, match="shard is gone"):
+        run(load_batch=torn)
+
+
+def test_a_batch_that_does_not_split_evenly_is_refused():
+    with pytest.raises(ValueError, match="batch_size 32 must be a multiple of 48"):
+        run(world_size=3, gradient_accumulation=2)
+
+
+def test_bfloat16_computes_in_bfloat16_but_keeps_float32_weights():
+    seen = []
+
+    def step_fn(model, batch, random):
+        seen.append(model(batch["x"]).dtype)
+        return denoise(model, batch, random)
+
+    result, _ = run(replace(SETTINGS, precision="bfloat16", steps=2), step_fn)
+    assert set(seen) == {torch.bfloat16}
+    assert {v.dtype for v in result.ema.values()} == {torch.float32}
