@@ -16,6 +16,7 @@ from typing import Any
 from dpt_ray.artifacts import Artifact
 from dpt_ray.config import Optimisation
 from dpt_ray.stages import cluster
+from dpt_ray.stages.display import following
 from dpt_ray.stages.node import Task
 
 CHECKPOINTS = "checkpoints"
@@ -38,17 +39,24 @@ TrainFunction = Callable[[Task, Worker], None]
 
 def run(task: Task, function: TrainFunction) -> dict[str, Any]:
     """Runs `function` on the configured number of workers; returns startup and memory facts."""
-    started = time.time()
+    started, steps = time.time(), int(task.settings["steps"])
+
+    def reached() -> int:
+        records = read_log(task.out)
+        return int(records[-1]["step"]) if records else 0
+
     remote = replace(task, progress=_silent)  # the display stays in the driver
     if task.compute.train_workers == 0:
         import torch
 
         torch.set_num_threads(task.compute.threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        _follow(task, lambda: function(remote, Worker(0, 1, device)))
+        with following(task.progress, steps, reached):
+            function(remote, Worker(0, 1, device))
     else:
         cluster.connect(task.compute)
-        _follow(task, lambda: _fit(remote, function))
+        with following(task.progress, steps, reached):
+            _fit(remote, function)
     records = read_log(task.out)
     facts = task.out.read_json("started.json")
     return {
@@ -91,27 +99,6 @@ def _fit(task: Task, function: TrainFunction) -> None:
                 failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
             ),
         ).fit()
-
-
-def _follow(task: Task, work: Callable[[], None]) -> None:
-    """Runs `work` and shows the steps that the log in the artifact's folder has reached."""
-    import threading
-
-    total, stop = int(task.settings["steps"]), threading.Event()
-    task.progress(0, total)
-
-    def watch() -> None:
-        while not stop.wait(1.0):
-            if records := read_log(task.out):
-                task.progress(int(records[-1]["step"]), total)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        work()
-    finally:
-        stop.set()
-        watcher.join()
 
 
 def read_log(out: Artifact) -> list[dict[str, float]]:
