@@ -19,13 +19,6 @@ from torch.nn.functional import cross_entropy, one_hot
 CHUNK = 65_536  # rows in double precision at a time: the only copy beside the features themselves
 
 
-def row_normalise(features: np.ndarray) -> np.ndarray:
-    """Each row (n, dim) less its own mean, divided by its L2 norm (DPT's and MSN's preprocessing)."""
-    centred = features - features.mean(axis=1, keepdims=True)
-    norm = np.linalg.norm(centred, axis=1, keepdims=True)
-    return centred / np.maximum(norm, np.finfo(features.dtype).tiny)
-
-
 @dataclass(frozen=True)
 class Problem:
     """Row-normalised features (n, dim) float32, labels (n,) int64, weights (n,) float32."""
@@ -128,8 +121,3 @@ def fit(
         float(gradient.norm()),
         int(search.state[W]["n_iter"]),
     )
-
-
-def logits(features: np.ndarray, W: np.ndarray) -> np.ndarray:
-    """Decision values (n, C) of row-normalised features."""
-    return features @ W.T

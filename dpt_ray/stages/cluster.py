@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from dpt_ray.config import Compute, ConfigError
@@ -20,6 +22,8 @@ def connect(compute: Compute) -> float:
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table beside the display's
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if ray.is_initialized():
@@ -27,7 +31,8 @@ def connect(compute: Compute) -> float:
     started = time.perf_counter()
     address = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {} if address else {"num_cpus": compute.cpus, "include_dashboard": False}
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    with _native_output_hidden():
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     logging.getLogger("ray").setLevel(logging.ERROR)
     _quiet_data()
     _check_resources(compute)
@@ -51,7 +56,7 @@ def run_units(
 
     data = ray.data.from_items(list(units))
     if read is not None:
-        data = data.map(read, num_cpus=0.25)
+        data = data.map(read, **tasks(compute))
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=compute.actors)
     data = data.map(
         actor,
@@ -61,6 +66,34 @@ def run_units(
         num_gpus=compute.actor_gpus or None,
     )
     yield from data.iter_rows()
+
+
+def tasks(compute: Compute) -> dict[str, Any]:
+    """Options of light Ray Data tasks: as many at a time as there are actors, never their CPUs.
+
+    Without a bound every fraction of a CPU starts a worker process, and each of them imports anew.
+    """
+    import ray.data
+
+    return {"num_cpus": 0.25, "compute": ray.data.TaskPoolStrategy(size=compute.actors)}
+
+
+@contextmanager
+def _native_output_hidden() -> Iterator[None]:
+    """Keeps what Ray's C++ core writes to file descriptor 2 off the terminal; exceptions still come.
+
+    It announces its own log level there, and complains of how Ray Data makes its actors (ray #53727).
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def peak_memory() -> int:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dpt_ray.artifacts import Artifact, Store
+from dpt_ray.artifacts import Store
 from dpt_ray.config import Compute, ConfigError
 from dpt_ray.lease import Lease
 from dpt_ray.stages.display import Display, Report
@@ -155,8 +155,3 @@ def _first_line(error: BaseException) -> str:
         error = cause
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
-
-
-def total_bytes(artifact: Artifact) -> int:
-    """The bytes on disk of an artifact's folder."""
-    return int(artifact.fs.du(artifact.path("")))

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from dpt_ray.artifacts import Artifact
-from dpt_ray.learners.linear_probe import Fit, fit, logits
+from dpt_ray.learners.linear_classifier import logits
+from dpt_ray.learners.linear_probe import Fit, fit
 from dpt_ray.stages.node import Task
 from dpt_ray.stages.rows import ImageRows, RealRows, Rows
 

@@ -17,14 +17,8 @@ import pyarrow.parquet as pq
 from scipy.special import softmax
 
 from dpt_ray.artifacts import Artifact
-from dpt_ray.evaluation.calibration import (
-    expected_calibration_error,
-    fit_temperature,
-    reliability_bins,
-)
-from dpt_ray.learners.linear_probe import logits, row_normalise
+from dpt_ray.learners.linear_classifier import logits, row_normalise
 from dpt_ray.stages import cluster
-from dpt_ray.stages.fit_classifier import load_classifier
 from dpt_ray.stages.node import Task
 from dpt_ray.stages.rows import PSEUDO_LABELS, RealRows
 
@@ -34,6 +28,8 @@ TOP = 5
 def make(task: Task) -> dict[str, Any]:
     """Publishes one Parquet table with a row for each image whose features are known."""
     features, index = task.inputs["features"], task.inputs["index"]
+    from dpt_ray.stages.fit_classifier import load_classifier
+
     W = load_classifier(task.inputs["classifier"])
     real = RealRows(index, features)
     calibration = _calibrate(W, real)
@@ -48,7 +44,7 @@ def make(task: Task) -> dict[str, Any]:
     startup = 0.0
     if missing:
         rows = ray.data.from_items([{"shard": s["shard"], "file": s["file"]} for s in missing])
-        for number, result in enumerate(rows.map(score, num_cpus=0.25).iter_rows(), 1):
+        for number, result in enumerate(rows.map(score, **cluster.tasks(task.compute)).iter_rows(), 1):
             startup = startup or time.perf_counter() - started - result["seconds"]
             task.progress(number, len(missing))
     _merge(task.out, shards)
@@ -95,6 +91,12 @@ class ScoreShard:
 def _calibrate(W: np.ndarray, real: RealRows) -> dict[str, Any]:
     """The temperature fitted on validation, and the calibration error before and after."""
     import torch
+
+    from dpt_ray.evaluation.calibration import (
+        expected_calibration_error,
+        fit_temperature,
+        reliability_bins,
+    )
 
     validation = real.validation
     if not len(validation):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from dpt_ray.artifacts import Artifact
 from dpt_ray.data.shards import read_features
 from dpt_ray.data.units import read_index
-from dpt_ray.learners.linear_probe import row_normalise
+from dpt_ray.learners.linear_classifier import row_normalise
 from dpt_ray.stages.labels import LABELS
 
 PSEUDO_LABELS = "pseudo_labels.parquet"

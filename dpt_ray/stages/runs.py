@@ -96,11 +96,27 @@ def status(config: Config) -> list[dict[str, Any]]:
                 "artifact": f"{node.stage}/{node.reference}",
                 "published": published,
                 "shards": 0 if published else len(artifact.shards()),
+                "bytes": _size(artifact) if published else 0,
                 "why": "" if published else _why(node, store, waiting),
                 "manifest": artifact.manifest if published else None,
             }
         )
     return rows
+
+
+def references(store: Store) -> dict[str, list[str]]:
+    """The names of the runs that refer to each STAGE/HASH of a store."""
+    root = Artifact(f"{store.uri.rstrip('/')}/runs")
+    found: dict[str, list[str]] = {}
+    for path in root.fs.glob(root.path("*/artifacts.json")):
+        name = path.split("/")[-2]
+        for reference in root.read_json(f"{name}/artifacts.json").values():
+            found.setdefault(reference.split("@")[0], []).append(name)
+    return {key: sorted(set(names)) for key, names in found.items()}
+
+
+def _size(artifact: Artifact) -> int:
+    return int(artifact.fs.du(artifact.path("")))
 
 
 def _why(node: Node, store: Store, waiting: list[str]) -> str:

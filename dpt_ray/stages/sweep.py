@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from dpt_ray.artifacts import Artifact
 from dpt_ray.config import ConfigError
-from dpt_ray.learners.linear_probe import Fit, logits
+from dpt_ray.learners.linear_classifier import logits
+from dpt_ray.learners.linear_probe import Fit
 from dpt_ray.stages import cluster
 from dpt_ray.stages.display import following
 from dpt_ray.stages.fit_classifier import accuracy, fit_rows, save_classifier

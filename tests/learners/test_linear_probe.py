@@ -8,7 +8,8 @@ from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from dpt_ray.learners.linear_probe import fit, logits, row_normalise
+from dpt_ray.learners.linear_classifier import logits, row_normalise
+from dpt_ray.learners.linear_probe import fit
 
 GOLDEN = Path(__file__).parents[1] / "data" / "logistic_regression.safetensors"
 
@@ -44,7 +45,7 @@ def test_weighted_fit_has_scikit_learns_optimum(balanced):
     np.testing.assert_allclose(found.weights, reference.coef_, atol=2e-3, rtol=1e-3)
 
 
-def test_paper_setting_is_scikit_learns_C_400():
+def test_paper_setting_is_scikit_learns_c_400():
     X, y = generated(seed=1)
     reference = LogisticRegression(C=400, fit_intercept=False, tol=1e-10, max_iter=10_000)
     reference.fit(X.astype(np.float64), y)
@@ -60,5 +61,5 @@ def test_iteration_cap_stops_early():
 
 def test_labels_out_of_range_are_refused():
     X, y = generated()
-    with pytest.raises(ValueError, match="0..3"):
+    with pytest.raises(ValueError, match=r"0\.\.3"):
         fit(X, y, 4)

@@ -1,0 +1,243 @@
+"""`dpt`: Dual Pseudo Training from the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dpt_ray.config import Config, ConfigError, load_config
+
+app = typer.Typer(
+    name="dpt",
+    help="Dual Pseudo Training (NeurIPS 2023): pseudo-labels for every image, a class-conditional "
+    "diffusion model, and a classifier that is better for having trained on its images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="The YAML file that describes the run.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change, as key.path=value.", metavar="[KEY=VALUE]...")
+]
+OutputUri = Annotated[str, typer.Argument(help="The output folder or URI of the runs.", metavar="OUTPUT")]
+
+# command: (nodes it makes, what it does)
+STAGES = {
+    "index": (["index", "labels"], "List the images and the labels, and check them."),
+    "pretrain": (["encoder"], "Train or import the encoder."),
+    "extract": (["features", "moments"], "Compute features and latents of the images, one decode each."),
+    "fit-classifier": (["classifier"], "Fit the stage-1 classifier on the few labels."),
+    "pseudo-label": (["pseudo_labels"], "Label every image, with calibrated confidence."),
+    "train-diffusion": (["denoiser"], "Train the class-conditional diffusion model (stage 2)."),
+    "generate": (["samples"], "Generate images for each class."),
+    "retrain": (["retrained"], "Fit the classifier on real and generated images (stage 3)."),
+    "sweep": (["sweep"], "Sweep images per class, real weight and lambda; choose on validation."),
+    "evaluate": (["evaluation"], "Measure on the test images."),
+    "report": (["report"], "Write the page that shows it all."),
+}
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Run everything that is not done yet, from the images to the report."""
+    _run(load_config(config, overrides or ()), ["report"])
+
+
+def _stage_command(name: str, targets: list[str], help: str) -> Callable[..., None]:
+    def command(config: ConfigPath, overrides: Overrides = None) -> None:
+        _run(load_config(config, overrides or ()), targets)
+
+    command.__name__ = name.replace("-", "_")
+    command.__doc__ = f"{help} What it needs is made first."
+    return command
+
+
+for _name, (_targets, _help) in STAGES.items():
+    app.command(_name, rich_help_panel="One stage")(_stage_command(_name, _targets, _help))
+
+
+def _run(config: Config, targets: list[str]) -> None:
+    from dpt_ray.stages import runs
+    from dpt_ray.stages.display import Display
+
+    outcome, store = runs.run(config, Display(), targets)
+    console = Console()
+    folder = store.run_folder(config.name)
+    if "report" in targets:
+        console.print(_accuracy_table(folder.read_json("evaluation.json")))
+        console.print(f"report: {folder.file_uri('report.html')}", soft_wrap=True, highlight=False)
+    else:
+        console.print(f"results: {folder.uri}", soft_wrap=True, highlight=False)
+    if not outcome.made:
+        console.print("Nothing to do: every stage was done before.")
+
+
+def _accuracy_table(evaluation: dict) -> Table:
+    rows = evaluation["accuracy"]
+    n_validation, n_test = rows[0]["n_validation"], rows[0]["n_test"]
+    table = Table(title=f"{evaluation['n_labels']} labels")
+    table.add_column("classifier")
+    table.add_column(f"validation top-1 (n={n_validation})", justify="right")
+    table.add_column(f"test top-1 (n={n_test})", justify="right")
+    for row in rows:
+        cells = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("validation", "test")]
+        table.add_row(row["name"], *cells)
+    if gain := evaluation["gain"]:
+        table.caption = f"DPT - probe: {gain['gain']:+.3f} +- {gain['stderr']:.3f} ({gain['kind']})"
+    return table
+
+
+@app.command()
+def plan(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print what a run would do, what is done already, and why the rest is not."""
+    from dpt_ray.stages import runs
+
+    table = Table("stage", "artifact", "state", "why")
+    for row in runs.status(load_config(config, overrides or ())):
+        state = "done" if row["published"] else f"{row['shards']} shards done" if row["shards"] else "to do"
+        table.add_row(row["name"], row["artifact"], state, row["why"])
+    Console().print(table)
+
+
+@app.command()
+def status(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print what a run has published: rows, bytes and seconds of each stage."""
+    from dpt_ray.stages import runs
+
+    table = Table("stage", "artifact")
+    for column in ("rows", "size", "seconds"):
+        table.add_column(column, justify="right")
+    for row in runs.status(load_config(config, overrides or ())):
+        manifest = row["manifest"]
+        cells = (
+            [str(manifest.get("rows", "")), _size(row["bytes"]), f"{manifest['seconds']:.1f}"]
+            if manifest
+            else ["-"] * 3
+        )
+        table.add_row(row["name"], row["artifact"], *cells)
+    Console().print(table)
+
+
+@app.command()
+def study(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Run a list of runs over label draws, labels per class and encoder seeds, and print one table."""
+    from dpt_ray.stages.display import Display
+    from dpt_ray.stages.study import run_study
+
+    Console().print(run_study(config, overrides or [], Display()), markup=False, highlight=False)
+
+
+@app.command()
+def predict(
+    config: ConfigPath,
+    images: Annotated[str, typer.Argument(help="A folder or URI of images (or one image).")],
+    out: Annotated[Path, typer.Option(help="The table to write: .csv or .parquet.")] = Path(
+        "predictions.csv"
+    ),
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, as key.path=value.")
+    ] = None,
+) -> None:
+    """Label new images with a finished run's classifier."""
+    from dpt_ray.stages.predict import predict_images
+
+    rows = predict_images(load_config(config, overrides or ()), images, out)
+    Console().print(f"{rows} images labelled: {out}", highlight=False)
+
+
+@app.command()
+def export(
+    config: ConfigPath,
+    format: Annotated[str, typer.Argument(help="webdataset, imagefolder or npz (ADM's).")],
+    out: Annotated[Path, typer.Argument(help="The folder (or .npz file) to write.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, as key.path=value.")
+    ] = None,
+) -> None:
+    """Write a run's generated images as WebDataset tar, ImageFolder or ADM npz."""
+    from dpt_ray.stages.export import export_samples
+
+    rows = export_samples(load_config(config, overrides or ()), format, out)
+    Console().print(f"{rows} images written: {out}", highlight=False)
+
+
+@app.command("list", rich_help_panel="Outputs")
+def list_outputs(output: OutputUri) -> None:
+    """List all outputs with their sizes and the runs that refer to them."""
+    from dpt_ray.artifacts import Store
+    from dpt_ray.stages.runs import references
+
+    store = Store(output)
+    used = references(store)
+    table = Table("artifact", "size", "runs")
+    total = 0
+    for stage, digest, size in store.all_artifacts():
+        total += size
+        table.add_row(f"{stage}/{digest}", _size(size), ", ".join(used.get(f"{stage}/{digest}", ["-"])))
+    table.caption = f"{_size(total)} in all"
+    Console().print(table)
+
+
+@app.command(rich_help_panel="Outputs")
+def remove(
+    output: OutputUri,
+    artifacts: Annotated[list[str] | None, typer.Argument(help="Which, as STAGE/HASH.")] = None,
+    unused: Annotated[bool, typer.Option("--unused", help="All that no run refers to.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove outputs by name, or all that no run refers to."""
+    from dpt_ray.artifacts import Store
+    from dpt_ray.stages.runs import references
+
+    store, wanted = Store(output), set(artifacts or ())
+    found = {f"{stage}/{digest}": size for stage, digest, size in store.all_artifacts()}
+    if unknown := sorted(wanted - found.keys()):
+        raise ConfigError(f"{output}: has no {unknown[0]}; `dpt list {output}` shows what there is")
+    if unused:
+        wanted |= found.keys() - references(store).keys()
+    size = _size(sum(found[name] for name in wanted))
+    if wanted and not yes:
+        typer.confirm(f"Remove {len(wanted)} artifacts ({size})?", abort=True)
+    for name in sorted(wanted):
+        store.remove(*name.split("/"))
+    Console().print(f"removed {len(wanted)} artifacts ({size})", highlight=False)
+
+
+def _size(bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if bytes < 1000:
+            return f"{bytes:.0f} {unit}" if unit == "B" else f"{bytes:.1f} {unit}"
+        bytes /= 1000
+    return f"{bytes:.1f} TB"
+
+
+def main() -> None:
+    """Runs `dpt`; a bad input is one line and exit code 2, a failed stage one line and exit code 1."""
+    from dpt_ray.stages.execute import StageError
+
+    try:
+        app()
+    except ConfigError as error:
+        _fail(f"error: {error}", 2)
+    except StageError as error:
+        if os.environ.get("DPT_TRACEBACK"):
+            raise
+        _fail(f"failed: {error}\nRun the same command again to continue; DPT_TRACEBACK=1 shows all.", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
