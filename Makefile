@@ -1,0 +1,34 @@
+# `make demo` and `make test` are all the set-up a fresh machine with Python >= 3.11 needs.
+PYTHON ?= python3
+VENV := .venv
+INSTALL := $(VENV)/bin/pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: setup demo test lint study clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/dpt run configs/digits.yaml
+
+study: $(VENV)/.installed
+	$(VENV)/bin/dpt study configs/digits_study.yaml
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: lint
+	$(VENV)/bin/pytest
+
+clean:
+	rm -rf $(VENV) outputs
