@@ -22,6 +22,7 @@ from typing import Any
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 SHARDS = "shards"
 
@@ -31,6 +32,37 @@ def identity(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapp
     what = {"stage": stage, "version": version, "settings": settings, "inputs": inputs}
     text = json.dumps(what, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def local_copy(uri: str | Path) -> Path:
+    """A local path with the content of a file: the file itself, or a copy of a remote one.
+
+    A remote file is downloaded once per content into this user's temporary folder, whole or not at
+    all, so that the processes of a node share it. Raises ValueError where nothing is there.
+    """
+    fs, path = url_to_fs(str(uri), use_listings_cache=False)
+    if not fs.isfile(path):
+        raise ValueError(f"{uri}: no such file; give the path or URI of an existing file")
+    if isinstance(fs, LocalFileSystem):
+        return Path(path)
+    # ukey changes with what the file system knows of the content: an ETag, or size and time.
+    key = hashlib.sha256(f"{uri} {fs.ukey(path)}".encode()).hexdigest()[:32]
+    cache = Path(tempfile.gettempdir()) / f"dpt_ray-{os.getuid()}"
+    cache.mkdir(mode=0o700, exist_ok=True)
+    copy = cache / key / Path(path).name
+    if not copy.exists():
+        copy.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=copy.parent) as scratch:
+            part = Path(scratch) / copy.name
+            fs.get_file(path, str(part))
+            part.replace(copy)
+    return copy
+
+
+def sha256(uri: str | Path) -> str:
+    """SHA-256 of a local or remote file's bytes, in hexadecimal."""
+    with local_copy(uri).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -114,16 +146,9 @@ class Artifact:
 
     def local_file(self, name: str) -> Path:
         """A local path with the content of a file: the file itself, or a copy of a remote one."""
-        if self.is_local:
+        if self.is_local:  # looked up so often that whether it is there is for the reader to find
             return Path(self.path(name))
-        key = hashlib.sha256(self.file_uri(name).encode()).hexdigest()[:16]
-        cached = Path(tempfile.gettempdir()) / f"dpt_ray-{os.getuid()}" / key / Path(name).name
-        if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            part = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}")
-            self.fs.get_file(self.path(name), str(part))
-            part.replace(cached)
-        return cached
+        return local_copy(self.file_uri(name))
 
     # Shards ------------------------------------------------------------------------------------
 
@@ -132,8 +157,8 @@ class Artifact:
     ) -> dict[str, Any]:
         """Writes a shard under a name of this attempt's own, then its manifest; returns that.
 
-        `write(path)` writes the payload. If the shard is published already, nothing is written: the
-        first complete attempt stays.
+        `write(path)` writes the payload. The first complete attempt stays: if the shard is published
+        already, nothing is written; if it was published meanwhile, this attempt's payload is removed.
         """
         manifest_name = f"{SHARDS}/{key}.json"
         if self.exists(manifest_name):
@@ -141,7 +166,10 @@ class Artifact:
         payload = f"{SHARDS}/{key}.{uuid.uuid4().hex[:8]}{suffix}"
         with self.writing(payload) as local:
             write(local)
-            size, digest = local.stat().st_size, _sha256(local)
+            size, digest = local.stat().st_size, sha256(local)
+        if self.exists(manifest_name):
+            self.fs.rm_file(self.path(payload))
+            return self.read_json(manifest_name)
         entry = {
             "shard": key,
             "file": payload,
@@ -223,11 +251,11 @@ class Store:
         try:
             probe.write_bytes(name, b"")
             probe.fs.rm_file(probe.path(name))
-        except OSError as error:
-            reason = error.strerror or error
+        except Exception as error:  # every kind of storage has errors of its own
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
                 f"output: {self.uri!r} cannot be written ({reason}); choose another folder or its rights"
-            ) from None
+            ) from error
 
     def all_artifacts(self) -> Iterator[tuple[str, str, int]]:
         """(stage, hash, bytes) of every folder in the store, published or not."""
@@ -241,14 +269,17 @@ class Store:
         for (stage, digest), size in sorted(sizes.items()):
             yield stage, digest, size
 
+    def digests(self, stage: str) -> list[str]:
+        """The hashes of a stage's folders in the store, published or not."""
+        root = Artifact(f"{self.uri.rstrip('/')}/store/{stage}")
+        if not root.fs.exists(root.path("")):
+            return []
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in root.fs.ls(root.path(""), detail=False))
+
     def remove(self, stage: str, digest: str) -> None:
         """Removes an artifact; its manifests go first, so that a reader never trusts half of it."""
         artifact = self.artifact(stage, digest)
-        for name in artifact.fs.glob(artifact.path("manifest*.json")):
-            artifact.fs.rm_file(name)
+        for name in artifact.fs.ls(artifact.path(""), detail=False):
+            if name.rpartition("/")[2].startswith("manifest"):
+                artifact.fs.rm_file(name)
         artifact.fs.rm(artifact.path(""), recursive=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,32 +7,36 @@ w = 1.4).
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dpt_ray.yaml_file import ConfigError as ConfigError
+from dpt_ray.yaml_file import build, merge, parse_overrides, read_yaml
+from dpt_ray.yaml_file import to_yaml as to_yaml
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
-T = TypeVar("T", bound=BaseModel)
 RealWeight = Annotated[float, Field(gt=0)] | Literal["balanced"]
-
-
-class ConfigError(ValueError):
-    """A configuration or an input that cannot be run: one line with the key, the value, the remedy."""
 
 
 class Section(BaseModel):
     """A frozen part of the configuration that refuses unknown keys and wrong types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        # An unknown key stays, to be refused.
+        return {key: v for key, v in values.items() if v is not None or key not in cls.model_fields}
 
 
 class Data(Section):
@@ -116,6 +120,12 @@ class Encoder(Section):
     weights: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
 
+    @model_validator(mode="after")
+    def _weights(self) -> Encoder:
+        if self.kind != "pretrain" and not self.weights:
+            raise ValueError(f"kind {self.kind} needs weights: the path or URI of the published file")
+        return self
+
 
 class Autoencoder(Section):
     """Images to moments and latents back to images; `identity` trains on the pixels themselves."""
@@ -124,6 +134,12 @@ class Autoencoder(Section):
     weights: str | None = None
     flips: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _weights(self) -> Autoencoder:
+        if self.kind == "kl" and not self.weights:
+            raise ValueError("kind kl needs weights: the path or URI of the published file")
+        return self
 
 
 class Classifier(Section):
@@ -170,6 +186,12 @@ class Generate(Section):
     nfe: Count = 25
     indices_per_shard: Count = 16
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _interval(self) -> Generate:
+        if self.guidance_interval and not self.guidance_interval[0] < self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval {self.guidance_interval} is empty: give low < high")
+        return self
 
 
 class Retrain(Section):
@@ -245,12 +267,20 @@ class Config(Section):
                 f"retrain and sweep ask for {asked} images per class, but generate.images_per_class "
                 f"is {self.generate.images_per_class}: raise it or ask for fewer"
             )
-        for section in (self.pretrain, self.diffusion, self.evaluate.referee):
+        trained = {
+            "pretrain": self.pretrain,
+            "diffusion": self.diffusion,
+            "evaluate.referee": self.evaluate.referee,
+        }
+        for name, section in trained.items():
             if section and section.batch_size % (8 * max(1, self.compute.train_workers)):
                 raise ValueError(
-                    f"batch_size {section.batch_size} must be a multiple of 8 x "
+                    f"{name}.batch_size {section.batch_size} must be a multiple of 8 x "
                     f"compute.train_workers ({self.compute.train_workers})"
                 )
+        size, patch = self.data.image_size, self.diffusion.model.patch_size
+        if self.autoencoder.kind == "identity" and size % patch:
+            raise ValueError(f"diffusion.model.patch_size {patch} must divide data.image_size {size}")
         return self
 
     @property
@@ -260,55 +290,50 @@ class Config(Section):
         return Sweep(images_per_class=(r.images_per_class,), real_weight=(r.real_weight,), l2=(r.l2,))
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-4 as text; this loader reads it as the number it is."""
+class Study(Section):
+    """A list of ordinary runs: every number of labels x encoder seed x label draw, and references.
+
+    Label draws are nested in encoder seeds: no two seeds see the same draw. `references` are runs whose
+    denoiser is trained without labels ("none") or with all true labels, one for each encoder seed.
+    """
+
+    labels_per_class: Counts
+    encoder_seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)]
+    draws: Count
+    references: Annotated[tuple[Literal["none", "true_labels"], ...], Field(strict=False)] = ()
+    concurrent_runs: Count = 1
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, dict[str, Config]]:
+    """The study in a YAML file (a run's sections and `study`) and its runs by name."""
+    tree = merge(read_yaml(path), parse_overrides(overrides))
+    study = build(Study, tree.pop("study", None) or {}, f"{path}: study")
+    name = tree.get("name", "study")
+    runs = {}
+    for per_class in study.labels_per_class:
+        for draw in range(study.draws):
+            for seed in study.encoder_seeds:
+                key = f"{name}-n{per_class}-e{seed}-d{draw}"
+                runs[key] = _variant(tree, key, per_class, seed, draw)
+    for condition in study.references:
+        for seed in study.encoder_seeds:
+            key = f"{name}-{condition.replace('_', '-')}-e{seed}"
+            variant = _variant(tree, key, study.labels_per_class[0], seed, 0)
+            runs[key] = merge(variant, {"diffusion": {"condition": condition}})
+    return study, {key: build(Config, run, f"{path}: {key}") for key, run in runs.items()}
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, laid over the file its `base` key names (relative to it), if any."""
-    path = Path(path)
-    try:
-        tree = yaml.load(path.read_text(), Loader=_Loader)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections")
-    if "base" not in tree:
-        return tree
-    base = tree.pop("base")
-    return merge(read_yaml(path.parent / str(base)), tree)
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`; mappings are merged key by key, null removes."""
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """`["a.b=1"]` as `{"a": {"b": 1}}`; values are YAML."""
-    tree: dict[str, Any] = {}
-    for override in overrides:
-        key, sign, value = override.partition("=")
-        if not sign or not key:
-            raise ConfigError(f"override {override!r}: write key.path=value")
-        node: Any = yaml.load(value, Loader=_Loader) if value else None
-        for part in reversed(key.split(".")):
-            node = {part: node}
-        tree = merge(tree, node)
-    return tree
+def _variant(tree: dict[str, Any], name: str, per_class: int, seed: int, draw: int) -> dict[str, Any]:
+    """A run of a study; the denoiser and the noise vary with the draw, so that draws are whole repeats."""
+    draw_seed = 1000 * seed + draw
+    changes = {
+        "name": name,
+        "labels": {"per_class": per_class, "seed": draw_seed},
+        "pretrain": {"seed": seed},
+        "diffusion": {"seed": draw_seed},
+        "generate": {"seed": draw_seed},
+    }
+    return merge(tree, changes)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -317,45 +342,3 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError: one line naming the key, the value and what is allowed.
     """
     return build(Config, merge(read_yaml(path), parse_overrides(overrides)), str(path))
-
-
-def build(model: type[T], tree: dict[str, Any], source: str) -> T:
-    """`model` from plain data; the first problem becomes a one-line ConfigError."""
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(model, error)}") from None
-
-
-def _explain(model: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"]]
-    key = ".".join(path)
-    match first["type"]:
-        case "extra_forbidden":
-            near = difflib.get_close_matches(path[-1], _keys(model, path[:-1]), n=1, cutoff=0.5)
-            hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else "remove it"
-            return f"{key}: unknown key; {hint}"
-        case "missing":
-            return f"{key}: missing; add it"
-        case "value_error":
-            return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{key}: {first['input']!r}: {message}"
-
-
-def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    """The keys allowed at `path` below `model`."""
-    for part in path:
-        field = model.model_fields.get(part)
-        options = (field.annotation, *get_args(field.annotation)) if field else ()
-        found = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not found:
-            return []
-        model = found[0]
-    return list(model.model_fields)
-
-
-def to_yaml(config: BaseModel) -> str:
-    """The resolved configuration as YAML: itself a valid input."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -36,12 +36,13 @@ class Lease:
         self._beats = 0
 
     def __enter__(self) -> Lease:
-        seen, since = b"", time.monotonic()
-        while not self._create():
+        seen, since, took_over = b"", time.monotonic(), False
+        while not self._acquire(took_over):
             content = self._read()
             if content != seen:
                 seen, since = content, time.monotonic()
-            if content and (_is_dead(content) or time.monotonic() - since > LIFETIME):
+            took_over = _is_dead(content) or time.monotonic() - since > LIFETIME
+            if took_over:
                 self._remove()
                 continue
             self._on_wait(content.decode(errors="replace"))
@@ -66,6 +67,14 @@ class Lease:
         """Whether the lease is still this process's own."""
         content = self._read()
         return bool(content) and json.loads(content)["token"] == self._owner["token"]
+
+    def _acquire(self, took_over: bool) -> bool:
+        """Creates the lease; after a takeover only if no other waiter, judging the same, removed it."""
+        if not self._create():
+            return False
+        if took_over:
+            time.sleep(POLL)
+        return not took_over or self.held
 
     def _content(self) -> bytes:
         self._beats += 1
@@ -95,9 +104,10 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
-            if not self.held:  # taken over: the store's atomic shards keep both writers harmless
-                return
-            self._artifact.write_bytes(NAME, self._content())
+            with suppress(OSError):  # a storage that is away for a moment is tried again
+                if not self.held:  # taken over: the store's atomic shards keep both writers harmless
+                    return
+                self._artifact.write_bytes(NAME, self._content())
 
 
 def _is_dead(content: bytes) -> bool:

@@ -5,14 +5,14 @@ Spaces, converted only here: pixels are uint8 (B, H, W, C); network pixels float
 the denoiser sees, z = scale * (mean + std * noise).
 """
 
+from __future__ import annotations
+
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from diffusers import AutoencoderKL
-from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor, nn
 
 from dpt_ray.models.encoder import Precision, autocast
@@ -23,6 +23,9 @@ from dpt_ray.models.weights import (
     module_sha256,
     save_weights,
 )
+
+if TYPE_CHECKING:  # slow to import, and the identity never needs it
+    from diffusers import AutoencoderKL
 
 SD_SCALE = 0.18215  # 1 / std of Stable Diffusion's latents (Rombach et al. 2022, arXiv 2112.10752)
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -174,6 +177,8 @@ def open_autoencoder(
         return IdentityAutoencoder(channels, size)
     if kind != "kl" or path is None:
         raise ValueError(f"autoencoder {kind!r} from {path}: give identity, or kl and its weights")
+    from diffusers import AutoencoderKL
+
     if Path(path).suffix in (".pth", ".pt", ".ckpt", ".safetensors"):
         vae = _from_ldm(load_weights(path), path)
     elif allow_download and not Path(path).exists() and "://" not in str(path):
@@ -192,6 +197,8 @@ def load_autoencoder(folder: str | Path, precision: Precision = "float32") -> Au
 
 
 def _from_folder(folder: str | Path) -> AutoencoderKL:
+    from diffusers import AutoencoderKL
+
     config = _read_config(folder)
     if config.get("_class_name") != "AutoencoderKL":
         raise ValueError(f"{folder}: its config.json is not of an AutoencoderKL")
@@ -217,6 +224,9 @@ def _read_config(folder: str | Path) -> dict[str, Any]:
 
 def _from_ldm(tensors: dict[str, Tensor], source: str | Path) -> AutoencoderKL:
     """diffusers' network with the weights of an LDM-named state dict; sizes are read off shapes."""
+    from diffusers import AutoencoderKL
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
     config = _ldm_config(tensors, source)
     converted = convert_ldm_vae_checkpoint(tensors, config)
     # The converter drops keys it does not know; kept, they are named as unexpected below.

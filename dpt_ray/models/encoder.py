@@ -7,13 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from dpt_ray.data.crops import Crop
 from dpt_ray.models.conv import SmallConvNet
-from dpt_ray.models.msn import load_msn, msn_vit
 from dpt_ray.models.weights import (
     load_strict,
     load_weights,
@@ -162,6 +160,8 @@ def load_encoder(folder: str | Path, precision: Precision = "float32") -> Encode
     source = f"{folder}/model.safetensors"
     tensors = load_weights(source)
     if spec.kind == "msn":
+        from dpt_ray.models.msn import msn_vit
+
         return Encoder(msn_vit(tensors, source, spec.heads), spec, precision)
     network: nn.Module
     if spec.kind == "timm":
@@ -177,6 +177,8 @@ def load_encoder(folder: str | Path, precision: Precision = "float32") -> Encode
 def _open_msn(
     name: str | None, weights: str | Path, blocks: int, heads: int | None, precision: Precision
 ) -> Encoder:
+    from dpt_ray.models.msn import load_msn
+
     network = load_msn(weights, heads)
     if not 1 <= blocks <= len(network.blocks):
         raise ValueError(f"blocks {blocks} must be 1 to {len(network.blocks)} for {weights}")
@@ -198,6 +200,8 @@ def _open_msn(
 def _open_timm(name: str, weights: str | Path | None, precision: Precision, allow_download: bool) -> Encoder:
     if weights is None and not allow_download:
         raise ValueError(f"encoder {name} has no weights: give a file, or allow the download")
+    import timm  # slow to import, and workers that run another kind of encoder never need it
+
     network = _timm_network(name, download=weights is None)
     if weights is not None:
         load_strict(network, _without_classifier(load_weights(weights), network), weights)
@@ -220,6 +224,8 @@ def _open_timm(name: str, weights: str | Path | None, precision: Precision, allo
 
 
 def _timm_network(name: str, channels: int = 3, download: bool = False) -> Any:
+    import timm
+
     if not timm.is_model(name):
         raise ValueError(f"encoder {name!r} is no timm model; timm.list_models() has the names")
     return timm.create_model(name, pretrained=download, num_classes=0, in_chans=channels)

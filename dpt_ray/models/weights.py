@@ -7,7 +7,6 @@ containers get through.
 
 import hashlib
 import json
-import os
 import pickle
 import re
 import struct
@@ -17,48 +16,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import torch
-from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from dpt_ray.artifacts import local_copy
+from dpt_ray.artifacts import sha256 as sha256
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".pth.tar", ".ckpt")
 # Where training frameworks put the weights in a checkpoint that also holds other state
 # (Lightning and timm: state_dict; MAE, DeiT and Semi-ViT: model).
 USUAL_SECTIONS = ("state_dict", "model")
-
-
-def local_copy(path: str | Path) -> Path:
-    """A local path with the content of `path`, which is local or any fsspec URI.
-
-    A remote file is downloaded once per content into this user's temporary folder, whole or not at
-    all, so that the workers of a node share it. Raises ValueError where nothing is there.
-    """
-    filesystem, remote = fsspec.url_to_fs(str(path))
-    if not filesystem.isfile(remote):
-        raise ValueError(f"{path}: no such file; give the path or URI of an existing file")
-    if isinstance(filesystem, LocalFileSystem):
-        return Path(remote)
-    key = hashlib.sha256(f"{path} {filesystem.ukey(remote)}".encode()).hexdigest()[:32]
-    cache = Path(tempfile.gettempdir()) / f"dpt-weights-{os.getuid()}"
-    cache.mkdir(mode=0o700, exist_ok=True)
-    folder = cache / key
-    folder.mkdir(exist_ok=True)
-    target = folder / Path(remote).name
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            partial = Path(scratch) / target.name
-            filesystem.get_file(remote, str(partial))
-            partial.replace(target)
-    return target
-
-
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a local or remote file's bytes, in hexadecimal."""
-    with local_copy(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def module_sha256(module: nn.Module, settings: Mapping[str, Any]) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpt_ray.artifacts import Artifact
 from dpt_ray.learners.linear_classifier import logits
-from dpt_ray.learners.linear_probe import Fit, fit
 from dpt_ray.stages.node import Task
 from dpt_ray.stages.rows import ImageRows, RealRows, Rows
+
+if TYPE_CHECKING:
+    from dpt_ray.learners.linear_probe import Fit
 
 WEIGHTS = "model.safetensors"
 
@@ -47,6 +49,8 @@ def fit_rows(
 
     "balanced" gives the labelled rows together the weight of the others: n_more / n_labelled.
     """
+    from dpt_ray.learners.linear_probe import fit
+
     options = {"l2": settings["l2"], "max_iterations": settings.get("max_iterations")}
     if more is None:
         return fit(labelled.features, labelled.labels, num_classes, **options)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpt_ray.config import Config, Section, to_yaml
-from dpt_ray.models.weights import sha256
+from dpt_ray.artifacts import sha256
+from dpt_ray.config import Config, ConfigError, Section, to_yaml
 from dpt_ray.stages.index import fingerprint
 from dpt_ray.stages.node import Node
 
@@ -44,10 +44,18 @@ def _add(
     values = settings.model_dump(mode="json") if isinstance(settings, Section) else dict(settings or {})
     hashed = {key: value for key, value in values.items() if key not in _UNHASHED}
     unhashed = {key: value for key, value in values.items() if key in _UNHASHED}
-    if source := values.get("weights") or values.get("file"):
-        hashed["sha256"] = sha256(source)
+    for key in ("weights", "file"):
+        if source := values.get(key):
+            hashed["sha256"] = _content(f"{name}.{key}", source)
     nodes[name] = Node(name, stage or name, maker, version, hashed, inputs or {}, extent, group, unhashed)
     return nodes[name]
+
+
+def _content(key: str, source: str) -> str:
+    try:
+        return sha256(source)
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
 
 
 def _images_and_models(config: Config, nodes: Nodes) -> None:

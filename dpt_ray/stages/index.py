@@ -22,13 +22,19 @@ def fingerprint(data: Data) -> str:
     if data.source == "digits":
         return f"scikit-learn {sklearn_version.split('.')[0]}"
     assert data.uri is not None  # checked by Data
-    fs, root = open_root(data.uri)
-    if not fs.exists(root):
-        raise ConfigError(f"data.uri: {data.uri} does not exist; check the path and the credentials")
     digest = hashlib.sha256()
-    files = [("", int(fs.size(root)))] if fs.isfile(root) else walk_files(fs, root)
-    for name, size in files:
-        digest.update(f"{name}\0{size}\n".encode())
+    try:
+        fs, root = open_root(data.uri)
+        if not fs.exists(root):
+            raise FileNotFoundError("does not exist")
+        files = [("", int(fs.size(root)))] if fs.isfile(root) else walk_files(fs, root)
+        for name, size in files:
+            digest.update(f"{name}\0{size}\n".encode())
+    except Exception as error:  # every kind of storage has errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"data.uri: {data.uri!r} cannot be read ({reason}); check the path and the credentials"
+        ) from error
     return digest.hexdigest()[:16]
 
 

@@ -1,0 +1,85 @@
+"""export: a run's generated images for other tools, streamed, and written whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from dpt_ray.artifacts import Store
+from dpt_ray.config import Config, ConfigError
+from dpt_ray.data.export import (
+    count_samples,
+    iterate_samples,
+    write_imagefolder,
+    write_npz,
+    write_webdataset,
+)
+from dpt_ray.stages.graph import flow
+
+FORMATS = ("webdataset", "imagefolder", "npz")
+
+
+def export_samples(config: Config, format: str, out: Path) -> int:
+    """Writes the run's generated images to `out` in one of `FORMATS`; returns how many.
+
+    These are the first `generate.images_per_class` of each class. Images of a model that was trained
+    without classes carry none. Greyscale images stay so but in npz, which is RGB. Raises ConfigError
+    where they are not made yet, `out` exists or cannot be written, or the format is unknown.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"format: {format!r} is none of {', '.join(FORMATS)}")
+    if format == "npz" and out.suffix != ".npz":
+        raise ConfigError(f"out: {str(out)!r} is no .npz file; name it so")
+    nodes, store = flow(config), Store(config.output)
+    samples = nodes["samples"].artifact(store)
+    if not samples.published:
+        raise ConfigError(
+            f"the {config.generate.images_per_class} images per class of run {config.name} are not in "
+            f"{config.output}; run `dpt generate CONFIG` first"
+        )
+    labelled = config.diffusion.condition != "none"
+    classes = nodes["index"].artifact(store).read_json("classes.json") if labelled else []
+    images_per_class = config.generate.images_per_class
+    count = count_samples(samples, images_per_class)
+    console = Console(stderr=True)
+    images = track(
+        iterate_samples(samples, images_per_class, labelled),
+        "export",
+        total=count,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with _publishing(out) as part:
+        if format == "webdataset":
+            write_webdataset(part, images, classes)
+        elif format == "imagefolder":
+            write_imagefolder(part, images, classes)
+        else:
+            write_npz(part, images, count)
+    return count
+
+
+@contextmanager
+def _publishing(out: Path) -> Iterator[Path]:
+    """A name beside `out` to write a file or folder under; `out` once the block is through."""
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"out: {str(out)!r} exists; remove it or choose another name")
+    part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.rename(out)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"out: {str(out)!r} was not written: {error}") from error
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)

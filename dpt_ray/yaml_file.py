@@ -1,0 +1,149 @@
+"""A YAML file with overrides as checked settings; what is wrong with it is one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A configuration or an input that cannot be run: one line with the key, the value, the remedy."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 2e-4 as text; this loader reads it as the number it is."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: str | Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file, laid over the file its `base` key names (relative to it), if any.
+
+    `over` are the files that name this one as their base.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {_one_line(error)}; correct it") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections")
+    if "base" not in tree:
+        return tree
+    base = path.parent / str(tree.pop("base"))
+    over = (*over, path.resolve())
+    if base.resolve() in over:
+        raise ConfigError(f"{path}: base: {base} is laid over itself; leave out one `base`")
+    return merge(read_yaml(base, over), tree)
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`; mappings are merged key by key, null brings back the default."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """`["a.b=1"]` as `{"a": {"b": 1}}`; values are YAML."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        if not sign or not all(key.split(".")):
+            raise ConfigError(f"override {override!r}: write key.path=value")
+        try:
+            node: Any = yaml.load(value, Loader=_Loader) if value else None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{key}: {value!r} is not YAML: {_one_line(error)}; correct it") from None
+        for part in reversed(key.split(".")):
+            node = {part: node}
+        tree = merge(tree, node)
+    return tree
+
+
+def build(model: type[T], tree: dict[str, Any], source: str) -> T:
+    """`model` from plain data; the first problem becomes a one-line ConfigError."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(model, tree, error)}") from None
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration as YAML: itself a valid input."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _explain(model: type[BaseModel], tree: dict[str, Any], error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    path = _path(tree, first)
+    key = ".".join(path)
+    match first["type"]:
+        case "extra_forbidden":
+            shown = reprlib.repr(first["input"])
+            return f"{key}: {shown}: unknown key; {_nearest(path, _keys(model, path[:-1]))}"
+        case "missing":
+            return f"{key}: missing; add it"
+        case "value_error":
+            return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    # Each member of a union says for itself what it expected: together they are what is allowed.
+    expected = [problem["msg"] for problem in problems if _path(tree, problem) == path]
+    message = " or ".join([expected[0], *(text.removeprefix("Input should be ") for text in expected[1:])])
+    message = message.replace("tuple", "list")  # as YAML calls it
+    return f"{key}: {reprlib.repr(first['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _path(tree: Any, problem: Any) -> list[str]:
+    """The keys that lead to a problem, less the name of a union's member, which nobody wrote."""
+    path: list[str] = []
+    for part in problem["loc"]:
+        if isinstance(tree, dict):
+            written = part in tree
+        else:
+            written = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
+        if not written and problem["type"] != "missing":
+            break
+        path.append(str(part))
+        tree = tree[part] if written else None
+    return path
+
+
+def _nearest(path: list[str], allowed: list[str]) -> str:
+    near = difflib.get_close_matches(path[-1], allowed, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {'.'.join([*path[:-1], near[0]])}?"
+    return f"remove it, or use one of {', '.join(allowed)}"
+
+
+def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys allowed at `path` below `model`."""
+    for part in path:
+        field = model.model_fields[part]
+        options = (field.annotation, *get_args(field.annotation))
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(model.model_fields)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
