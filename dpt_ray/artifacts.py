@@ -124,6 +124,9 @@ class Artifact:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Publishes a file whole: an atomic rename locally, a single put on an object store."""
+        if not self.is_local:
+            self.fs.pipe_file(self.path(name), data)
+            return
         with self.writing(name) as local:
             local.write_bytes(data)
 

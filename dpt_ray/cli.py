@@ -6,13 +6,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from dpt_ray.config import Config, ConfigError, load_config
+
+if TYPE_CHECKING:
+    from dpt_ray.artifacts import Store
 
 app = typer.Typer(
     name="dpt",
@@ -105,7 +108,7 @@ def plan(config: ConfigPath, overrides: Overrides = None) -> None:
     for row in runs.status(load_config(config, overrides or ())):
         state = "done" if row["published"] else f"{row['shards']} shards done" if row["shards"] else "to do"
         table.add_row(row["name"], row["artifact"], state, row["why"])
-    Console().print(table)
+    _show(table)
 
 
 @app.command()
@@ -124,7 +127,7 @@ def status(config: ConfigPath, overrides: Overrides = None) -> None:
             else ["-"] * 3
         )
         table.add_row(row["name"], row["artifact"], *cells)
-    Console().print(table)
+    _show(table)
 
 
 @app.command()
@@ -173,10 +176,9 @@ def export(
 @app.command("list", rich_help_panel="Outputs")
 def list_outputs(output: OutputUri) -> None:
     """List all outputs with their sizes and the runs that refer to them."""
-    from dpt_ray.artifacts import Store
     from dpt_ray.stages.runs import references
 
-    store = Store(output)
+    store = _open(output)
     used = references(store)
     table = Table("artifact", "size", "runs")
     total = 0
@@ -184,7 +186,7 @@ def list_outputs(output: OutputUri) -> None:
         total += size
         table.add_row(f"{stage}/{digest}", _size(size), ", ".join(used.get(f"{stage}/{digest}", ["-"])))
     table.caption = f"{_size(total)} in all"
-    Console().print(table)
+    _show(table)
 
 
 @app.command(rich_help_panel="Outputs")
@@ -195,10 +197,9 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove outputs by name, or all that no run refers to."""
-    from dpt_ray.artifacts import Store
     from dpt_ray.stages.runs import references
 
-    store, wanted = Store(output), set(artifacts or ())
+    store, wanted = _open(output), set(artifacts or ())
     found = {f"{stage}/{digest}": size for stage, digest, size in store.all_artifacts()}
     if unknown := sorted(wanted - found.keys()):
         raise ConfigError(f"{output}: has no {unknown[0]}; `dpt list {output}` shows what there is")
@@ -210,6 +211,23 @@ def remove(
     for name in sorted(wanted):
         store.remove(*name.split("/"))
     Console().print(f"removed {len(wanted)} artifacts ({size})", highlight=False)
+
+
+def _open(output: str) -> Store:
+    from dpt_ray.artifacts import Artifact, Store
+
+    try:
+        there = Artifact(output).exists("store")
+    except Exception as error:  # every kind of storage has errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"output: {output!r} cannot be read ({reason}); check the URI") from error
+    if not there:
+        raise ConfigError(f"output: {output!r} holds no runs; give the folder or URI that `output` names")
+    return Store(output)
+
+
+def _show(table: Table) -> None:
+    Console(markup=False).print(table)  # a name may hold what looks like markup
 
 
 def _size(bytes: float) -> str:

@@ -45,7 +45,8 @@ class Lease:
             if took_over:
                 self._remove()
                 continue
-            self._on_wait(content.decode(errors="replace"))
+            if content:
+                self._on_wait(content.decode(errors="replace"))
             time.sleep(POLL)
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -65,8 +66,7 @@ class Lease:
     @property
     def held(self) -> bool:
         """Whether the lease is still this process's own."""
-        content = self._read()
-        return bool(content) and json.loads(content)["token"] == self._owner["token"]
+        return str(self._owner["token"]).encode() in self._read()
 
     def _acquire(self, took_over: bool) -> bool:
         """Creates the lease; after a takeover only if no other waiter, judging the same, removed it."""

@@ -8,50 +8,77 @@ with n the number of rows. The penalty covers all of W, so the optimum is unique
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
 
-CHUNK = 65_536  # rows in double precision at a time: the only copy beside the features themselves
+from dpt_ray.learners.linear_classifier import Rows
+
+# Rows are in double precision a chunk at a time: the only copy beside the features themselves.
+CHUNK_BYTES = 32 * 2**20
+GPU_CHUNK_BYTES = 2**30
+HISTORY = 20  # the curvature pairs that L-BFGS keeps, each two (C, dim) matrices
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows `index` of `features` (m, dim) float32, wherever these lie, with `labels` (n,), all of one weight."""
+
+    features: Tensor
+    labels: Tensor
+    index: Tensor | None
+    weight: float
+
+    def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(features, labels), at most `size` rows at a time."""
+        for start in range(0, len(self.labels), size):
+            span = slice(start, start + size)
+            rows = span if self.index is None else self.index[span]
+            yield self.features[rows], self.labels[span]
+
+    def moved(self, size: int, device: torch.device) -> Part:
+        """The same rows on `device`, carried there `size` at a time."""
+        features = torch.empty(len(self.labels), self.features.shape[1], device=device)
+        for target, (rows, _) in zip(features.split(size), self.chunks(size), strict=True):
+            target.copy_(rows)
+        return Part(features, self.labels, None, self.weight)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Row-normalised features (n, dim) float32, labels (n,) int64, weights (n,) float32."""
+    """The parts that L sums over, `chunk` rows at a time, and its penalty lambda."""
 
-    features: Tensor
-    labels: Tensor
-    weights: Tensor
-    num_classes: int
-    l2: float
-
-    @property
-    def penalty(self) -> float:
-        """lambda = l2 / n."""
-        return self.l2 / len(self.labels)
-
-    def chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(features, labels, weights) in double precision, the weights summing to 1 over all chunks."""
-        total = self.weights.double().sum()
-        for start in range(0, len(self.labels), CHUNK):
-            part = slice(start, start + CHUNK)
-            yield self.features[part].double(), self.labels[part], self.weights[part].double() / total
+    parts: Sequence[Part]
+    chunk: int
+    penalty: float
 
     def objective_and_gradient(self, W: Tensor) -> tuple[Tensor, Tensor]:
         """L(W) and dL/dW for W (C, dim) in double precision."""
+        total = sum(part.weight * len(part.labels) for part in self.parts)
         value = self.penalty / 2 * W.square().sum()
         gradient = self.penalty * W
-        for features, labels, weights in self.chunks():
-            logits = features @ W.T
-            value = value + (weights * cross_entropy(logits, labels, reduction="none")).sum()
-            # dCE/dlogits = softmax - onehot
-            residual = logits.softmax(1) - one_hot(labels, self.num_classes)
-            gradient = gradient + (weights[:, None] * residual).T @ features
+        doubles = W.new_empty(self.chunk, W.shape[1])
+        for part in self.parts:
+            share = part.weight / total
+            for rows, labels in part.chunks(self.chunk):
+                features = doubles[: len(labels)].copy_(rows)
+                value += share * _add_cross_entropy(W, features, labels, gradient, share)
         return value, gradient
+
+
+def _add_cross_entropy(W: Tensor, features: Tensor, labels: Tensor, gradient: Tensor, share: float) -> Tensor:
+    """sum_i CE(W f_i, y_i); `share` times its gradient is added to `gradient`."""
+    log_probs = (features @ W.T).log_softmax(1)
+    own = torch.arange(len(labels), device=W.device), labels
+    loss = -log_probs[own].sum()
+    # dCE/dlogits = softmax - onehot
+    residual = log_probs.exp_()
+    residual[own] -= 1
+    gradient.addmm_(residual.T, features, alpha=share)
+    return loss
 
 
 @dataclass(frozen=True)
@@ -65,37 +92,26 @@ class Fit:
 
 
 def fit(
-    features: np.ndarray,
-    labels: np.ndarray,
+    blocks: Sequence[Rows],
     num_classes: int,
     *,
-    weights: np.ndarray | None = None,
     l2: float = 0.0025,
     max_iterations: int | None = None,
     tolerance: float = 1e-3,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> Fit:
-    """The minimum of L by L-BFGS with strong Wolfe line search, from W = 0.
+    """The minimum of L over the rows of all blocks, by L-BFGS with strong Wolfe line search from W = 0.
 
-    `features` (n, dim) float32 are row-normalised already. L is lambda-strongly convex, so a gradient
-    below `tolerance` * lambda leaves W within about `tolerance` of the optimum; the search stops there,
-    or when L no longer changes in its twelfth decimal, or after `max_iterations` (the published fits
-    stop early: 10,000 in stage 1, 100 in stage 3). Raises ValueError for a label outside
-    0..num_classes-1 or a weight that is not positive.
+    Features stay where they are and as they are. L is lambda-strongly convex, so a gradient below
+    `tolerance` * lambda leaves W within about `tolerance` of the optimum; the search stops there, or
+    when L no longer changes in its twelfth decimal, or after `max_iterations` (the published fits stop
+    early: 10,000 in stage 1, 100 in stage 3). It runs on `device`, by default a GPU where there is one.
+    Raises ValueError for a label outside 0..num_classes-1 or a weight that is not positive.
     """
-    if len(labels) == 0 or labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels must be one a row and lie in 0..{num_classes - 1}")
-    if weights is not None and not (weights > 0).all():
-        raise ValueError("row weights must be positive")
-    ones = np.ones(len(labels), np.float32) if weights is None else weights.astype(np.float32)
-    problem = Problem(
-        torch.from_numpy(features).to(device),
-        torch.from_numpy(labels.astype(np.int64)).to(device),
-        torch.from_numpy(ones).to(device),
-        num_classes,
-        l2,
-    )
-    W = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=device)
+    _check(blocks, num_classes)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    problem = _problem(blocks, num_classes, l2, where)
+    W = torch.zeros(num_classes, blocks[0].matrix.shape[1], dtype=torch.float64, device=where)
     W.requires_grad_()
     limit = max_iterations or 100_000
     search = torch.optim.LBFGS(
@@ -104,7 +120,7 @@ def fit(
         max_eval=limit * 25,  # the line search is not to end the fit
         tolerance_grad=tolerance * problem.penalty,
         tolerance_change=1e-12,
-        history_size=20,
+        history_size=HISTORY,
         line_search_fn="strong_wolfe",
     )
 
@@ -121,3 +137,34 @@ def fit(
         float(gradient.norm()),
         int(search.state[W]["n_iter"]),
     )
+
+
+def _check(blocks: Sequence[Rows], num_classes: int) -> None:
+    for rows in blocks:
+        labels, n = rows.labels, len(rows.matrix if rows.index is None else rows.index)
+        if n == 0 or len(labels) != n or labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(f"labels must be one a row and lie in 0..{num_classes - 1}")
+        if not rows.weight > 0:
+            raise ValueError(f"row weights must be positive, not {rows.weight}")
+
+
+def _problem(blocks: Sequence[Rows], num_classes: int, l2: float, device: torch.device) -> Problem:
+    """L over the blocks; on a GPU with room for them the features lie there, else chunks stream to it."""
+    n, dim = sum(map(len, blocks)), blocks[0].matrix.shape[1]
+    chunk_bytes = GPU_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
+    chunk = max(1, chunk_bytes // (8 * (dim + 2 * num_classes)))
+    parts = [
+        Part(
+            torch.from_numpy(rows.matrix),
+            torch.from_numpy(rows.labels.astype(np.int64)).to(device),
+            None if rows.index is None else torch.from_numpy(rows.index.astype(np.int64)),
+            rows.weight,
+        )
+        for rows in blocks
+    ]
+    if device.type == "cuda":
+        search_state = 8 * num_classes * dim * (2 * HISTORY + 10)
+        free, _ = torch.cuda.mem_get_info(device)
+        if 4 * n * dim + search_state + 2 * chunk_bytes < 0.9 * free:
+            parts = [part.moved(chunk, device) for part in parts]
+    return Problem(parts, chunk, l2 / n)

@@ -184,10 +184,17 @@ class UViT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
+        """Normal with std 0.02 as published; with modulation Xavier's, as DiT (arXiv 2212.09748).
+
+        A narrow network learns several times faster from the latter.
+        """
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                if self.config.modulation:
+                    nn.init.xavier_uniform_(module.weight)
+                else:
+                    nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
                 if name.endswith("modulation"):

@@ -19,7 +19,6 @@ from dpt_ray.stages.generate import shard_units
 from dpt_ray.stages.labels import LABELS
 from dpt_ray.stages.node import Task
 from dpt_ray.stages.rows import image_id
-from dpt_ray.training.random import GROUP
 
 
 def make(task: Task) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def _views(images: np.ndarray, step: int, task: Task) -> np.ndarray:
     import torch
 
     from dpt_ray.learners.simclr import augment
-    from dpt_ray.training.random import StepRandom
+    from dpt_ray.training.random import GROUP, StepRandom
 
     n = len(images)
     padded = -(-n // GROUP) * GROUP

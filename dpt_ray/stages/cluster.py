@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 from dpt_ray.config import Compute, ConfigError
+from dpt_ray.stages.execute import StageError
 
 
 def connect(compute: Compute) -> float:
@@ -96,6 +98,19 @@ def _native_output_hidden() -> Iterator[None]:
         os.close(nowhere)
 
 
+def naming_shard(call: Callable[[Any, dict[str, Any]], Any]) -> Callable[[Any, dict[str, Any]], Any]:
+    """A unit's `__call__` whose errors say which shard they are about: an error is all that comes back."""
+
+    @wraps(call)
+    def named(self: Any, unit: dict[str, Any]) -> Any:
+        try:
+            return call(self, unit)
+        except Exception as error:
+            raise StageError(f"shard {unit['shard']}: {type(error).__name__}: {error}") from error
+
+    return named
+
+
 def peak_memory() -> int:
     """The peak resident memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -107,8 +122,10 @@ def _quiet_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    for name in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    context.raise_original_map_exception = True  # else it is lost in Ray's own
+    # Ray Data logs the traceback of an error that it raises as well.
+    for name, level in (("data", logging.CRITICAL), ("train", logging.ERROR), ("tune", logging.ERROR)):
+        logging.getLogger(f"ray.{name}").setLevel(level)
 
 
 def _check_resources(compute: Compute) -> None:

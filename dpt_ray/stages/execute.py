@@ -106,7 +106,7 @@ def _make(step: Step, store: Store, compute: Compute, run_started: str, progress
     except (ConfigError, KeyboardInterrupt):
         raise
     except Exception as error:
-        raise StageError(f"{step.name}: {_first_line(error)}") from error
+        raise StageError(f"{step.name}: {_in_one_line(error)}") from error
     seconds = time.perf_counter() - clock
     for task, fact in zip(tasks, facts, strict=True):
         task.out.publish(_manifest(task, fact, started, seconds))
@@ -149,9 +149,16 @@ def code_version() -> str:
     return version("dpt_ray")
 
 
-def _first_line(error: BaseException) -> str:
-    """The cause below Ray's wrappers, as one line."""
-    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+def _in_one_line(error: BaseException) -> str:
+    """What went wrong below Ray's wrappers."""
+    while not isinstance(error, StageError):
+        cause = getattr(error, "cause", None) or error.__cause__
+        if cause is None or not str(cause):  # Ray Data marks what is not a user's error by an empty cause
+            break
         error = cause
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    if isinstance(error, StageError):
+        return lines[0]
+    if type(error).__module__.startswith("ray."):  # the text of a remote traceback: its last line says it
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[0]}"

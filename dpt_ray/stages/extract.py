@@ -80,6 +80,7 @@ class DecodeUnit:
         self.images, self.crops = images, crops
         self.mode = str(images.manifest["mode"])
 
+    @cluster.naming_shard
     def __call__(self, unit: Unit) -> dict[str, Any]:
         """The unit with `ids`, `bad` and, for each distinct crop, its `pixels`."""
         wanted = {self.crops[name] for name in unit["wanted"]}
@@ -114,6 +115,7 @@ class ExtractUnit:
             load: Any = load_encoder if output.is_encoder else load_autoencoder
             self.models[output.name] = load(output.model, output.precision).to(self.device)
 
+    @cluster.naming_shard
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Publishes the unit's shard of every output that wants it."""
         started = time.perf_counter()

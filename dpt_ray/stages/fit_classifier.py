@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpt_ray.artifacts import Artifact
-from dpt_ray.learners.linear_classifier import logits
+from dpt_ray.learners.linear_classifier import Rows, logits
 from dpt_ray.stages.node import Task
-from dpt_ray.stages.rows import ImageRows, RealRows, Rows
+from dpt_ray.stages.rows import ImageRows, RealRows
 
 if TYPE_CHECKING:
     from dpt_ray.learners.linear_probe import Fit
@@ -51,16 +52,11 @@ def fit_rows(
     """
     from dpt_ray.learners.linear_probe import fit
 
-    options = {"l2": settings["l2"], "max_iterations": settings.get("max_iterations")}
-    if more is None:
-        return fit(labelled.features, labelled.labels, num_classes, **options)
-    if real_weight == "balanced":
-        real_weight = len(more) / len(labelled)
-    weights = np.ones(len(labelled) + len(more), np.float32)
-    weights[: len(labelled)] = real_weight
-    features = np.concatenate([labelled.features, more.features])
-    labels = np.concatenate([labelled.labels, more.labels])
-    return fit(features, labels, num_classes, weights=weights, **options)
+    blocks = [labelled]
+    if more is not None:
+        weight = len(more) / len(labelled) if real_weight == "balanced" else float(real_weight)
+        blocks = [replace(labelled, weight=weight), more]
+    return fit(blocks, num_classes, l2=settings["l2"], max_iterations=settings.get("max_iterations"))
 
 
 def describe(found: Fit, real: RealRows, n_labelled: int, n_more: int) -> dict[str, Any]:

@@ -125,6 +125,7 @@ class GenerateUnit:
         precision: Any = sampler.precision
         self.autoencoder = load_autoencoder(sampler.autoencoder, precision).to(self.device)
 
+    @cluster.naming_shard
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Publishes the images of a range of indices x classes."""
         from dpt_ray.data.shards import write_images

@@ -61,6 +61,7 @@ class ScoreShard:
         self.features, self.out, self.W = features, out, W
         self.temperature, self.classes = temperature, np.array(classes)
 
+    @cluster.naming_shard
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         """Publishes the shard's pseudo-labels."""
         started = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -13,21 +12,10 @@ import pyarrow.parquet as pq
 from dpt_ray.artifacts import Artifact
 from dpt_ray.data.shards import read_features
 from dpt_ray.data.units import read_index
-from dpt_ray.learners.linear_classifier import row_normalise
+from dpt_ray.learners.linear_classifier import Rows, row_normalise
 from dpt_ray.stages.labels import LABELS
 
 PSEUDO_LABELS = "pseudo_labels.parquet"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Row-normalised features (n, dim) float32 with class ids (n,) int64."""
-
-    features: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 class RealRows:
@@ -35,7 +23,7 @@ class RealRows:
 
     def __init__(self, index: Artifact, features: Artifact) -> None:
         self.ids, raw = read_features(features)
-        self.features = row_normalise(raw)
+        self.features = row_normalise(raw, out=raw)
         table = read_index(index, ["id", "split", "label"])
         where = pc.index_in(self.ids, table["id"].combine_chunks())
         if where.null_count:
@@ -53,7 +41,7 @@ class RealRows:
         """The rows of a split that have a true label."""
         chosen = pc.and_(pc.equal(self.split, split), pc.is_valid(self.label))
         rows = np.flatnonzero(chosen.to_numpy(zero_copy_only=False))
-        return Rows(self.features[rows], _int64(self.label.take(pa.array(rows))))
+        return Rows(self.features, _int64(self.label.take(pa.array(rows))), rows)
 
     def labelled(self, labels: Artifact) -> Rows:
         """The rows of a `labels` artifact."""
@@ -73,7 +61,7 @@ class RealRows:
                 f"image {lost} has a label but no features ({where.null_count} such); it was "
                 "unreadable: remove it from the list"
             )
-        return Rows(self.features[where.to_numpy()], _int64(table["label"]))
+        return Rows(self.features, _int64(table["label"]), where.to_numpy())
 
 
 class ImageRows:
@@ -81,7 +69,7 @@ class ImageRows:
 
     def __init__(self, features: Artifact) -> None:
         ids, raw = read_features(features)
-        self.features = row_normalise(raw)
+        self.features = row_normalise(raw, out=raw)
         parts = [identifier.split("-") for identifier in ids.to_pylist()]
         self.label = np.array([int(part[1]) for part in parts], np.int64)
         self.index = np.array([int(part[2]) for part in parts], np.int64)
@@ -90,7 +78,7 @@ class ImageRows:
         """The first so many images of each class, by class and index."""
         rows = np.flatnonzero(self.index < images_per_class)
         rows = rows[np.lexsort((self.index[rows], self.label[rows]))]
-        return Rows(self.features[rows], self.label[rows])
+        return Rows(self.features, self.label[rows], rows)
 
 
 def image_id(kind: str, label: int, index: int) -> str:

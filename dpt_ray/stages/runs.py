@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ from dpt_ray.stages.display import Display
 from dpt_ray.stages.execute import Outcome, execute
 from dpt_ray.stages.graph import flow
 from dpt_ray.stages.node import Node
+
+# Which artifacts a run rests on, by node: those it will, while it goes, and those it does.
+PLANNED = "planned.json"
+MADE = "artifacts.json"
 
 # Where a person finds an artifact, by node: (name in the run's folder, file of the artifact or all of it).
 SHOWN = {
@@ -26,17 +30,21 @@ SHOWN = {
 }
 
 
+def find_store(config: Config) -> Store:
+    """The store of a run's output. Raises ConfigError for one that would be lost."""
+    if "://" in config.output or Path(config.output).is_absolute():
+        return Store(config.output)
+    if "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise ConfigError(
+            f"output: {config.output!r} is relative, and the folder that a submitted job runs in is "
+            "removed after it; give an absolute path or URI that all nodes reach, as output=s3://..."
+        )
+    return Store(str(Path(config.output).absolute()))
+
+
 def open_store(config: Config) -> Store:
     """The store of a run's output. Raises ConfigError if it cannot be written or would be lost."""
-    if "://" not in config.output and not Path(config.output).is_absolute():
-        if "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-            raise ConfigError(
-                f"output: {config.output!r} is relative, and the folder that a submitted job runs in is "
-                "removed after it; give an absolute path or URI that all nodes reach, as output=s3://..."
-            )
-        store = Store(str(Path(config.output).absolute()))
-    else:
-        store = Store(config.output)
+    store = find_store(config)
     try:
         store.check_writable()
     except ValueError as error:
@@ -51,6 +59,8 @@ def run(config: Config, display: Display, targets: Sequence[str] = ("report",)) 
     for name in ("labels", *targets):  # a bad label list is told before any work
         if name not in nodes:
             raise ConfigError(f"this configuration has no {name.replace('_', ' ')} stage")
+    # From here on, all that this run will rest on is in use, however far it comes.
+    store.run_folder(config.name).write_json(PLANNED, _references(nodes))
     outcome = execute([nodes["labels"], *(nodes[name] for name in targets)], store, config.compute, display)
     link(config, nodes, store)
     return outcome, store
@@ -61,12 +71,27 @@ def link(config: Config, nodes: dict[str, Node], store: Store) -> Artifact:
     folder = store.run_folder(config.name)
     published = {name: node for name, node in nodes.items() if node.artifact(store).published}
     folder.write_bytes("config.yaml", to_yaml(config).encode())
-    references = {name: f"{node.stage}/{node.reference}" for name, node in published.items()}
-    folder.write_json("artifacts.json", references)
+    folder.write_json(MADE, _references(published))
+    if folder.exists(PLANNED):
+        folder.fs.rm_file(folder.path(PLANNED))
     for name, (shown, file) in SHOWN.items():
         if name in published:
             _refer(folder, shown, published[name].artifact(store), file)
+        else:
+            _forget(folder, shown)
     return folder
+
+
+def _references(nodes: Mapping[str, Node]) -> dict[str, str]:
+    return {name: f"{node.stage}/{node.reference}" for name, node in nodes.items()}
+
+
+def _forget(folder: Artifact, shown: str) -> None:
+    """Removes the way to what an earlier configuration of the run's name had made."""
+    if folder.is_local:
+        Path(folder.path(shown)).unlink(missing_ok=True)
+    elif folder.exists(f"{shown}.json"):
+        folder.fs.rm_file(folder.path(f"{shown}.json"))
 
 
 def _refer(folder: Artifact, shown: str, artifact: Artifact, file: str) -> None:
@@ -84,12 +109,12 @@ def _refer(folder: Artifact, shown: str, artifact: Artifact, file: str) -> None:
 
 def status(config: Config) -> list[dict[str, Any]]:
     """For each node of a run: what it is, whether it is published, and else what is missing for it."""
-    store = Store(config.output if "://" in config.output else str(Path(config.output).absolute()))
+    store, nodes = find_store(config), flow(config)
+    done = {name for name, node in nodes.items() if node.artifact(store).published}
     rows = []
-    for name, node in flow(config).items():
-        artifact = node.artifact(store)
-        published = artifact.published
-        waiting = [key for key, source in node.inputs.items() if not source.artifact(store).published]
+    for name, node in nodes.items():
+        artifact, published = node.artifact(store), name in done
+        waiting = [source.name for source in node.inputs.values() if source.name not in done]
         rows.append(
             {
                 "name": name,
@@ -107,12 +132,13 @@ def status(config: Config) -> list[dict[str, Any]]:
 def references(store: Store) -> dict[str, list[str]]:
     """The names of the runs that refer to each STAGE/HASH of a store."""
     root = Artifact(f"{store.uri.rstrip('/')}/runs")
-    found: dict[str, list[str]] = {}
-    for path in root.fs.glob(root.path("*/artifacts.json")):
-        name = path.split("/")[-2]
-        for reference in root.read_json(f"{name}/artifacts.json").values():
-            found.setdefault(reference.split("@")[0], []).append(name)
-    return {key: sorted(set(names)) for key, names in found.items()}
+    found: dict[str, set[str]] = {}
+    folders = root.fs.ls(root.path(""), detail=False) if root.exists("") else []
+    for name in (folder.rstrip("/").rpartition("/")[2] for folder in folders):
+        for file in filter(root.exists, (f"{name}/{MADE}", f"{name}/{PLANNED}")):
+            for reference in root.read_json(file).values():
+                found.setdefault(reference.split("@")[0], set()).add(name)
+    return {key: sorted(names) for key, names in found.items()}
 
 
 def _size(artifact: Artifact) -> int:
@@ -120,17 +146,32 @@ def _size(artifact: Artifact) -> int:
 
 
 def _why(node: Node, store: Store, waiting: list[str]) -> str:
-    """Why a node is not done: an input is missing, a setting differs from what is there, or it is new."""
+    """Why a node is not done: an input is missing, it differs from what is there, or it is new."""
     if waiting:
         return f"waits for {', '.join(waiting[:3])}{' ...' if len(waiting) > 3 else ''}"
-    for stage, digest, _ in store.all_artifacts():
-        other = Artifact(f"{store.uri}/store/{stage}/{digest}", node.extent)
-        if stage != node.stage or digest == node.digest or not other.published:
-            continue
-        old = other.manifest["settings"]
-        changed = [key for key in node.settings if old.get(key) != node.settings[key]]
-        if changed:
-            key = changed[0]
-            return f"{key} is {node.settings[key]!r}, published with {old.get(key)!r}"
-        return "its inputs differ from those published"
-    return "not made yet"
+    others = [store.artifact(node.stage, digest, node.extent) for digest in store.digests(node.stage)]
+    changes = [_changes(node, other.manifest) for other in others if other.published]
+    if not changes:
+        return "not made yet"
+    nearest = min(changes, key=len)
+    return nearest[0] + (f" (and {len(nearest) - 1} more)" if len(nearest) > 1 else "")
+
+
+def _changes(node: Node, old: Mapping[str, Any]) -> list[str]:
+    """How a node differs from a published one; at least in one thing, or they would be the same."""
+    settings = {
+        key: (node.settings.get(key), old["settings"].get(key))
+        for key in {**node.settings, **old["settings"]}
+    }
+    changes = [
+        f"{key} is {now!r}, published with {before!r}"
+        for key, (now, before) in settings.items()
+        if now != before
+    ]
+    inputs = {key: f"{source.stage}/{source.reference}" for key, source in node.inputs.items()}
+    changes += [
+        f"{key} is another"
+        for key in {**inputs, **old["inputs"]}
+        if inputs.get(key) != old["inputs"].get(key)
+    ]
+    return changes or [f"algorithm version {node.version}, published with {old['version']}"]

@@ -19,13 +19,12 @@ import pyarrow.parquet as pq
 
 from dpt_ray.artifacts import Artifact
 from dpt_ray.config import ConfigError
-from dpt_ray.learners.linear_classifier import logits
-from dpt_ray.learners.linear_probe import Fit
+from dpt_ray.learners.linear_classifier import Rows, logits
 from dpt_ray.stages import cluster
 from dpt_ray.stages.display import following
 from dpt_ray.stages.fit_classifier import accuracy, fit_rows, save_classifier
 from dpt_ray.stages.node import Task
-from dpt_ray.stages.rows import ImageRows, RealRows, Rows
+from dpt_ray.stages.rows import ImageRows, RealRows
 
 TRIALS = "trials.parquet"
 Trial = dict[str, Any]
@@ -33,6 +32,8 @@ Trial = dict[str, Any]
 
 def make(task: Task) -> dict[str, Any]:
     """Publishes the table of trials and, for each method, the classifier that validation prefers."""
+    from dpt_ray.learners.linear_probe import Fit
+
     real = RealRows(task.inputs["index"], task.inputs["features"])
     if not len(real.validation):
         raise ConfigError("sweep: there are no labelled validation images to choose on; set data.validation")
@@ -115,7 +116,7 @@ def _run(task: Task, trials: list[Trial], total: int) -> dict[str, Any]:
             run_config=tune.RunConfig(name=task.node.digest, storage_path=scratch, verbose=0),
         ).fit()
     if found.errors:
-        raise RuntimeError(f"{len(found.errors)} trials failed, the first: {found.errors[0]}")
+        raise RuntimeError(f"{len(found.errors)} trials failed") from found.errors[0]
     first = min(result.metrics["started"] for result in found if result.metrics)
     return {"startup_seconds": round(first - started, 3)}
 

@@ -1,14 +1,19 @@
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 from scipy.special import softmax
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from dpt_ray.learners.linear_classifier import logits, row_normalise
+from dpt_ray.learners import linear_probe
+from dpt_ray.learners.linear_classifier import Rows, logits, row_normalise
 from dpt_ray.learners.linear_probe import fit
 
 GOLDEN = Path(__file__).parents[1] / "data" / "logistic_regression.safetensors"
@@ -25,18 +30,18 @@ def test_preprocessing_and_fit_agree_with_the_golden_vector():
     golden = load_file(GOLDEN)
     features = row_normalise(golden["raw"])
     np.testing.assert_allclose(features, golden["preprocessed"], atol=1e-6)
-    found = fit(features, golden["y"], len(golden["W"].T))
+    found = fit([Rows(features, golden["y"])], len(golden["W"].T))
     np.testing.assert_allclose(logits(features, found.weights), golden["decision"], atol=1e-2)
     penalty = 0.0025 / len(features) / 2 * np.square(golden["W"]).sum()
     reference = log_loss(golden["y"], softmax(golden["decision"], axis=1)) + penalty
     assert found.objective == pytest.approx(reference, rel=1e-5)
 
 
-@pytest.mark.parametrize("balanced", [False, True])
-def test_weighted_fit_has_scikit_learns_optimum(balanced):
+@pytest.mark.parametrize("weight", [1.0, 5.0])
+def test_weighted_fit_has_scikit_learns_optimum(weight):
     X, y = generated()
-    weights = np.where(np.arange(len(y)) < 50, 5.0 if balanced else 1.0, 1.0).astype(np.float32)
-    found = fit(X, y, 5, weights=weights, l2=0.05)
+    weights = np.where(np.arange(len(y)) < 50, weight, 1.0)
+    found = fit([Rows(X[:50], y[:50], weight=weight), Rows(X[50:], y[50:])], 5, l2=0.05)
     # scikit-learn minimises C sum w CE + ||W||^2 / 2.
     penalty = 0.05 / len(y)
     reference = LogisticRegression(
@@ -49,17 +54,114 @@ def test_paper_setting_is_scikit_learns_c_400():
     X, y = generated(seed=1)
     reference = LogisticRegression(C=400, fit_intercept=False, tol=1e-10, max_iter=10_000)
     reference.fit(X.astype(np.float64), y)
-    found = fit(X, y, 5)
+    found = fit([Rows(X, y)], 5)
     np.testing.assert_allclose(logits(X, found.weights), reference.decision_function(X), atol=1e-2)
+
+
+def test_selected_rows_of_shared_features_fit_as_their_concatenation_does():
+    X, y = generated()
+    rng = np.random.default_rng(0)
+    few, many = rng.permutation(300)[:40].astype(np.int32), rng.permutation(300)[:200]
+    blocks = [Rows(X, y[few], few, weight=3.0), Rows(X, y[many], many)]
+    # A row of weight 3 is three rows of weight 1; the penalty is lambda = l2 / n.
+    rows = np.concatenate([few, few, few, many])
+    found = fit(blocks, 5, l2=0.05)
+    expected = fit([Rows(X[rows], y[rows])], 5, l2=0.05 * len(rows) / 240)
+    assert found.objective == pytest.approx(expected.objective, rel=1e-9)
+    np.testing.assert_allclose(found.weights, expected.weights, rtol=1e-3, atol=1e-3)
+
+
+def test_objective_and_gradient_do_not_depend_on_the_chunks(monkeypatch):
+    X, y = generated()
+    W = torch.randn(5, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logits_of = torch.from_numpy(X).double() @ W.T
+    loss = torch.nn.functional.cross_entropy(logits_of, torch.from_numpy(y)) + 0.1 / 300 / 2 * W.square().sum()
+    loss.backward()
+    monkeypatch.setattr(linear_probe, "CHUNK_BYTES", 8 * (24 + 2 * 5) * 7)  # 7 rows
+    problem = linear_probe._problem([Rows(X, y)], 5, 0.1, torch.device("cpu"))
+    on_device = [part.moved(problem.chunk, torch.device("cpu")) for part in problem.parts]
+    for parts in (problem.parts, on_device):
+        cut = linear_probe.Problem(parts, problem.chunk, problem.penalty)
+        value, gradient = cut.objective_and_gradient(W.detach())
+        torch.testing.assert_close(value, loss.detach())
+        torch.testing.assert_close(gradient, W.grad)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("free", [0, 2**40], ids=["streamed", "resident"])
+def test_gpu_finds_the_optimum_of_the_cpu(free, monkeypatch):
+    X, y = generated()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    rows = np.arange(0, 300, 2)
+    blocks = [Rows(X, y), Rows(X, y[rows], rows, weight=2.0)]
+    found, expected = fit(blocks, 5, device="cuda"), fit(blocks, 5, device="cpu")
+    np.testing.assert_allclose(logits(X, found.weights), logits(X, expected.weights), atol=1e-2)
+
+
+MEMORY = r"""
+import json, re
+import numpy as np
+import torch
+from dpt_ray.learners.linear_classifier import Rows, row_normalise
+from dpt_ray.learners.linear_probe import CHUNK_BYTES, fit
+
+def peak():
+    # Not ru_maxrss, which begins with that of the process that started this one.
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
+
+torch.set_num_threads(1)
+rng = np.random.default_rng(0)
+n, dim = 150_000, 512
+fit([Rows(np.ones((8, dim), np.float32), np.arange(8))], 8, max_iterations=1, device="cpu")
+matrix = np.empty((n, dim), np.float32)
+for part in np.split(matrix, 30):
+    rng.standard_normal(out=part, dtype=np.float32)
+rows, labels = rng.permutation(n), rng.integers(8, size=n)
+before = peak()
+row_normalise(matrix, out=matrix)
+blocks = [Rows(matrix[:n // 2], labels[:n // 2], weight=2.0), Rows(matrix, labels, rows)]
+fit(blocks, 8, max_iterations=1, device="cpu")
+print(json.dumps({"grown": peak() - before, "chunk": CHUNK_BYTES, "features": matrix.nbytes}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_fit_takes_no_memory_beyond_the_features_and_a_few_chunks():
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    found = json.loads(run.stdout)
+    assert found["features"] > 300e6
+    assert found["grown"] < 4 * found["chunk"] < found["features"] / 2
 
 
 def test_iteration_cap_stops_early():
     X, y = generated()
-    assert fit(X, y, 5, max_iterations=3).iterations == 3
-    assert fit(X, y, 5, max_iterations=3).objective > fit(X, y, 5).objective
+    few = fit([Rows(X, y)], 5, max_iterations=3)
+    assert few.iterations == 3
+    assert few.objective > fit([Rows(X, y)], 5).objective
 
 
 def test_labels_out_of_range_are_refused():
     X, y = generated()
     with pytest.raises(ValueError, match=r"0\.\.3"):
-        fit(X, y, 4)
+        fit([Rows(X, y)], 4)
+
+
+def test_labels_that_are_not_one_a_row_are_refused():
+    X, y = generated()
+    with pytest.raises(ValueError, match="one a row"):
+        fit([Rows(X, y, np.arange(5))], 5)
+
+
+def test_weight_that_is_not_positive_is_refused():
+    X, y = generated()
+    with pytest.raises(ValueError, match="positive, not 0"):
+        fit([Rows(X, y), Rows(X, y, weight=0)], 5)
+
+
+def test_rows_are_normalised_in_place_as_in_a_copy():
+    raw = np.random.default_rng(0).normal(3, 2, (9000, 6)).astype(np.float32)
+    centred = raw.astype(np.float64) - raw.mean(1, keepdims=True, dtype=np.float64)
+    expected = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    np.testing.assert_allclose(row_normalise(raw), expected, atol=1e-6)
+    assert row_normalise(raw, out=raw) is raw
+    np.testing.assert_allclose(raw, expected, atol=1e-6)

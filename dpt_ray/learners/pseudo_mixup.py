@@ -1,0 +1,106 @@
+"""Probabilistic pseudo mixup of Semi-ViT (arXiv 2208.05688) and the loss on its outcome.
+
+Each unlabelled image is mixed with a partner in proportion to the teacher's confidence in the two,
+so that the surer pseudo-label has the larger part. The teacher's p = softmax(logits of the weak
+view) gives the confidence o = max p and the pseudo-label y = argmax p.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+
+class CutMix(NamedTuple):
+    """Which elements are cut and pasted instead of blended, and where their boxes are centred.
+
+    chosen (B,) bool (Semi-ViT: each with probability 0.5); centres (B, 2) uniform in [0, 1), down
+    and across.
+    """
+
+    chosen: Tensor
+    centres: Tensor
+
+
+class Mixed(NamedTuple):
+    """Mixed images (B, C, H, W), soft targets (B, num_classes) and confidences (B,)."""
+
+    images: Tensor
+    targets: Tensor
+    confidence: Tensor
+
+
+def partners_within(keys: Tensor, group: int) -> Tensor:
+    """A permutation pi (B,) that stays within groups of `group` neighbouring positions.
+
+    keys (B,) are uniform random numbers of the positions, such as `StepRandom.uniform("partner")`:
+    then the partners do not depend on the number of workers. Raises ValueError where the groups
+    do not fill the batch.
+    """
+    if len(keys) % group:
+        raise ValueError(
+            f"{len(keys)} positions are no multiple of the mixing group of {group}: make the batch "
+            "of every worker and accumulated part a multiple of it"
+        )
+    first = torch.arange(0, len(keys), group, device=keys.device)
+    return (keys.unflatten(0, (-1, group)).argsort(dim=1, stable=True) + first[:, None]).flatten()
+
+
+def pseudo_mixup(
+    images: Tensor,
+    labels: Tensor,
+    confidence: Tensor,
+    partners: Tensor,
+    num_classes: int,
+    smoothing: float = 0.1,
+    cutmix: CutMix | None = None,
+) -> Mixed:
+    """Each image mixed with its partner's, by confidence.
+
+    images (B, C, H, W), the strong views; labels (B,) int64 and confidence (B,) > 0, the teacher's;
+    partners (B,) int64, a permutation pi. With `cutmix` the chosen elements get a box of their
+    partner's pixels, and lambda becomes the part of the image that is left of their own.
+    """
+    # lam_i = o_i / (o_i + o_pi(i))
+    lam = confidence / (confidence + confidence[partners])
+    own = lam[:, None, None, None]  # each pixel's weight on its own image
+    if cutmix is not None:
+        outside = ~cutmix_boxes(lam, cutmix.centres, images.shape[2], images.shape[3])
+        own = torch.where(cutmix.chosen[:, None, None, None], outside[:, None].to(lam.dtype), own)
+        lam = torch.where(cutmix.chosen, outside.to(lam.dtype).mean((1, 2)), lam)
+    # x~_i = lam_i x_i + (1 - lam_i) x_pi(i);  y~_i likewise, of the smoothed labels
+    mixed = own * images + (1 - own) * images[partners]
+    smooth = F.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
+    targets = lam[:, None] * smooth + (1 - lam[:, None]) * smooth[partners]
+    # o~_i = max(o_i, o_pi(i))
+    return Mixed(mixed.to(images.dtype), targets, torch.maximum(confidence, confidence[partners]))
+
+
+def cutmix_boxes(lam: Tensor, centres: Tensor, height: int, width: int) -> Tensor:
+    """The pixels in each element's box, bool (B, H, W): CutMix (arXiv 1905.04899, Eq. 2).
+
+    A box has sqrt(1 - lam) of the image's height and width, rounded down, and is clipped at the
+    image's border. lam (B,) in [0, 1]; centres (B, 2) in [0, 1).
+    """
+    part = (1 - lam).sqrt()
+
+    def covered(size: int, centre: Tensor) -> Tensor:
+        length = (size * part).long()
+        start = (size * centre).long() - length // 2
+        pixels = torch.arange(size, device=lam.device)
+        return (pixels >= start[:, None]) & (pixels < (start + length)[:, None])
+
+    return covered(height, centres[:, 0])[:, :, None] & covered(width, centres[:, 1])[:, None]
+
+
+def pseudo_loss(logits: Tensor, targets: Tensor, confidence: Tensor, threshold: float) -> Tensor:
+    """L_u = mean over the whole batch of 1[o~_i >= threshold] CE(logits_i, y~_i), a scalar.
+
+    logits (B, num_classes), the student's for the mixed images; targets and confidence those of
+    `pseudo_mixup`. Elements below the threshold count as 0, they do not leave the mean.
+    """
+    loss = F.cross_entropy(logits.float(), targets.float(), reduction="none")
+    return torch.where(confidence >= threshold, loss, 0.0).mean()

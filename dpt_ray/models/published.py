@@ -1,0 +1,150 @@
+"""U-ViT checkpoints as their authors publish them: a folder with `nnet_ema.pth`, a raw state dict.
+
+The checkpoint holds no settings; all but the number of heads is read off the tensors' shapes.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from fsspec.core import url_to_fs
+from torch import Generator, Tensor
+
+from dpt_ray.artifacts import Artifact
+from dpt_ray.models.uvit import UViT, UViTConfig
+from dpt_ray.models.weights import load_strict, load_weights
+
+EMA_FILE = "nnet_ema.pth"
+RAW_FILE = "nnet.pth"
+# dim -> heads of the published sizes (S, M, L, H); the heads of dim 1152 are not 64 wide.
+PUBLISHED_HEADS = {512: 8, 768: 12, 1024: 16, 1152: 16}
+LABELS = "label_emb.weight"
+# What the sizes are read from, and the number of axes each tensor has.
+_TELLING = {
+    "patch_embed.proj.weight": 4,
+    "pos_embed": 3,
+    LABELS: 2,
+    "in_blocks.0.mlp.fc1.weight": 2,
+}
+
+
+def load_published_uvit(path: str | Path, heads: int | None = None) -> UViT:
+    """The network of a published checkpoint, on the CPU in float32; its sizes are `.config`.
+
+    path: the checkpoint's folder (its EMA weights, else `nnet.pth`) or one file, local or a URI.
+    heads: needed where the network's dim is none of the published sizes. Raises ValueError naming
+    the path for a file that is missing, damaged, not of tensors alone, or another architecture's.
+    """
+    file = _weight_file(path)
+    return published_uvit(load_weights(file), file, heads)
+
+
+def published_uvit(tensors: Mapping[str, Tensor], source: str | Path, heads: int | None = None) -> UViT:
+    """The network whose weights are `tensors`, under the published names.
+
+    Raises ValueError naming `source` and the keys that are missing, unexpected or misshapen.
+    """
+    config = published_config(tensors, source, heads)
+    with torch.device("meta"):  # no initial weights: all of them are about to be overwritten
+        model = UViT(config)
+    model.to_empty(device="cpu")
+    load_strict(model, tensors, source)
+    return model
+
+
+def published_config(
+    tensors: Mapping[str, Tensor], source: str | Path, heads: int | None = None
+) -> UViTConfig:
+    """The architecture that the shapes of published weights tell.
+
+    The last row of the label embedding is taken for the null class (classifier-free guidance); the
+    published networks without guidance (64 pixels) have none. Raises ValueError naming `source`
+    where the tensors are no class-conditional U-ViT's or the number of heads is unknown.
+    """
+    strange = [name for name, axes in _TELLING.items() if name not in tensors or tensors[name].ndim != axes]
+    if strange:
+        raise ValueError(
+            f"{source}: not a class-conditional U-ViT: {', '.join(strange)} missing or of another "
+            "rank; give the network's weights as published, nnet_ema.pth or nnet.pth"
+        )
+    dim, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
+    patches = tensors["pos_embed"].shape[1] - 2  # the label's and the time's token stand first
+    side = math.isqrt(max(patches, 0))
+    if side**2 != patches:
+        raise ValueError(
+            f"{source}: pos_embed has {patches} positions for patches, which fill no square; "
+            "give a network of square images conditioned on labels alone"
+        )
+    blocks = {name.split(".")[1] for name in tensors if name.startswith("in_blocks.")}
+    try:
+        return UViTConfig(
+            image_size=side * patch_size,
+            patch_size=patch_size,
+            in_channels=channels,
+            dim=dim,
+            depth=2 * len(blocks),
+            heads=_heads(dim) if heads is None else heads,
+            num_classes=tensors[LABELS].shape[0] - 1,
+            mlp_ratio=tensors["in_blocks.0.mlp.fc1.weight"].shape[0] / dim,
+            final_conv="final_layer.weight" in tensors,
+            time_mlp="time_embed.0.weight" in tensors,
+        )
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def with_classes(tensors: Mapping[str, Tensor], num_classes: int, generator: Generator) -> dict[str, Tensor]:
+    """The weights with a new label embedding for `num_classes` other classes: (num_classes+1, dim).
+
+    For training on from given weights. The new rows are normal with the standard deviation of the
+    old ones' entries; the null class keeps its row, as "no label" means the same for all classes.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes={num_classes} must be at least 1")
+    if LABELS not in tensors or len(tensors[LABELS]) < 2:
+        raise ValueError(f"{LABELS} has no classes; give the weights of a class-conditional U-ViT")
+    old, null = tensors[LABELS].split([len(tensors[LABELS]) - 1, 1])
+    drawn = torch.randn(num_classes, old.shape[1], generator=generator)
+    new = (old.float().std(correction=0).cpu() * drawn).to(old)
+    return {**tensors, LABELS: torch.cat([new, null])}
+
+
+def export_published_uvit(model: UViT, folder: str | Path) -> str:
+    """The URI of `nnet_ema.pth`, written whole into `folder` (local or a URI) from the model's weights.
+
+    A plain dict of CPU tensors under the published names, readable with `weights_only=True`. Raises
+    ValueError for a network with modulation, which the published format has no names for.
+    """
+    if model.config.modulation:
+        raise ValueError(
+            "modulation=True has no place in the published U-ViT format; train with modulation=False "
+            "to export, or use the safetensors of the run"
+        )
+    # Cloned, as saving a view would write the whole buffer behind it.
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    target = Artifact(str(folder))
+    with target.writing(EMA_FILE) as file:
+        torch.save(tensors, file)
+    return target.file_uri(EMA_FILE)
+
+
+def _weight_file(path: str | Path) -> str:
+    fs, root = url_to_fs(str(path), use_listings_cache=False)
+    if not fs.isdir(root):
+        return str(path)
+    for name in (EMA_FILE, RAW_FILE):
+        if fs.isfile(f"{root.rstrip('/')}/{name}"):
+            return f"{str(path).rstrip('/')}/{name}"
+    raise ValueError(
+        f"{path}: no {EMA_FILE} or {RAW_FILE} in this folder; give a checkpoint's folder or file"
+    )
+
+
+def _heads(dim: int) -> int:
+    if dim not in PUBLISHED_HEADS:
+        raise ValueError(
+            f"dim {dim} is none of the published sizes {sorted(PUBLISHED_HEADS)}, and no shape tells "
+            "the number of heads; give heads"
+        )
+    return PUBLISHED_HEADS[dim]

@@ -1,0 +1,81 @@
+"""The same payloads whoever computes them: actors, batches and training workers change nothing."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from dpt_ray.data.shards import read_features, read_images
+from dpt_ray.stages import cluster as stages_cluster
+
+pytestmark = pytest.mark.cluster
+
+COMPUTED = ("features", "moments", "pseudo_labels", "samples")
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    """Work units one after the other in this process, by the code that the actors run."""
+
+    def in_process(units, read, actor, arguments, compute):
+        worker = actor(**arguments)
+        for unit in units:
+            yield worker(read(unit) if read else unit)
+
+    monkeypatch.setattr(stages_cluster, "run_units", in_process)
+
+
+def test_two_actors_publish_the_bits_of_one(finished, tmp_path):
+    run = finished.copy_to(tmp_path, "compute.actors=2", without=COMPUTED)
+    run.make("samples")
+    for name in COMPUTED:
+        assert run.payloads(name) == finished.payloads(name), name
+
+
+def test_another_batch_size_changes_only_the_last_digits(finished, tmp_path, without_ray):
+    run = finished.copy_to(tmp_path, "compute.batch_size=48", without=("features", "moments", "samples"))
+    run.make("samples")
+    for name in ("features", "moments", "samples"):
+        assert run.artifact(name).manifest["rows"] == finished.artifact(name).manifest["rows"]
+    ids, features = read_features(run.artifact("features"))
+    expected_ids, expected = read_features(finished.artifact("features"))
+    assert ids == expected_ids
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    # Grey levels: a value beside a rounding edge may fall to the other side.
+    difference = np.abs(grey_levels(run).astype(int) - grey_levels(finished).astype(int))
+    assert difference.max() <= 1
+    assert difference.mean() < 1e-3
+
+
+def grey_levels(run):
+    import io
+
+    images = [
+        np.asarray(Image.open(io.BytesIO(png)))
+        for table in read_images(run.artifact("samples"))
+        for png in table["image"].to_pylist()
+    ]
+    return np.stack(images)
+
+
+def test_pseudo_labels_have_a_row_for_each_image_of_the_index(finished):
+    labels = pq.read_table(finished.artifact("pseudo_labels").local_file("pseudo_labels.parquet"))
+    index = pq.read_table(finished.artifact("index").local_file("index.parquet"))
+    assert sorted(labels["id"].to_pylist()) == sorted(index["id"].to_pylist())
+
+
+def test_one_training_worker_gives_the_bits_of_training_in_the_driver(finished, tmp_path):
+    run = finished.copy_to(tmp_path, "compute.train_workers=1", without=("encoder",))
+    assert run.make("encoder") == ["encoder"]
+    assert run.payloads("encoder") == finished.payloads("encoder")
+
+
+@pytest.mark.parametrize("name", ["encoder", "denoiser"])
+def test_two_training_workers_agree_with_one(name, finished, tmp_path):
+    run = finished.copy_to(tmp_path, "compute.train_workers=2", without=(name,))
+    assert run.make(name) == [name]
+    weights, expected = (load_file(r.artifact(name).path("model.safetensors")) for r in (run, finished))
+    assert weights.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(weights[key], value, rtol=1e-4, atol=1e-4, err_msg=key)

@@ -1,0 +1,131 @@
+"""Real SIGKILLs and broken files: what is published stays, the rest is made as if nothing had happened."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import command_line, kill_group, session_pids, shard_files, wait_until
+
+from dpt_ray.data.shards import read_images
+
+pytestmark = pytest.mark.cluster
+
+# The artifact in whose making the driver is killed: all that the same pass or step makes.
+KILLED = {
+    "encoder": ("encoder",),
+    "features": ("features", "moments"),
+    "denoiser": ("denoiser",),
+    "samples": ("samples",),
+    "sweep": ("sweep",),
+}
+
+
+def started(artifact):
+    """Whether a part of an artifact is published: a training checkpoint or a shard."""
+    folder = Path(artifact.path(""))
+    return any(folder.glob("checkpoints/*.json")) or any(folder.glob("shards/*.json"))
+
+
+def part_of(artifact):
+    """Asserts that the artifact is published in part, and returns the shards that are."""
+    assert started(artifact)
+    assert not artifact.published, "it was finished before the kill"
+    return shard_files(artifact)
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_run_is_continued_by_the_same_command(name, finished, tmp_path):
+    run = finished.copy_to(tmp_path, without=KILLED[name])
+    artifact = run.artifact(name)
+    driver = run.start()
+    wait_until(lambda: started(artifact), driver)
+    kill_group(driver)
+    before = part_of(artifact)
+
+    code, _, error = run.finish()
+    assert code == 0, error
+    after = shard_files(artifact)
+    assert {key: after[key] for key in before} == before
+    for made in KILLED[name]:
+        assert run.payloads(made) == finished.payloads(made), made
+
+
+def test_a_killed_driver_takes_its_own_cluster_with_it(finished, tmp_path):
+    run = finished.copy_to(tmp_path, without=("samples",))
+    scratch = {"RAY_ADDRESS": "", "RAY_TMPDIR": os.environ["RAY_TMPDIR"]}
+    driver = run.start(**scratch)
+    try:
+        wait_until(lambda: started(run.artifact("samples")), driver)
+        kill_group(driver)
+        part_of(run.artifact("samples"))
+    finally:
+        wait_until_gone(driver.pid)
+    code, _, error = run.finish(**scratch)
+    assert code == 0, error
+    assert run.payloads("samples") == finished.payloads("samples")
+
+
+def wait_until_gone(session):
+    import time
+
+    end = time.monotonic() + 60
+    while pids := session_pids(session):
+        assert time.monotonic() < end, [command_line(pid) for pid in pids]
+        time.sleep(0.1)
+
+
+def test_a_killed_training_worker_is_replaced_and_the_weights_are_the_same(finished, cluster, tmp_path):
+    run = finished.copy_to(tmp_path, "compute.train_workers=1", without=("denoiser",))
+    driver = run.start()
+    wait_until(lambda: started(run.artifact("denoiser")), driver)
+    [worker] = cluster.pids("RayTrainWorker")
+    os.kill(worker, signal.SIGKILL)
+    part_of(run.artifact("denoiser"))
+    _, error = driver.communicate(timeout=240)
+    assert driver.returncode == 0, error
+    assert run.payloads("denoiser") == finished.payloads("denoiser")
+
+
+def test_a_killed_actor_is_replaced_and_every_image_is_there_once(finished, cluster, tmp_path):
+    run = finished.copy_to(tmp_path, without=("samples",))
+    driver = run.start()
+    wait_until(lambda: started(run.artifact("samples")), driver)
+    [actor] = cluster.pids("GenerateUnit")
+    os.kill(actor, signal.SIGKILL)
+    part_of(run.artifact("samples"))
+    _, error = driver.communicate(timeout=240)
+    assert driver.returncode == 0, error
+    assert run.payloads("samples") == finished.payloads("samples")
+    ids = [i for table in read_images(run.artifact("samples")) for i in table["id"].to_pylist()]
+    expected = [f"gen-{label:05d}-{index:07d}" for label in range(10) for index in range(32)]
+    assert sorted(ids) == expected
+
+
+def test_broken_weights_fail_the_stage_with_one_line_and_publish_nothing(finished, tmp_path):
+    run = finished.copy_to(tmp_path, without=("samples",))
+    os.truncate(run.artifact("denoiser").path("model.safetensors"), 1000)
+    code, _, error = run.finish()
+    assert code == 1
+    told = [line for line in error.splitlines() if line.startswith("failed: ")]
+    assert len(told) == 1
+    assert "samples" in told[0]
+    assert "model.safetensors" in told[0]
+    assert "Traceback" not in error
+    assert not run.artifact("samples").published
+    assert run.artifact("samples").shards() == {}
+
+
+def test_a_broken_shard_is_named_and_what_is_made_of_it_is_not_published(finished, tmp_path):
+    run = finished.copy_to(tmp_path, without=("sample_features", "referee_sample_features"))
+    broken = run.artifact("samples").listed_shards()[1]
+    os.truncate(run.artifact("samples").path(broken["file"]), 1000)
+    code, _, error = run.finish()
+    assert code == 1
+    told = [line for line in error.splitlines() if line.startswith("failed: ")]
+    assert len(told) == 1
+    assert "extract samples" in told[0]
+    assert broken["shard"] in told[0]
+    assert "Traceback" not in error
+    assert not run.artifact("sample_features").published
+    assert broken["shard"] not in run.artifact("sample_features").shards()

@@ -1,0 +1,109 @@
+"""Jobs submitted to a running cluster, and the file that describes one in the cloud."""
+
+import ipaddress
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, TinyRun
+
+# The job's python is the one of the tests, whatever the cluster's shell would find.
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def submit(cluster, script, *arguments):
+    """`ray job submit` as the scripts' docstrings say; the finished process."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", str(ROOT)),
+            *("--runtime-env-json", '{"env_vars": {"PATH": "%s"}}' % PATH),
+            *("--", "python", f"jobs/{script}", "--config", "configs/digits.yaml", *arguments),
+        ],
+        env=os.environ | {"RAY_API_SERVER_ADDRESS": cluster.dashboard},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.cluster
+def test_a_submitted_job_publishes_the_report(cluster, tiny_overrides, tmp_path):
+    # No controls and no referee: fewer passes over the same code.
+    settings = (*tiny_overrides, "evaluate.controls=false", "evaluate.referee=null")
+    done = submit(cluster, "run_pipeline.py", *settings, f"output={tmp_path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = TinyRun(tmp_path, settings)
+    assert all(run.artifact(name).published for name in run.nodes())
+    assert (tmp_path / "runs" / "digits" / "report.html").exists()
+
+
+@pytest.mark.cluster
+def test_a_job_without_its_token_is_refused(cluster, tmp_path, monkeypatch):
+    wrong = tmp_path / "token"
+    wrong.write_text("0" * 64)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(wrong))
+    done = submit(cluster, "run_pipeline.py", f"output={tmp_path}")
+    assert done.returncode != 0
+    assert "token" in done.stderr.lower()
+
+
+@pytest.mark.cluster
+def test_a_job_with_a_relative_output_is_refused_with_the_reason(cluster):
+    done = submit(cluster, "run_pipeline.py", "output=outputs")
+    assert done.returncode == 1
+    assert "output: 'outputs' is relative" in done.stdout + done.stderr
+    assert "give an absolute path or URI" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", ["run_pipeline.py", "run_study.py", "run_sweep.py"])
+def test_a_job_script_says_a_bad_configuration_in_one_line(script, tmp_path):
+    done = subprocess.run(
+        [sys.executable, f"jobs/{script}", "--config", str(tmp_path / "none.yaml")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "none.yaml: no such file" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def cloud():
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def test_the_cluster_file_is_one_that_ray_accepts(cloud):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(cloud))
+
+
+def test_the_cluster_grows_from_no_spot_gpu_workers(cloud):
+    types = cloud["available_node_types"]
+    assert "GPU" not in types[cloud["head_node_type"]]["resources"]
+    worker = types["gpu_worker"]
+    assert worker["min_workers"] == 0 < worker["max_workers"]
+    assert worker["resources"]["GPU"] >= 1
+    assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_the_cluster_is_closed(cloud):
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
+        start = cloud[commands][-1]
+        assert "RAY_AUTH_MODE=token" in start
+        assert "RAY_AUTH_TOKEN_PATH=" in start
+    [host] = [w for w in cloud["head_start_ray_commands"][-1].split() if w.startswith("--dashboard-host=")]
+    assert ipaddress.ip_address(host.partition("=")[2]).is_loopback
+    # A group that Ray makes itself admits SSH from everywhere.
+    assert "security_group" not in cloud["provider"]
+    assert all(kind["node_config"]["SecurityGroupIds"] for kind in cloud["available_node_types"].values())
+
+
+def test_the_cluster_file_holds_no_credentials(cloud):
+    text = yaml.safe_dump(cloud).lower()
+    assert not [word for word in ("aws_access_key", "aws_secret", "akia", "password") if word in text]

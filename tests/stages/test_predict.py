@@ -1,0 +1,243 @@
+"""New images labelled with what a run has learned."""
+
+import csv
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from dpt_ray.artifacts import Store
+from dpt_ray.config import Config, ConfigError, load_config
+from dpt_ray.data.crops import Crop
+from dpt_ray.learners.linear_probe import Fit
+from dpt_ray.models.conv import SmallConvNet
+from dpt_ray.models.encoder import conv_encoder, save_encoder
+from dpt_ray.stages import predict
+from dpt_ray.stages.fit_classifier import save_classifier
+from dpt_ray.stages.graph import flow
+from dpt_ray.stages.predict import predict_images
+
+DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
+CLASSES = ["cat", "dog", "owl"]
+SIZE, DIM, TEMPERATURE = 8, 6, 0.25
+PLACES = {"sweep": "generated/", "retrained": "", "classifier": ""}
+IMAGES = {f"image_{k}": np.random.default_rng(k).integers(0, 256, (SIZE, SIZE), np.uint8) for k in range(7)}
+
+
+def network() -> SmallConvNet:
+    return SmallConvNet(1, 8, DIM, torch.Generator().manual_seed(0))
+
+
+def weights(classifier: str) -> np.ndarray:
+    seed = list(PLACES).index(classifier)
+    return np.random.default_rng(seed).normal(0, 3, (len(CLASSES), DIM)).astype(np.float32)
+
+
+def publish_run(root: Path, *classifiers: str, overrides: tuple[str, ...] = ()) -> Config:
+    """A run with an encoder, some of its classifiers and the pseudo-labels' temperature."""
+    config = load_config(DIGITS, [f"output={root}/output", *overrides])
+    nodes, store = flow(config), Store(config.output)
+    encoder = nodes["encoder"].artifact(store)
+    built = conv_encoder(network(), Crop("adm", SIZE))
+    encoder.publish_files(lambda folder: save_encoder(folder, built))
+    encoder.publish({})
+    for name in classifiers:
+        out = nodes[name].artifact(store)
+        save_classifier(out, PLACES[name], Fit(weights(name), 0.0, 0.0, 0), CLASSES, {})
+        out.publish({})
+    nodes["pseudo_labels"].artifact(store).publish({"calibration": {"temperature": TEMPERATURE}})
+    return config
+
+
+def expected(image: np.ndarray, classifier: str, temperature: float = 1.0) -> np.ndarray:
+    """Class probabilities by the formulas, in torch and double precision."""
+    x = (torch.from_numpy(image).double() / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        feature = network().double()(x[None, None])[0]
+    feature = functional.normalize(feature - feature.mean(), dim=0)
+    return (torch.from_numpy(weights(classifier)).double() @ feature / temperature).softmax(0).numpy()
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_folder(folder: Path) -> Path:
+    for k, (name, image) in enumerate(IMAGES.items()):
+        path = folder / ("" if k < 4 else "deep/er") / f"{name}.PNG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(image))
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def read(path: Path) -> dict[str, dict]:
+    return {row["id"]: row for row in pq.read_table(path).to_pylist()}
+
+
+def check(row: dict, image: np.ndarray, classifier: str, temperature: float = 1.0) -> None:
+    probs = expected(image, classifier, temperature)
+    assert row["label"] == probs.argmax()
+    assert row["class_name"] == CLASSES[probs.argmax()]
+    assert row["confidence"] == pytest.approx(probs.max(), abs=1e-5)
+    assert row["classifier"] == classifier
+    assert row["error"] is None
+
+
+@pytest.mark.parametrize("batch_size", [3, 256])
+def test_a_folder_is_labelled_with_all_below_it(tmp_path: Path, batch_size: int) -> None:
+    config = publish_run(tmp_path, "sweep", overrides=(f"compute.batch_size={batch_size}",))
+    folder = write_folder(tmp_path / "new")
+    assert predict_images(config, str(folder), tmp_path / "out" / "p.parquet") == len(IMAGES)
+    rows = read(tmp_path / "out" / "p.parquet")
+    assert len(rows) == len(IMAGES)
+    for k, (name, image) in enumerate(IMAGES.items()):
+        row = rows[name if k < 4 else f"deep/er/{name}"]
+        check(row, image, "sweep")
+        assert row["uri"] == (folder / ("" if k < 4 else "deep/er") / f"{name}.PNG").as_uri()
+
+
+def test_unreadable_images_are_rows_with_the_reason(tmp_path: Path) -> None:
+    config = publish_run(tmp_path, "sweep")
+    folder = write_folder(tmp_path / "new")
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("no image")
+    (folder / "torn.png").write_bytes(png(IMAGES["image_0"])[:60])
+    assert predict_images(config, str(folder), tmp_path / "p.parquet") == len(IMAGES)
+    rows = read(tmp_path / "p.parquet")
+    assert len(rows) == len(IMAGES) + 3
+    check(rows["image_3"], IMAGES["image_3"], "sweep")
+    reasons = {"empty": "zero bytes", "text": "not an image", "torn": "cannot be decoded"}
+    for name, reason in reasons.items():
+        assert reason in rows[name]["error"]
+        assert [rows[name][key] for key in ("label", "class_name", "confidence")] == [None] * 3
+
+
+def test_a_folder_of_broken_images_alone_is_a_table_too(tmp_path: Path) -> None:
+    config = publish_run(tmp_path, "sweep")
+    (tmp_path / "a.png").touch()
+    assert predict_images(config, str(tmp_path / "a.png"), tmp_path / "p.parquet") == 0
+    assert "zero bytes" in read(tmp_path / "p.parquet")["a"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("published", "used"),
+    [
+        (("classifier", "retrained", "sweep"), "sweep"),
+        (("classifier", "retrained"), "retrained"),
+        (("classifier",), "classifier"),
+    ],
+)
+def test_the_best_published_classifier_is_used(tmp_path: Path, published: tuple[str, ...], used: str) -> None:
+    config = publish_run(tmp_path, *published)
+    predict_images(config, str(write_folder(tmp_path / "new")), tmp_path / "p.parquet")
+    row = read(tmp_path / "p.parquet")["image_1"]
+    # Only the first classifier's confidence has a fitted temperature.
+    check(row, IMAGES["image_1"], used, TEMPERATURE if used == "classifier" else 1.0)
+
+
+def test_images_of_another_size_are_cropped_as_the_run_does(tmp_path: Path) -> None:
+    config = publish_run(tmp_path, "sweep")
+    # ADM's crop halves 16 x 24 to 8 x 12 by averaging, here of equal pixels, and cuts the centre out.
+    wide = np.random.default_rng(9).integers(0, 256, (8, 12), np.uint8)
+    Image.fromarray(np.kron(wide, np.ones((2, 2), np.uint8))).convert("RGB").save(tmp_path / "wide.png")
+    predict_images(config, str(tmp_path / "wide.png"), tmp_path / "p.parquet")
+    check(read(tmp_path / "p.parquet")["wide"], np.ascontiguousarray(wide[:, 2:10]), "sweep")
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_tars_are_labelled(tmp_path: Path, folder: bool) -> None:
+    config = publish_run(tmp_path, "sweep")
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "a.tar", "w") as tar:
+        for name, image in IMAGES.items():
+            member = tarfile.TarInfo(f"{name}.png")
+            member.size = len(png(image))
+            tar.addfile(member, io.BytesIO(png(image)))
+    source = tmp_path / "tars" if folder else tmp_path / "tars" / "a.tar"
+    assert predict_images(config, str(source), tmp_path / "p.parquet") == len(IMAGES)
+    for name, row in read(tmp_path / "p.parquet").items():
+        check(row, IMAGES[name], "sweep")
+
+
+def test_a_manifest_is_labelled_in_its_order(tmp_path: Path) -> None:
+    config = publish_run(tmp_path, "sweep")
+    write_folder(tmp_path / "new")
+    (tmp_path / "new" / "list.csv").write_text(
+        "uri,id\nimage_2.PNG,second\ndeep/er/image_5.PNG,fifth\nimage_0.PNG,zeroth\n"
+    )
+    assert predict_images(config, str(tmp_path / "new" / "list.csv"), tmp_path / "p.parquet") == 3
+    rows = read(tmp_path / "p.parquet")
+    assert list(rows) == ["second", "fifth", "zeroth"]
+    check(rows["fifth"], IMAGES["image_5"], "sweep")
+
+
+def test_csv_says_the_same_as_parquet(tmp_path: Path) -> None:
+    config = publish_run(tmp_path, "sweep")
+    folder = write_folder(tmp_path / "new")
+    (folder / "bad,one.png").touch()
+    for out in ("p.csv", "p.parquet"):
+        predict_images(config, str(folder), tmp_path / out)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        found = {row["id"]: row for row in csv.DictReader(file)}
+    table = read(tmp_path / "p.parquet")
+    assert list(found) == list(table)
+    for key, row in table.items():
+        confidence = found[key].pop("confidence")
+        assert (float(confidence) if confidence else None) == pytest.approx(row.pop("confidence"))
+        assert found[key] == {name: "" if value is None else str(value) for name, value in row.items()}
+
+
+def test_a_table_is_replaced_only_by_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = publish_run(tmp_path, "sweep")
+    folder = write_folder(tmp_path / "new")
+    out = tmp_path / "tables" / "p.csv"
+    predict_images(config, str(folder / "image_0.PNG"), out)
+    before = out.read_bytes()
+
+    def broken(table: pa.Table, path: Path) -> None:
+        Path(path).write_text("half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setitem(predict.WRITERS, ".csv", broken)
+    with pytest.raises(ConfigError, match="cannot be written: the disk is full"):
+        predict_images(config, str(folder), out)
+    assert [path.name for path in out.parent.iterdir()] == ["p.csv"]
+    assert out.read_bytes() == before
+
+
+def test_an_unfinished_run_is_asked_for(tmp_path: Path) -> None:
+    config = publish_run(tmp_path)
+    write_folder(tmp_path / "new")
+    with pytest.raises(ConfigError, match=r"run digits has no classifier .* run `dpt run CONFIG` first"):
+        predict_images(config, str(tmp_path / "new"), tmp_path / "p.csv")
+
+
+def test_bad_requests_name_what_is_wrong(tmp_path: Path) -> None:
+    config = publish_run(tmp_path, "sweep")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "notes.txt").touch()
+    (tmp_path / "torn.tar").write_bytes(b"no tar" * 200)
+    (tmp_path / "list.csv").write_text("uri\nlost.png\n")
+    out = tmp_path / "p.csv"
+    with pytest.raises(ConfigError, match=r"p\.txt' must end in \.csv or \.parquet"):
+        predict_images(config, str(tmp_path / "new"), tmp_path / "p.txt")
+    for source, problem in {
+        "nowhere": "does not exist",
+        "new": "holds no image",
+        "new/notes.txt": "holds no image",
+        "torn.tar": "no complete uncompressed tar",
+        "list.csv": r"lists files that do not exist: .*lost\.png",
+    }.items():
+        with pytest.raises(ConfigError, match=f"images: .*{source}.*{problem}"):
+            predict_images(config, str(tmp_path / source), out)
+    assert not out.exists()

@@ -1,0 +1,57 @@
+"""A run end to end: what it makes, and what it does not make again."""
+
+import pytest
+from conftest import files, shard_files
+
+pytestmark = pytest.mark.cluster
+
+
+def test_a_run_publishes_every_artifact_and_shows_the_report(finished):
+    unpublished = [name for name in finished.nodes() if not finished.artifact(name).published]
+    assert unpublished == []
+    shown = finished.output / "runs" / "digits"
+    assert "<html" in (shown / "report.html").read_text()
+    for name in ("pseudo_labels.parquet", "evaluation.json", "classifier", "denoiser", "samples"):
+        assert (shown / name).exists(), name
+
+
+def test_the_same_run_again_makes_nothing(finished, tmp_path):
+    run = finished.copy_to(tmp_path)
+    before = files(tmp_path / "store")
+    assert run.make("report") == []
+    assert files(tmp_path / "store") == before
+
+
+def test_a_changed_setting_redoes_only_what_depends_on_it(finished, tmp_path):
+    run = finished.copy_to(tmp_path, "retrain.l2=0.01")
+    before = files(tmp_path / "store")
+    assert run.make("report") == ["retrained", "evaluation", "report"]
+    after = files(tmp_path / "store")
+    assert {path: after[path] for path in before} == before
+
+
+def test_more_images_per_class_add_shards_and_rewrite_none(finished, tmp_path):
+    few = finished.copy_to(tmp_path)
+    many = finished.copy_to(tmp_path, "generate.images_per_class=48")
+    made = ("samples", "sample_features")
+    old = {name: shard_files(few.artifact(name)) for name in made}
+    manifests = {name: few.artifact(name).manifest for name in made}
+    assert set(many.make("sample_features")) == {*made, "referee_sample_features"}
+    for name in made:
+        new = shard_files(many.artifact(name))
+        assert {key: new[key] for key in old[name]} == old[name], name
+        assert (len(old[name]), len(new)) == (4, 6)  # of 8 images of each class
+        assert many.artifact(name).manifest["rows"] == 480
+        assert few.artifact(name).manifest == manifests[name]
+
+
+def test_two_processes_with_the_same_run_share_the_work(finished, tmp_path):
+    run = finished.copy_to(tmp_path, "diffusion.steps=400", "diffusion.checkpoint_every=400")
+    both = [run.start("train-diffusion"), run.start("train-diffusion")]
+    ends = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ends
+    waited = ["another run is making this" in error for _, error in ends]
+    idle = ["Nothing to do" in out for out, _ in ends]
+    assert sorted(waited) == [False, True], ends
+    assert idle == waited
+    assert run.artifact("denoiser").published

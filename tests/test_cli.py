@@ -1,0 +1,276 @@
+"""`dpt` as a person meets it: help, plans, listings, and one line for each mistake."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dpt_ray.artifacts import Store
+from dpt_ray.cli import STAGES, app, main
+from dpt_ray.stages import index
+
+DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
+PROGRESS = re.compile(r"\[\d+/\d+\] (index|labels): ")
+
+
+@pytest.fixture
+def dpt(monkeypatch, capsys):
+    """Runs `dpt` with arguments; (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "250")
+    for name in ("RAY_JOB_ID", "RAY_JOB_CONFIG_JSON_ENV_VAR", "DPT_TRACEBACK"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dpt", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def row(table, name):
+    """The cells of the row of a printed table that starts with `name`."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if "│" in line]
+    return next(cells for cells in rows if cells[0] == name)
+
+
+# Help ----------------------------------------------------------------------------------------------
+
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
+
+
+def test_there_is_a_command_for_each_part_of_the_flow():
+    designed = {"run", "plan", "status", "study", "predict", "export", "list", "remove"}
+    assert designed | set(STAGES) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command):
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0, result.output
+    assert f" {command} " in result.output
+    assert "Arguments" in result.output
+
+
+def test_help_without_a_command_lists_them_all():
+    output = CliRunner().invoke(app, ["--help"]).output
+    assert all(command in output for command in COMMANDS)
+
+
+# Mistakes ------------------------------------------------------------------------------------------
+
+
+MISTAKES = [
+    *("unknown key", "wrong type", "no value"),
+    *("too many labels", "unknown image", "no label list", "no images", "output"),
+]
+
+
+def mistakes(folder):
+    """(arguments after `dpt run configs/digits.yaml`, what the one line must say)."""
+    (folder / "file").touch()
+    (folder / "few.csv").write_text("id,label\nno-such-image,1\n")
+    listed = ["labels.per_class=null", f"labels.file={folder / 'few.csv'}"]
+    return {
+        "unknown key": (["generate.gidance=2"], ["generate.gidance: 2", "did you mean generate.guidance?"]),
+        "wrong type": (["pretrain.steps=many"], ["pretrain.steps: 'many'", "should be a valid integer"]),
+        "too many labels": (["labels.per_class=500"], ["labels.per_class", "500 per class", "ask for fewer"]),
+        "output": ([f"output={folder}/file/out"], [f"output: '{folder}/file/out'", "choose another folder"]),
+        "unknown image": (listed, ["labels.file", "line 2", "'no-such-image'", "correct or remove the line"]),
+        "no label list": (
+            ["labels.per_class=null", "labels.file=/none.csv"],
+            ["labels.file: /none.csv", "give the path or URI of an existing file"],
+        ),
+        "no images": (["data.source=tar", "data.uri=/none"], ["data.uri: '/none'", "check the path"]),
+        "no value": (["pretrain.steps"], ["override 'pretrain.steps'", "write key.path=value"]),
+    }
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_is_one_line_before_any_work(dpt, tmp_path, kind):
+    overrides, parts = mistakes(tmp_path)[kind]
+    code, out, err = dpt("run", DIGITS, f"output={tmp_path}/out", *overrides)
+    assert code == 2
+    lines = [line for line in err.splitlines() if not PROGRESS.match(line)]
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    for part in parts:
+        assert part in lines[0]
+    assert out == "" and "Traceback" not in err
+    made = Store(f"{tmp_path}/out").all_artifacts()
+    assert {stage for stage, _, _ in made} <= {"index", "labels"}  # what the labels are checked against
+
+
+def test_a_mistake_looks_the_same_from_the_shell(tmp_path):
+    command = [sys.executable, "-m", "dpt_ray.cli", "run", DIGITS, "generate.gidance=2"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == ""
+    assert re.fullmatch(r"error: .*: generate\.gidance: 2: .*generate\.guidance\?\n", result.stderr)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_not_there_is_named(dpt, tmp_path):
+    code, _, err = dpt("plan", tmp_path / "none.yaml")
+    assert code == 2 and err == f"error: {tmp_path / 'none.yaml'}: no such file; check the path\n"
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "index"])
+def test_a_submitted_job_is_refused_a_relative_output(dpt, monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_JOB_ID", "raysubmit_1")
+    code, _, err = dpt(command, DIGITS, "output=results")
+    assert code == 2
+    assert err.startswith("error: output: 'results' is relative") and err.count("\n") == 1
+    assert "removed after it" in err and "absolute path or URI" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_that_fails_is_one_line_and_says_how_to_go_on(dpt, monkeypatch, tmp_path):
+    def fails(task):
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr(index, "make", fails)
+    code, _, err = dpt("index", DIGITS, f"output={tmp_path}")
+    assert code == 1
+    assert err.splitlines()[0] == "failed: index: RuntimeError: the disk is gone"
+    assert "same command again" in err and "Traceback" not in err
+
+
+# Plan and status -----------------------------------------------------------------------------------
+
+
+def test_a_plan_says_what_is_to_do_and_why_and_does_nothing(dpt, tmp_path):
+    code, out, _ = dpt("plan", DIGITS, f"output={tmp_path}/out")
+    assert code == 0
+    assert row(out, "index")[2:] == ["to do", "not made yet"]
+    assert row(out, "labels")[2:] == ["to do", "waits for index"]
+    assert row(out, "denoiser")[2] == row(out, "report")[2] == "to do"
+    assert row(out, "samples")[1].endswith("@k128")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_tells_a_changed_setting_from_what_is_done(dpt, tmp_path):
+    output = f"output={tmp_path}"
+    assert dpt("index", DIGITS, output)[0] == 0
+    _, out, _ = dpt("plan", DIGITS, output)
+    assert row(out, "index")[2:] == row(out, "labels")[2:] == ["done", ""]
+    assert row(out, "encoder")[2:] == ["to do", "not made yet"]
+    _, out, _ = dpt("plan", DIGITS, output, "labels.per_class=3")
+    assert row(out, "labels")[2:] == ["to do", "per_class is 3, published with 1"]
+    _, out, _ = dpt("plan", DIGITS, output, "data.split_seed=3")
+    assert row(out, "index")[2:] == ["to do", "split_seed is 3, published with 0"]
+    assert row(out, "labels")[2:] == ["to do", "waits for index"]
+
+
+def test_a_plan_compares_with_the_nearest_of_what_is_done(dpt, tmp_path):
+    output = f"output={tmp_path}"
+    for overrides in (["labels.per_class=3", "labels.seed=4"], ["labels.per_class=2"]):
+        assert dpt("index", DIGITS, output, *overrides)[0] == 0
+    _, out, _ = dpt("plan", DIGITS, output)
+    assert row(out, "labels")[3] == "per_class is 1, published with 2"
+
+
+def test_a_plan_names_the_input_that_is_another(dpt, tmp_path):
+    output = f"output={tmp_path}"
+    for overrides in ([], ["data.split_seed=3"]):
+        assert dpt("index", DIGITS, output, *overrides)[0] == 0
+    _, out, _ = dpt("plan", DIGITS, output)
+    Store(str(tmp_path)).remove(*row(out, "labels")[1].split("/"))
+    _, out, _ = dpt("plan", DIGITS, output)
+    assert row(out, "labels")[2:] == ["to do", "index is another"]
+
+
+def test_status_shows_what_is_published(dpt, tmp_path):
+    assert dpt("index", DIGITS, f"output={tmp_path}")[0] == 0
+    code, out, _ = dpt("status", DIGITS, f"output={tmp_path}")
+    assert code == 0
+    assert row(out, "index")[2] == "1797"  # scikit-learn's digits
+    assert row(out, "labels")[2] == "10"  # one of each class
+    assert row(out, "encoder")[2:] == ["-", "-", "-"]
+
+
+def test_what_is_done_is_not_done_again(dpt, tmp_path):
+    output = f"output={tmp_path}"
+    dpt("index", DIGITS, output)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.parquet")}
+    assert len(before) == 2
+    code, out, err = dpt("index", DIGITS, output, "compute.threads=2", "diffusion.log_every=1")
+    assert code == 0 and "Nothing to do" in out
+    assert "index: done before" in err
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.parquet")}
+
+
+# Outputs -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    """A made-up output folder: run `one` has done a, run `two` is on its way to b, c is nobody's."""
+    store = Store(str(tmp_path / "out"))
+    for name, size in (("a", 3000), ("b", 20), ("c", 100)):
+        artifact = store.artifact("stage", name)
+        artifact.write_bytes("data.bin", bytes(size - 2))
+        artifact.publish({})  # two bytes
+    store.run_folder("one").write_json("artifacts.json", {"x": "stage/a@k1"})
+    store.run_folder("two").write_json("planned.json", {"x": "stage/a@k2", "y": "stage/b"})
+    return store
+
+
+def test_list_shows_sizes_and_the_runs_that_need_them(dpt, outputs):
+    code, out, _ = dpt("list", outputs.uri)
+    assert code == 0
+    assert row(out, "stage/a") == ["stage/a", "3.0 kB", "one, two"]
+    assert row(out, "stage/b") == ["stage/b", "20 B", "two"]
+    assert row(out, "stage/c") == ["stage/c", "100 B", "-"]
+    assert "3.1 kB in all" in out
+
+
+def test_remove_unused_leaves_what_runs_refer_to_or_are_making(dpt, outputs):
+    code, out, _ = dpt("remove", outputs.uri, "--unused", "--yes")
+    assert code == 0 and "removed 1 artifacts (100 B)" in out
+    assert outputs.digests("stage") == ["a", "b"]
+
+
+def test_remove_takes_names_and_asks_first(dpt, outputs, monkeypatch):
+    declined = CliRunner().invoke(app, ["remove", outputs.uri, "stage/a"], input="n\n")
+    assert declined.exit_code == 1 and "Remove 1 artifacts (3.0 kB)?" in declined.output
+    assert outputs.digests("stage") == ["a", "b", "c"]
+    assert CliRunner().invoke(app, ["remove", outputs.uri, "stage/a"], input="y\n").exit_code == 0
+    assert outputs.digests("stage") == ["b", "c"]
+
+
+@pytest.mark.parametrize("name", ["stage/zzz", "../../etc", "stage"])
+def test_remove_refuses_what_is_no_artifact(dpt, outputs, name):
+    code, _, err = dpt("remove", outputs.uri, "stage/a", name, "--yes")
+    assert code == 2 and f"has no {name}" in err and "dpt list" in err and err.count("\n") == 1
+    assert outputs.digests("stage") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("command", [["list"], ["remove", "--unused", "--yes"]])
+@pytest.mark.parametrize("output", ["/none", "nosuch://bucket"])
+def test_a_folder_without_runs_is_named(dpt, command, output):
+    code, _, err = dpt(*command, output)
+    assert code == 2 and err.startswith(f"error: output: '{output}'") and err.count("\n") == 1
+
+
+def test_the_folder_of_a_run_forgets_what_an_earlier_configuration_made(dpt, tmp_path):
+    dpt("index", DIGITS, f"output={tmp_path}")
+    folder = tmp_path / "runs" / "digits"
+    assert sorted(path.name for path in folder.iterdir()) == ["artifacts.json", "config.yaml"]
+    (folder / "denoiser").symlink_to(tmp_path / "gone")
+    dpt("index", DIGITS, f"output={tmp_path}", "labels.seed=2")
+    assert sorted(path.name for path in folder.iterdir()) == ["artifacts.json", "config.yaml"]
+    assert "seed: 2" in (folder / "config.yaml").read_text()
+
+
+def test_a_run_that_fails_keeps_what_it_rests_on_in_use(dpt, tmp_path):
+    output = f"output={tmp_path}"
+    assert dpt("index", DIGITS, output)[0] == 0
+    assert dpt("index", DIGITS, output, "labels.per_class=500")[0] == 2
+    code, out, _ = dpt("remove", tmp_path, "--unused", "--yes")
+    assert code == 0 and "removed 0 artifacts" in out
+    assert len(Store(str(tmp_path)).digests("index")) == 1

@@ -1,0 +1,206 @@
+"""A run's YAML: what is accepted, what it becomes, and how each mistake is told in one line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from dpt_ray.config import Config, ConfigError, build, load_config, load_study, read_yaml, to_yaml
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+DIGITS = CONFIGS / "digits.yaml"
+
+
+def write(folder, file="run.yaml", /, **changes):
+    path = folder / file
+    path.write_text(yaml.safe_dump(changes))
+    return path
+
+
+def message(path, *overrides):
+    """The one line that a bad configuration ends in."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    text = str(caught.value)
+    assert "\n" not in text and "pydantic" not in text
+    return text
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_in_the_repository_is_valid(path):
+    if "study" in read_yaml(path):
+        study, runs = load_study(path)
+        labelled = len(study.labels_per_class) * len(study.encoder_seeds) * study.draws
+        assert len(runs) == labelled + len(study.references) * len(study.encoder_seeds)
+    else:
+        assert load_config(path).name
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("generate.gidance=2", ["generate.gidance: 2: unknown key", "did you mean generate.guidance?"]),
+        ("diffusion.model.detph=4", ["diffusion.model.detph: 4", "did you mean diffusion.model.depth?"]),
+        ("evaluate.referee.step=1", ["evaluate.referee.step: 1", "did you mean evaluate.referee.steps?"]),
+        ("genrate.nfe=3", ["genrate", "did you mean generate?"]),
+        ("generate.zzz=1", ["generate.zzz: 1: unknown key; remove it", "images_per_class", "nfe"]),
+        ("zzz=", ["zzz: None: unknown key"]),
+        ("pretrain.steps=many", ["pretrain.steps: 'many'", "valid integer"]),
+        ("pretrain.steps=1.5", ["pretrain.steps: 1.5", "valid integer"]),
+        ("pretrain.steps=true", ["pretrain.steps: True", "valid integer"]),
+        ("pretrain.steps='20'", ["pretrain.steps: '20'", "valid integer"]),
+        ("pretrain.steps=0", ["pretrain.steps: 0", "greater than or equal to 1"]),
+        ("name=3", ["name: 3", "valid string"]),
+        ("name=a/b", ["name: 'a/b'"]),
+        ("diffusion=[]", ["diffusion: []", "dictionary"]),
+        ("diffusion.schedule=vpp", ["diffusion.schedule: 'vpp'", "'vp'", "'cosine'"]),
+        ("diffusion.learning_rate=.nan", ["diffusion.learning_rate: nan", "finite"]),
+        ("diffusion.learning_rate=.inf", ["diffusion.learning_rate: inf", "finite"]),
+        ("diffusion.betas=[0.9]", ["diffusion.betas.1: missing"]),
+        ("diffusion.betas=[0.9, 2]", ["diffusion.betas.1: 2", "less than or equal to 1"]),
+        ("sweep.images_per_class=[16, x]", ["sweep.images_per_class.1: 'x'", "valid integer"]),
+        ("sweep.images_per_class=16", ["sweep.images_per_class: 16", "valid list"]),
+        ("diffusion.steps=", ["diffusion.steps: missing; add it"]),
+        ("data=", ["data: missing; add it"]),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_what_is_allowed(override, parts):
+    text = message(DIGITS, override)
+    assert text.startswith(f"{DIGITS}: ")
+    for part in parts:
+        assert part in text
+
+
+@pytest.mark.parametrize("value", ["foo", "[1]", "{a: 1}", "-1"])
+def test_a_value_of_two_types_is_told_by_its_own_key_and_all_that_is_allowed(value):
+    text = message(DIGITS, f"retrain.real_weight={value}")
+    assert f": retrain.real_weight: {yaml.safe_load(value)!r}: " in text
+    assert text.endswith(" or 'balanced'")
+
+
+def test_an_item_of_two_types_is_told_by_its_place():
+    assert ": sweep.real_weight.1: 'foo': " in message(DIGITS, "sweep.real_weight=[1, foo]")
+
+
+def test_a_missing_section_is_named(tmp_path):
+    assert "data: missing; add it" in message(write(tmp_path, name="run"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["compute.train_workers=3"], ["pretrain.batch_size 64", "multiple of 8", "train_workers (3)"]),
+        (["compute.train_workers=3", "pretrain.batch_size=192"], ["diffusion.batch_size 128"]),
+        (["evaluate.referee.batch_size=96", "evaluate.referee.contrast_group=64"], ["contrast_group 64"]),
+        (["retrain.images_per_class=500"], ["500", "generate.images_per_class is 128", "raise it"]),
+        (["sweep.images_per_class=[16, 256]"], ["256", "generate.images_per_class is 128"]),
+        (["diffusion.model.heads=5"], ["diffusion.model: heads 5 must divide dim 64"]),
+        (["diffusion.model.patch_size=3"], ["patch_size 3 must divide data.image_size 8"]),
+        (["labels.file=list.csv"], ["labels: give either per_class", "or file"]),
+        (["labels.per_class="], ["labels: give either per_class", "or file"]),
+        (["data.uri=/images"], ["data: digits comes with scikit-learn", "leave out uri"]),
+        (["data.source=tar"], ["data: source tar needs uri"]),
+        (["pretrain="], ["encoder.kind pretrain needs a pretrain section"]),
+        (["encoder.kind=msn"], ["encoder: kind msn needs weights"]),
+        (["autoencoder.kind=kl"], ["autoencoder: kind kl needs weights"]),
+        (["generate.guidance_interval=[0.8, 0.2]"], ["guidance_interval (0.8, 0.2)", "low < high"]),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_told_with_the_remedy(overrides, parts):
+    text = message(DIGITS, *overrides)
+    for part in parts:
+        assert part in text
+
+
+def test_overrides_win_over_the_file_and_leave_the_rest():
+    config = load_config(DIGITS, ["generate.nfe=7", "sweep.l2=[0.1, 1]", "compute.train_workers=0"])
+    assert (config.generate.nfe, config.sweep.l2, config.compute.train_workers) == (7, (0.1, 1.0), 0)
+    assert config.generate.images_per_class == 128
+    assert config.compute.actors == 2
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "a..b=1", ".a=1"])
+def test_an_override_that_is_not_key_and_value_is_quoted(override):
+    assert message(DIGITS, override) == f"override {override!r}: write key.path=value"
+
+
+def test_an_override_that_is_not_yaml_names_its_key():
+    assert message(DIGITS, "sweep.l2=[1").startswith("sweep.l2: '[1' is not YAML")
+
+
+def test_null_brings_back_the_default():
+    assert load_config(DIGITS).generate.nfe == 20
+    assert load_config(DIGITS, ["generate.nfe=null"]).generate.nfe == 25
+    assert load_config(DIGITS, ["sweep="]).sweep is None
+    assert load_config(DIGITS, ["compute=null"]).compute.actors == 1
+    listed = load_config(DIGITS, ["labels.per_class=null", "labels.file=few.csv"])
+    assert listed.labels.file == "few.csv"
+
+
+@pytest.mark.parametrize("text", ["2e-4", "2E-4", "0.2e-3", "+2e-4", ".2e-3", "2.e-4", "0.0002"])
+def test_numbers_in_every_usual_notation_are_numbers(text):
+    assert load_config(DIGITS, [f"diffusion.learning_rate={text}"]).diffusion.learning_rate == 0.0002
+
+
+def test_a_whole_number_is_a_valid_weight():
+    assert load_config(DIGITS, ["retrain.real_weight=3"]).retrain.real_weight == 3.0
+    assert load_config(DIGITS, ["retrain.real_weight=balanced"]).retrain.real_weight == "balanced"
+
+
+def test_a_file_is_laid_over_its_base(tmp_path):
+    (tmp_path / "sub").mkdir()
+    base = read_yaml(DIGITS) | {"name": "bottom"}
+    write(tmp_path, "bottom.yaml", **base)
+    write(tmp_path, "middle.yaml", base="bottom.yaml", generate={"nfe": 9, "seed": 4})
+    top = write(tmp_path / "sub", base="../middle.yaml", name="top", generate={"nfe": 5}, sweep=None)
+    config = load_config(top, ["labels.seed=8"])
+    assert (config.name, config.generate.nfe, config.generate.seed) == ("top", 5, 4)
+    assert (config.labels.seed, config.generate.images_per_class, config.sweep) == (8, 128, None)
+
+
+def test_a_base_that_is_not_there_or_goes_round_is_named(tmp_path):
+    assert "gone.yaml: no such file" in message(write(tmp_path, base="gone.yaml"))
+    one = write(tmp_path, "one.yaml", base="two.yaml")
+    write(tmp_path, "two.yaml", base="one.yaml")
+    assert "laid over itself" in message(one)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [(b"a: [1", "not YAML"), (b"a: b: c", "not YAML"), (b"\xff\xfe\x00", "not YAML"), (b"- 1", "mapping")],
+)
+def test_a_file_that_is_no_mapping_is_named(tmp_path, content, part):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    text = message(path)
+    assert text.startswith(f"{path}: ") and part in text
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    assert message(tmp_path / "none.yaml").startswith(f"{tmp_path / 'none.yaml'}: no such file")
+    assert message(tmp_path).startswith(f"{tmp_path}: cannot be read")
+
+
+@pytest.mark.parametrize("overrides", [[], ["sweep=", "retrain.real_weight=balanced", "pretrain.seed=3"]])
+def test_the_resolved_configuration_is_a_valid_input_that_gives_the_same_run(tmp_path, overrides):
+    config = load_config(DIGITS, [*overrides, "diffusion.learning_rate=1e-7"])
+    path = tmp_path / "resolved.yaml"
+    path.write_text(to_yaml(config))
+    again = load_config(path)
+    assert again == config
+    assert to_yaml(again) == to_yaml(config)
+
+
+def test_a_configuration_cannot_be_changed():
+    config = load_config(DIGITS)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.name = "other"
+    with pytest.raises(ValidationError, match="frozen"):
+        config.diffusion.model.depth = 2
+    assert isinstance(config.sweep.images_per_class, tuple)
+
+
+def test_building_from_plain_data_names_its_source():
+    with pytest.raises(ConfigError, match=r"^notebook: data: missing; add it$"):
+        build(Config, {"name": "x"}, "notebook")

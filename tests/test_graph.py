@@ -1,0 +1,274 @@
+"""Which settings decide which artifacts, and in which order they are made."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dpt_ray.config import ConfigError, load_config
+from dpt_ray.stages.execute import steps
+from dpt_ray.stages.graph import flow
+from dpt_ray.stages.node import Node, topological
+
+DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
+
+# What each node is made from (ARCHITECTURE.md, "The flow"), written out by hand.
+INPUTS = {
+    "index": "",
+    "labels": "index",
+    "encoder": "index",
+    "autoencoder": "",
+    "features": "index encoder",
+    "moments": "index autoencoder",
+    "classifier": "index features labels",
+    "pseudo_labels": "index features classifier",
+    "denoiser": "index moments autoencoder pseudo_labels",
+    "samples": "denoiser autoencoder",
+    "sample_features": "samples encoder",
+    "retrained": "index features labels sample_features",
+    "augmented": "index labels",
+    "augmented_features": "augmented encoder",
+    "sweep": "index features labels sample_features augmented_features pseudo_labels",
+    "referee": "index",
+    "referee_features": "index referee",
+    "referee_sample_features": "samples referee",
+    "evaluation": "index labels features classifier pseudo_labels retrained sweep referee_features "
+    "referee_sample_features",
+    "report": "index labels encoder autoencoder features moments classifier pseudo_labels denoiser samples "
+    "sample_features retrained augmented augmented_features sweep referee referee_features "
+    "referee_sample_features evaluation",
+}
+
+
+def below(*names):
+    """The nodes, and all that is made from them by the table above."""
+    found = set(names)
+    for name, inputs in INPUTS.items():
+        if found & set(inputs.split()):
+            found.add(name)
+    return found
+
+
+def digests(*overrides, path=DIGITS):
+    return {name: node.reference for name, node in flow(load_config(path, overrides)).items()}
+
+
+def changed(*overrides, base=()):
+    """The nodes whose identity (with its extent) is another one with the overrides."""
+    before, after = digests(*base), digests(*base, *overrides)
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_the_flow_is_the_designed_one():
+    nodes = flow(load_config(DIGITS))
+    assert {name: set(node.inputs) for name, node in nodes.items()}.keys() == INPUTS.keys()
+    for name, node in nodes.items():
+        assert {source.name for source in node.inputs.values()} == set(INPUTS[name].split()), name
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "output=/elsewhere",
+        "compute.actors=1",
+        "compute.threads=2",
+        "compute.train_workers=2",
+        "compute.batch_size=8",
+        "compute.cpus=1",
+        "compute.max_failures=0",
+        "pretrain.log_every=3",
+        "pretrain.checkpoint_every=7",
+        "diffusion.log_every=3",
+        "diffusion.checkpoint_every=7",
+        "evaluate.referee.log_every=3",
+        "data.max_bad_fraction=0.5",
+    ],
+)
+def test_how_a_run_is_carried_out_decides_no_identity(override):
+    assert changed(override) == set()
+
+
+def test_the_name_is_on_the_page_and_nowhere_else():
+    assert changed("name=other") == {"report"}
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("data.image_size=16", below("index", "autoencoder")),
+        ("labels.seed=1", below("labels")),
+        ("labels.per_class=2", below("labels")),
+        ("pretrain.seed=1", below("encoder")),
+        ("pretrain.steps=601", below("encoder")),
+        ("pretrain.batch_size=128", below("encoder")),
+        ("pretrain.precision=bfloat16", below("encoder")),
+        ("encoder.precision=bfloat16", below("features", "sample_features", "augmented_features",
+                                             "referee_features", "referee_sample_features")),
+        ("autoencoder.flips=true", below("moments")),
+        ("autoencoder.precision=bfloat16", below("moments", "samples")),
+        ("classifier.l2=0.01", below("classifier")),
+        ("diffusion.seed=1", below("denoiser")),
+        ("diffusion.ema_decay=0.9", below("denoiser")),
+        ("diffusion.model.depth=6", below("denoiser")),
+        ("diffusion.label_dropout=0.2", below("denoiser")),
+        ("generate.guidance=1.4", below("samples")),
+        ("generate.guidance_interval=[0.1, 0.9]", below("samples")),
+        ("generate.nfe=10", below("samples")),
+        ("generate.solver=dpm_solver_fast", below("samples")),
+        ("generate.seed=1", below("samples", "augmented")),
+        ("generate.indices_per_shard=32", below("samples", "augmented")),
+        ("generate.images_per_class=256", below("samples", "augmented")),
+        ("retrain.real_weight=2", below("retrained")),
+        ("retrain.l2=0.1", below("retrained")),
+        ("retrain.images_per_class=64", below("retrained")),
+        ("sweep.l2=[0.1]", below("sweep")),
+        ("sweep.images_per_class=[16]", below("sweep")),
+        ("evaluate.augment_strength=0.5", below("augmented")),
+        ("evaluate.referee.seed=1", below("referee")),
+    ],
+)  # fmt: skip
+def test_a_setting_changes_what_depends_on_it_and_nothing_else(override, where):
+    assert changed(override) == where
+
+
+def test_a_denoiser_of_true_labels_does_not_depend_on_the_few():
+    base = ["diffusion.condition=true_labels"]
+    assert not {"denoiser", "samples", "sample_features"} & changed("labels.seed=1", base=base)
+    assert "denoiser" in changed(*base)
+
+
+def test_a_run_without_conditions_ends_with_its_images():
+    names = flow(load_config(DIGITS, ["diffusion.condition=none"])).keys()
+    assert {"samples", "evaluation", "report"} <= names
+    assert not {"retrained", "sweep", "sample_features"} & names
+
+
+def test_more_images_extend_the_same_artifact():
+    few, many = (flow(load_config(DIGITS, [f"generate.images_per_class={count}"])) for count in (128, 256))
+    for name in ("samples", "sample_features", "augmented", "augmented_features", "referee_sample_features"):
+        assert few[name].digest == many[name].digest
+        assert (few[name].extent, many[name].extent) == ("k128", "k256")
+    for name in ("retrained", "sweep", "evaluation"):  # these are made from all of them
+        assert few[name].digest != many[name].digest
+
+
+def test_equal_values_in_another_notation_are_the_same_run():
+    assert changed("retrain.real_weight=1", "diffusion.learning_rate=0.002", "generate.guidance=1") == set()
+
+
+def test_runs_share_what_they_have_in_common(tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(f"base: {DIGITS}\nname: other\ngenerate: {{guidance: 2.0}}\ncompute: {{actors: 1}}\n")
+    mine, theirs = digests(), digests(path=other)
+    assert {name for name in mine if mine[name] != theirs[name]} == below("samples")
+
+
+def test_a_label_list_counts_by_its_content(tmp_path):
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    one.write_text("id,label\ndigit-0000,0\n")
+    two.write_text(one.read_text())
+    base = ["labels.per_class=null", f"labels.file={one}"]
+    assert changed(f"labels.file={two}", base=base) == set()
+    before = digests(*base)
+    one.write_text("id,label\ndigit-0000,1\n")
+    after = digests(*base)
+    assert {name for name in before if before[name] != after[name]} == below("labels")
+
+
+@pytest.mark.parametrize(
+    ("section", "kind", "node"), [("encoder", "timm", "encoder"), ("autoencoder", "kl", "autoencoder")]
+)
+def test_a_weight_file_counts_by_its_content(tmp_path, section, kind, node):
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    for path, value in ((one, 1.0), (two, 1.0)):
+        save_file({"w": torch.full((2,), value)}, path)
+    base = [f"{section}.kind={kind}", f"{section}.weights={one}"]
+    assert changed(f"{section}.weights={two}", base=base) == set()
+    before = digests(*base)
+    save_file({"w": torch.full((2,), 2.0)}, one)
+    after = digests(*base)
+    assert {name for name in before if before[name] != after[name]} == below(node)
+
+
+def test_images_count_by_their_names_and_sizes(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(b"123")
+    base = ["data.source=folder", f"data.uri={tmp_path}"]
+    before = digests(*base)
+    (tmp_path / "a" / "1.png").touch()  # another time only
+    assert digests(*base) == before
+    (tmp_path / "a" / "2.png").write_bytes(b"1")
+    after = digests(*base)
+    assert {name for name in before if before[name] != after[name]} == below("index")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["labels.per_class=", "labels.file=/none/few.csv"], ["labels.file: /none/few.csv", "no such file"]),
+        (["encoder.kind=msn", "encoder.weights=/none.pth"], ["encoder.weights: /none.pth", "no such file"]),
+        (["autoencoder.kind=kl", "autoencoder.weights=no://x"], ["autoencoder.weights: ", "not known"]),
+        (["data.source=tar", "data.uri=/none"], ["data.uri: '/none'", "check the path"]),
+        (["data.source=tar", "data.uri=no://x"], ["data.uri: 'no://x'", "not known"]),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_by_its_key(overrides, parts):
+    with pytest.raises(ConfigError) as caught:
+        flow(load_config(DIGITS, overrides))
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# Order ---------------------------------------------------------------------------------------------
+
+
+def node(name, *inputs, group=""):
+    return Node(name, name, "maker", 1, {}, {source.name: source for source in inputs}, group=group)
+
+
+def test_inputs_come_before_what_is_made_from_them_and_only_what_is_needed():
+    nodes = flow(load_config(DIGITS))
+    order = [step.nodes for step in steps([nodes["report"]])]
+    place = {node.name: number for number, group in enumerate(order) for node in group}
+    assert place.keys() == nodes.keys()
+    for name, inputs in INPUTS.items():
+        assert all(place[source] < place[name] for source in inputs.split())
+    needed = {node.name for step in steps([nodes["pseudo_labels"]]) for node in step.nodes}
+    assert needed == {"index", "labels", "encoder", "features", "classifier", "pseudo_labels"}
+
+
+def test_the_labels_are_checked_before_anything_is_trained():
+    nodes = flow(load_config(DIGITS))
+    names = [step.name for step in steps([nodes["labels"], nodes["report"]])]
+    assert names[:2] == ["index", "labels"]
+
+
+def test_what_one_pass_makes_is_one_step():
+    nodes = flow(load_config(DIGITS))
+    groups = [{node.name for node in step.nodes} for step in steps([nodes["report"]])]
+    assert {"features", "moments", "referee_features"} in groups
+    assert {"sample_features", "referee_sample_features"} in groups
+    assert sum(len(group) for group in groups) == len(nodes)
+
+
+def test_a_group_waits_for_the_inputs_of_all_its_members():
+    a = node("a")
+    first, b = node("first", a, group="g"), node("b", a)
+    second = node("second", b, group="g")
+    assert [step.name for step in steps([first, second])] == ["a", "b", "g"]
+
+
+def test_groups_that_wait_for_each_other_are_refused():
+    one = node("one", group="g")
+    between = node("between", one)
+    with pytest.raises(ValueError, match=r"\['between', 'g'\] wait for each other"):
+        steps([node("two", between, group="g")])
+
+
+def test_a_node_that_several_need_is_visited_once():
+    a = node("a")
+    b, c = node("b", a), node("c", a)
+    assert [n.name for n in topological([node("d", b, c)])] == ["a", "b", "c", "d"]
