@@ -17,7 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the submitted code, not an installed one
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the submitted code before an installed one
 
 from dpt_ray.cli import main
 

@@ -25,7 +25,7 @@ HISTORY = 20  # the curvature pairs that L-BFGS keeps, each two (C, dim) matrice
 
 @dataclass(frozen=True)
 class Part:
-    """Rows `index` of `features` (m, dim) float32, wherever these lie, with `labels` (n,), all of one weight."""
+    """Rows `index` of `features` (m, dim) float32 on any device, with `labels` (n,), all of one weight."""
 
     features: Tensor
     labels: Tensor

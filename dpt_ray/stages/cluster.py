@@ -34,7 +34,8 @@ def connect(compute: Compute) -> float:
     address = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {} if address else {"num_cpus": compute.cpus, "include_dashboard": False}
     with _native_output_hidden():
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        # "local": without an address Ray would join whatever `ray start` has left on this machine.
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     logging.getLogger("ray").setLevel(logging.ERROR)
     _quiet_data()
     _check_resources(compute)

@@ -151,13 +151,13 @@ def code_version() -> str:
 
 def _in_one_line(error: BaseException) -> str:
     """What went wrong below Ray's wrappers."""
-    while not isinstance(error, StageError):
+    while type(error) is not StageError:  # Ray's wrapper of one is an instance of it as well
         cause = getattr(error, "cause", None) or error.__cause__
         if cause is None or not str(cause):  # Ray Data marks what is not a user's error by an empty cause
             break
         error = cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-    if isinstance(error, StageError):
+    if type(error) is StageError:
         return lines[0]
     if type(error).__module__.startswith("ray."):  # the text of a remote traceback: its last line says it
         return lines[-1]

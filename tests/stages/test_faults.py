@@ -2,10 +2,11 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
-from conftest import command_line, kill_group, session_pids, shard_files, wait_until
+from conftest import command_line, kill_group, kill_session, session_pids, shard_files, wait_until
 
 from dpt_ray.data.shards import read_images
 
@@ -53,26 +54,22 @@ def test_a_killed_run_is_continued_by_the_same_command(name, finished, tmp_path)
 
 def test_a_killed_driver_takes_its_own_cluster_with_it(finished, tmp_path):
     run = finished.copy_to(tmp_path, without=("samples",))
-    scratch = {"RAY_ADDRESS": "", "RAY_TMPDIR": os.environ["RAY_TMPDIR"]}
-    driver = run.start(**scratch)
+    driver = run.start(RAY_ADDRESS="")
     try:
         wait_until(lambda: started(run.artifact("samples")), driver)
-        kill_group(driver)
-        part_of(run.artifact("samples"))
+        assert any("raylet" in command_line(pid) for pid in session_pids(driver.pid))
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        end = time.monotonic() + 60
+        while left := [command_line(pid) for pid in session_pids(driver.pid)]:
+            assert time.monotonic() < end, left
+            time.sleep(0.1)
     finally:
-        wait_until_gone(driver.pid)
-    code, _, error = run.finish(**scratch)
+        kill_session(driver)
+    part_of(run.artifact("samples"))
+    code, _, error = run.finish(RAY_ADDRESS="")
     assert code == 0, error
     assert run.payloads("samples") == finished.payloads("samples")
-
-
-def wait_until_gone(session):
-    import time
-
-    end = time.monotonic() + 60
-    while pids := session_pids(session):
-        assert time.monotonic() < end, [command_line(pid) for pid in pids]
-        time.sleep(0.1)
 
 
 def test_a_killed_training_worker_is_replaced_and_the_weights_are_the_same(finished, cluster, tmp_path):

@@ -1,6 +1,7 @@
 """Jobs submitted to a running cluster, and the file that describes one in the cloud."""
 
 import ipaddress
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ def submit(cluster, script, *arguments):
     return subprocess.run(
         [
             *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", str(ROOT)),
-            *("--runtime-env-json", '{"env_vars": {"PATH": "%s"}}' % PATH),
+            *("--runtime-env-json", json.dumps({"env_vars": {"PATH": PATH}})),
             *("--", "python", f"jobs/{script}", "--config", "configs/digits.yaml", *arguments),
         ],
         env=os.environ | {"RAY_API_SERVER_ADDRESS": cluster.dashboard},

@@ -1,0 +1,121 @@
+"""Inception-v3's view of images: the features of FID, sFID and the Inception Score.
+
+The network is the TensorFlow graph of 2015-12-05 that Heusel et al. 2017 (arXiv 1706.08500) used, as
+torch-fidelity ports it with its quirks; the weights come from a file. What is read off it is what ADM's
+evaluator reads (Dhariwal & Nichol 2021, arXiv 2105.05233), in the same order, so that its published
+reference statistics apply.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-untyped]
+    FeatureExtractorInceptionV3,
+)
+from torch_fidelity.interpolate_compat_tensorflow import (  # type: ignore[import-untyped]
+    interpolate_bilinear_2d_like_tensorflow1x,
+)
+
+from dpt_ray.models.weights import load_weights
+
+# pytorch-fid's release "fid_weights"; torch-fidelity's weights-inception-2015-12-05 is the same file.
+WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
+WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+WEIGHTS_BYTES = 95_628_359
+SIZE = 299
+
+Resize = Literal["tensorflow", "clean"]
+
+
+class Activations(NamedTuple):
+    """What Inception-v3 says of B images, float32.
+
+    `pool` (B, 2048) is for FID, KID, precision and recall. `spatial` (B, 2023) is for sFID (Nash et al.
+    2021, arXiv 2103.03841): the first 7 channels of the 17 x 17 layer mixed_6/conv, channels last.
+    `probabilities` (B, 1008) are for the Inception Score, without the last layer's bias, as in ADM's
+    evaluator.
+    """
+
+    pool: Tensor
+    spatial: Tensor
+    probabilities: Tensor
+
+
+def load_inception(path: str | Path, device: str = "cpu") -> FeatureExtractorInceptionV3:
+    """The network in evaluation mode with the weights of a file such as WEIGHTS, pickle or safetensors.
+
+    Raises ValueError for a file that is missing, holds code, or is for another network. It does not ask
+    for the published weights (WEIGHTS_SHA256); numbers compare with published ones only with them.
+    """
+    try:
+        tensors = load_weights(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. FID's Inception weights are {WEIGHTS} (sha256 {WEIGHTS_SHA256[:8]}..., "
+            f"{WEIGHTS_BYTES:,} bytes), in the release fid_weights of github.com/mseitzer/pytorch-fid: "
+            "fetch that file and give its path"
+        ) from error
+    # The constructor unpickles its file without a guard, so it is handed only what load_weights let through.
+    checked = io.BytesIO()
+    torch.save(tensors, checked)
+    checked.seek(0)
+    try:
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], checked)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: not the weights of FID's Inception, {WEIGHTS}: {reason}") from error
+    return network.to(device)
+
+
+@torch.no_grad()
+def activations(
+    network: FeatureExtractorInceptionV3, images: Tensor, resize: Resize = "tensorflow"
+) -> Activations:
+    """Activations of uint8 `images` (B, H, W, C), on the device of the network.
+
+    One channel is repeated to three. `resize` to 299 x 299 is "tensorflow", the bilinear one without
+    antialiasing inside the original graph (FID as ADM and most papers report it), or "clean", the
+    antialiased bicubic of clean-fid (Parmar et al. 2022, arXiv 2104.11222). The two do not compare.
+    """
+    device = network.fc.weight.device
+    x = _as_rgb(images)
+    x = _resized_tensorflow(x.to(device)) if resize == "tensorflow" else _resized_clean(x).to(device)
+    x = (x - 128) / 128
+    for name, layer in network.named_children():  # in the order of the graph
+        if name == "fc":
+            break
+        x = layer(x)
+        if name == "Mixed_6d":
+            # TensorFlow's mixed_6; its 1x1 branch, mixed_6/conv, comes first in the concatenation.
+            spatial = x[:, :7].permute(0, 2, 3, 1).flatten(1)
+    pool = x.flatten(1)
+    return Activations(pool, spatial, (pool @ network.fc.weight.T).softmax(1))
+
+
+def _as_rgb(images: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(
+            f"images are {images.dtype} {tuple(images.shape)}; pass uint8 of (B, H, W, 3) or (B, H, W, 1)"
+        )
+    return images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+
+
+def _resized_tensorflow(x: Tensor) -> Tensor:
+    """TensorFlow 1's resize_bilinear: the grid starts at the corner, not at the pixel's centre."""
+    return interpolate_bilinear_2d_like_tensorflow1x(x.float(), size=(SIZE, SIZE), align_corners=False)
+
+
+def _resized_clean(x: Tensor) -> Tensor:
+    """PIL's bicubic resize of each channel in float32, clipped to 0..255 and not rounded."""
+    channels = x.flatten(0, 1).float().cpu().numpy()
+    bicubic = Image.Resampling.BICUBIC
+    resized = [np.asarray(Image.fromarray(channel).resize((SIZE, SIZE), bicubic)) for channel in channels]
+    return torch.from_numpy(np.stack(resized)).clamp(0, 255).reshape(*x.shape[:2], SIZE, SIZE)
