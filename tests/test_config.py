@@ -91,7 +91,7 @@ def test_a_missing_section_is_named(tmp_path):
     ("overrides", "parts"),
     [
         (["compute.train_workers=3"], ["pretrain.batch_size 64", "multiple of 8", "train_workers (3)"]),
-        (["compute.train_workers=3", "pretrain.batch_size=192"], ["diffusion.batch_size 128"]),
+        (["compute.train_workers=3", "pretrain.batch_size=192"], ["diffusion.batch_size 64"]),
         (["evaluate.referee.batch_size=96", "evaluate.referee.contrast_group=64"], ["contrast_group 64"]),
         (["retrain.images_per_class=500"], ["500", "generate.images_per_class is 128", "raise it"]),
         (["sweep.images_per_class=[16, 256]"], ["256", "generate.images_per_class is 128"]),
@@ -130,7 +130,7 @@ def test_an_override_that_is_not_yaml_names_its_key():
 
 
 def test_null_brings_back_the_default():
-    assert load_config(DIGITS).generate.nfe == 20
+    assert load_config(DIGITS).generate.nfe == 10
     assert load_config(DIGITS, ["generate.nfe=null"]).generate.nfe == 25
     assert load_config(DIGITS, ["sweep="]).sweep is None
     assert load_config(DIGITS, ["compute=null"]).compute.actors == 1

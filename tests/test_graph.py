@@ -115,7 +115,7 @@ def test_the_name_is_on_the_page_and_nowhere_else():
         ("diffusion.label_dropout=0.2", below("denoiser")),
         ("generate.guidance=1.4", below("samples")),
         ("generate.guidance_interval=[0.1, 0.9]", below("samples")),
-        ("generate.nfe=10", below("samples")),
+        ("generate.nfe=20", below("samples")),
         ("generate.solver=dpm_solver_fast", below("samples")),
         ("generate.seed=1", below("samples", "augmented")),
         ("generate.indices_per_shard=32", below("samples", "augmented")),
@@ -155,7 +155,7 @@ def test_more_images_extend_the_same_artifact():
 
 
 def test_equal_values_in_another_notation_are_the_same_run():
-    assert changed("retrain.real_weight=1", "diffusion.learning_rate=0.002", "generate.guidance=1") == set()
+    assert changed("retrain.real_weight=1", "diffusion.learning_rate=0.004", "generate.guidance=1") == set()
 
 
 def test_runs_share_what_they_have_in_common(tmp_path):
