@@ -10,6 +10,7 @@ Writes benchmarks/results/demo_DATE.md.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -42,29 +43,22 @@ def table(seconds: float, manifests: list[dict[str, Any]], overrides: list[str])
     passes = {(m["started"], m["seconds"]): m for m in manifests}
     startup = sum(m.get("startup_seconds", 0.0) for m in passes.values())
     inside = sum(m["seconds"] for m in passes.values())
-    rows = [
-        f"| {'+'.join(x['name'] for x in manifests if (x['started'], x['seconds']) == key)} | {m['seconds']:.1f} "
-        f"| {m.get('startup_seconds', 0.0):.1f} | {_gigabytes(m)} |"
-        for key, m in passes.items()
-    ]
-    processor = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
+    rows = []
+    for key, m in passes.items():
+        names = "+".join(x["name"] for x in manifests if (x["started"], x["seconds"]) == key)
+        startup_seconds = m.get("startup_seconds", 0.0)
+        rows.append(f"| {names} | {m['seconds']:.1f} | {startup_seconds:.1f} | {_gigabytes(m)} |")
     versions = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch"))
+    machine = f"{_cores()} cores ({_processor()}), Python {platform.python_version()}, {versions}"
+    command = " ".join(["python benchmarks/demo.py", *overrides])
     return "\n".join(
         [
             f"# The demo, {datetime.now(UTC):%Y-%m-%d}",
             "",
-            f"`python benchmarks/demo.py {' '.join(overrides)}`".replace(" `", "`"),
-            f"{_cores()} cores ({processor}), Python {platform.python_version()}, {versions}, code {manifests[0]['code']}.",
+            f"`{command}` on {machine}, code {manifests[0]['code']}.",
             "",
-            f"Wall time **{seconds:.0f} s**; stages {inside:.0f} s, of which start-up (Ray, worker processes, "
-            f"their imports) {startup:.0f} s: **{startup / seconds:.0%}** of the demo.",
+            f"Wall time **{seconds:.0f} s**; stages {inside:.0f} s, of which start-up (Ray, worker",
+            f"processes, their imports) {startup:.0f} s: **{startup / seconds:.0%}** of the demo.",
             "",
             "| stage | seconds | of which start-up | peak memory of a worker |",
             "|---|---|---|---|",
@@ -74,9 +68,12 @@ def table(seconds: float, manifests: list[dict[str, Any]], overrides: list[str])
     )
 
 
-def _cores() -> int:
-    import os
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
 
+
+def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 

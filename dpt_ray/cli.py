@@ -136,7 +136,9 @@ def study(config: ConfigPath, overrides: Overrides = None) -> None:
     from dpt_ray.stages.display import Display
     from dpt_ray.stages.study import run_study
 
-    Console().print(run_study(config, overrides or [], Display()), markup=False, highlight=False)
+    Console().print(
+        run_study(config, overrides or [], Display()), markup=False, highlight=False, soft_wrap=True
+    )
 
 
 @app.command()

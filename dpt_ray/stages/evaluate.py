@@ -68,9 +68,9 @@ def _measure(name: str, W: np.ndarray, real: RealRows, note: str) -> dict[str, A
     return {
         "name": name,
         "note": note,
-        "validation": accuracy(W, validation) if len(validation) else None,
+        "validation": accuracy(W, validation),
         "n_validation": len(validation),
-        "test": accuracy(W, test) if len(test) else None,
+        "test": accuracy(W, test),
         "n_test": len(test),
     }
 

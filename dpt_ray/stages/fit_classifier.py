@@ -62,20 +62,20 @@ def fit_rows(
 def describe(found: Fit, real: RealRows, n_labelled: int, n_more: int) -> dict[str, Any]:
     """What is known of a fit without looking at the test images."""
     validation = real.validation
-    facts = {
+    return {
         "rows": n_labelled + n_more,
         "labelled": n_labelled,
         "objective": found.objective,
         "iterations": found.iterations,
         "n_validation": len(validation),
+        "validation_top1": accuracy(found.weights, validation),
     }
-    if len(validation):
-        facts["validation_top1"] = accuracy(found.weights, validation)
-    return facts
 
 
-def accuracy(W: np.ndarray, rows: Rows) -> float:
-    """The share of rows whose largest decision value is that of their label."""
+def accuracy(W: np.ndarray, rows: Rows) -> float | None:
+    """The share of rows whose largest decision value is that of their label; None without rows."""
+    if not len(rows):
+        return None
     return float((logits(rows.features, W).argmax(1) == rows.labels).mean())
 
 

@@ -11,7 +11,7 @@ from dpt_ray.stages.index import fingerprint
 from dpt_ray.stages.node import Node
 
 # Settings that say how often to save or look, or where a hashed file lies, but not what comes out.
-_UNHASHED = {"checkpoint_every", "log_every", "max_bad_fraction", "weights", "file", "config"}
+_UNHASHED = {"checkpoint_every", "log_every", "max_bad_fraction", "weights", "file", "config", "choose"}
 
 Nodes = dict[str, Node]
 
@@ -61,7 +61,8 @@ def _content(key: str, source: str) -> str:
 def _images_and_models(config: Config, nodes: Nodes) -> None:
     source = config.data.model_dump(mode="json") | {"fingerprint": fingerprint(config.data)}
     index = _add(nodes, "index", "index", source)
-    _add(nodes, "labels", "labels", config.labels, {"index": index})
+    choose = {"choose": config.sweep is not None}
+    _add(nodes, "labels", "labels", config.labels.model_dump(mode="json") | choose, {"index": index})
     channels, size = 1 if config.data.mode == "L" else 3, config.data.image_size
     if config.pretrain and config.encoder.kind == "pretrain":
         settings = _pretraining(config.pretrain, "simclr", size)

@@ -50,7 +50,7 @@ def make(task: Task) -> dict[str, Any]:
             for row in evaluation["accuracy"]
         ],
         gain=page.Gain(gain["baseline"], gain["improved"], gain["stderr"], gain["kind"]) if gain else None,
-        sweep=_trials(sweep.manifest) if sweep else (),
+        sweep=_trials(sweep.manifest) if sweep and sweep.manifest["n_validation"] else (),
         pseudo_label_classes=[page.ClassRow(**row) for row in quality["classes"]],
         pseudo_label_accuracy=quality["accuracy"],
         calibration=_calibration(bins) if bins["n"] else None,

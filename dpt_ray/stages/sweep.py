@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpt_ray.artifacts import Artifact
-from dpt_ray.config import ConfigError
 from dpt_ray.learners.linear_classifier import Rows, logits
 from dpt_ray.stages import cluster
 from dpt_ray.stages.display import following
@@ -35,8 +34,6 @@ def make(task: Task) -> dict[str, Any]:
     from dpt_ray.learners.linear_probe import Fit
 
     real = RealRows(task.inputs["index"], task.inputs["features"])
-    if not len(real.validation):
-        raise ConfigError("sweep: there are no labelled validation images to choose on; set data.validation")
     trials = grid(task)
     done = task.out.shards()
     missing = [trial for trial in trials if trial_key(trial) not in done]
@@ -85,7 +82,12 @@ def trial_key(trial: Trial) -> str:
 
 
 def choose(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The highest validation accuracy; ties (validation is small) go to the lower cross-entropy."""
+    """The highest validation accuracy; ties (validation is small) go to the lower cross-entropy.
+
+    Without validation images there is one setting only (see the labels stage).
+    """
+    if results[0]["validation_top1"] is None:
+        return results[0]
     return min(results, key=lambda result: (-result["validation_top1"], result["validation_nll"]))
 
 
@@ -174,9 +176,11 @@ def run_trial(trial: Trial, reader: Reader, out: Artifact, threads: int) -> dict
     return {"started": started, "validation_top1": facts["validation_top1"]}
 
 
-def _nll(W: np.ndarray, rows: Rows) -> float:
+def _nll(W: np.ndarray, rows: Rows) -> float | None:
     from scipy.special import log_softmax
 
+    if not len(rows):
+        return None
     scores = log_softmax(logits(rows.features, W).astype(np.float64), axis=1)
     return float(-scores[np.arange(len(rows)), rows.labels].mean())
 
