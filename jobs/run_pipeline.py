@@ -8,16 +8,13 @@ From the root of a checkout, with the cluster's token at hand (see cluster.yaml)
         --config configs/digits.yaml output=s3://bucket/prefix
 
 `.gitignore` keeps outputs and environments out of the upload. `python` must be one that dpt_ray's
-dependencies are installed in; the code itself comes with the upload. The output must be an absolute path
-or URI that all nodes reach: a job's own folder is removed after it. A job that failed or was stopped is
-continued by submitting it again.
+dependencies are installed in; the uploaded code goes before an installed one. The output must be an
+absolute path or URI that all nodes reach: a job's own folder is removed after it. A job that failed or
+was stopped is continued by submitting it again.
 """
 
 import argparse
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the submitted code before an installed one
 
 from dpt_ray.cli import main
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from dpt_ray.learners.linear_classifier import Rows
@@ -20,7 +22,6 @@ from dpt_ray.learners.linear_classifier import Rows
 # Rows are in double precision a chunk at a time: the only copy beside the features themselves.
 CHUNK_BYTES = 32 * 2**20
 GPU_CHUNK_BYTES = 2**30
-HISTORY = 20  # the curvature pairs that L-BFGS keeps, each two (C, dim) matrices
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def fit(
     tolerance: float = 1e-3,
     device: str | None = None,
 ) -> Fit:
-    """The minimum of L over the rows of all blocks, by L-BFGS with strong Wolfe line search from W = 0.
+    """The minimum of L over the rows of all blocks, by L-BFGS from W = 0.
 
     Features stay where they are and as they are. L is lambda-strongly convex, so a gradient below
     `tolerance` * lambda leaves W within about `tolerance` of the optimum; the search stops there, or
@@ -111,32 +112,27 @@ def fit(
     _check(blocks, num_classes)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     problem = _problem(blocks, num_classes, l2, where)
-    W = torch.zeros(num_classes, blocks[0].matrix.shape[1], dtype=torch.float64, device=where)
-    W.requires_grad_()
+    dim = blocks[0].matrix.shape[1]
+
+    def objective_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        W = torch.from_numpy(flat).reshape(num_classes, dim).to(where)
+        value, gradient = problem.objective_and_gradient(W)
+        return float(value), gradient.cpu().numpy().ravel()
+
     limit = max_iterations or 100_000
-    search = torch.optim.LBFGS(
-        [W],
-        max_iter=limit,
-        max_eval=limit * 25,  # the line search is not to end the fit
-        tolerance_grad=tolerance * problem.penalty,
-        tolerance_change=1e-12,
-        history_size=HISTORY,
-        line_search_fn="strong_wolfe",
-    )
-
-    @torch.no_grad()
-    def closure() -> Tensor:
-        value, W.grad = problem.objective_and_gradient(W)
-        return value
-
-    search.step(closure)
-    value, gradient = problem.objective_and_gradient(W.detach())
-    return Fit(
-        W.detach().float().cpu().numpy(),
-        float(value),
-        float(gradient.norm()),
-        int(search.state[W]["n_iter"]),
-    )
+    options = {
+        "maxiter": limit,
+        "maxfun": limit * 25,  # the line search is not to end the fit
+        "gtol": tolerance * problem.penalty,
+        "ftol": 1e-12,
+    }
+    # The search's own vectors are too short for BLAS to share out: its waiting threads would take the
+    # processors from the chunks.
+    with threadpool_limits(1, user_api="blas"):
+        start = np.zeros(num_classes * dim)
+        found = minimize(objective_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
+    weights = found.x.reshape(num_classes, dim).astype(np.float32)
+    return Fit(weights, float(found.fun), float(np.linalg.norm(found.jac)), int(found.nit))
 
 
 def _check(blocks: Sequence[Rows], num_classes: int) -> None:
@@ -163,8 +159,8 @@ def _problem(blocks: Sequence[Rows], num_classes: int, l2: float, device: torch.
         for rows in blocks
     ]
     if device.type == "cuda":
-        search_state = 8 * num_classes * dim * (2 * HISTORY + 10)
         free, _ = torch.cuda.mem_get_info(device)
-        if 4 * n * dim + search_state + 2 * chunk_bytes < 0.9 * free:
+        weights_and_gradient = 4 * 8 * num_classes * dim
+        if 4 * n * dim + weights_and_gradient + 2 * chunk_bytes < 0.9 * free:
             parts = [part.moved(chunk, device) for part in parts]
     return Problem(parts, chunk, l2 / n)

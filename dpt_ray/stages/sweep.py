@@ -27,6 +27,11 @@ from dpt_ray.stages.rows import ImageRows, RealRows
 
 TRIALS = "trials.parquet"
 Trial = dict[str, Any]
+# What is worth knowing of a trial besides where its file lies.
+KNOWN = (
+    *("method", "images_per_class", "real_weight", "l2"),
+    *("validation_top1", "validation_nll", "objective", "iterations", "labelled"),
+)
 
 
 def make(task: Task) -> dict[str, Any]:
@@ -47,11 +52,10 @@ def make(task: Task) -> dict[str, Any]:
         best = choose([result for result in results if result["method"] == method])
         chosen[method] = best
         found = Fit(_weights(task.out, best), best["objective"], 0.0, best["iterations"])
-        save_classifier(task.out, f"{method}/", found, real.classes, best)
-    columns = ["method", "images_per_class", "real_weight", "l2", "validation_top1", "validation_nll"]
-    rows = [{key: result[key] for key in columns} for result in results]
+        save_classifier(task.out, f"{method}/", found, real.classes, {key: best[key] for key in KNOWN})
+    rows = [{key: result[key] for key in KNOWN} for result in results]
     for row in rows:
-        row["real_weight"] = str(row["real_weight"])
+        row["real_weight"] = str(row["real_weight"])  # a column has one type
     with task.out.writing(TRIALS) as path:
         pq.write_table(pa.Table.from_pylist(rows), path)
     return {

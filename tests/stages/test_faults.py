@@ -58,8 +58,7 @@ def test_a_killed_driver_takes_its_own_cluster_with_it(finished, tmp_path):
     try:
         wait_until(lambda: started(run.artifact("samples")), driver)
         assert any("raylet" in command_line(pid) for pid in session_pids(driver.pid))
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait()
+        kill_group(driver)
         end = time.monotonic() + 60
         while left := [command_line(pid) for pid in session_pids(driver.pid)]:
             assert time.monotonic() < end, left
