@@ -40,7 +40,11 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Where the images are. `validation` and `test` are drawn where the source has no such split."""
+    """Where the images are. `validation` and `test` are drawn where the source has no such split.
+
+    `splits` says what a folder's or shard's split name means here: ImageNet's 50,000 are `{val: test}`.
+    Images in the label lists `keep_in_train` (in the format of `labels.format`) are not drawn.
+    """
 
     source: Literal["digits", "folder", "tar", "parquet", "manifest"]
     uri: str | None = None
@@ -49,12 +53,16 @@ class Data(Section):
     validation: Annotated[int, Field(ge=0)] = 0
     test: Annotated[int, Field(ge=0)] = 0
     split_seed: Seed = 0
+    splits: dict[str, Literal["train", "validation", "test"]] = {}
+    keep_in_train: Annotated[tuple[str, ...], Field(strict=False)] = ()
     max_bad_fraction: Fraction = 0.001
 
     @model_validator(mode="after")
     def _uri(self) -> Data:
         if self.source == "digits" and (self.uri or self.validation or self.test):
             raise ValueError("digits comes with scikit-learn: leave out uri, validation and test")
+        if self.source == "digits" and (self.splits or self.keep_in_train):
+            raise ValueError("digits has its own splits: leave out splits and keep_in_train")
         if self.source != "digits" and not self.uri:
             raise ValueError(f"source {self.source} needs uri: the folder or file of the images")
         return self
