@@ -195,6 +195,21 @@ def predict(
 
 
 @app.command()
+def init(
+    uri: Annotated[str, typer.Argument(help="The folder or URI of the images, or a manifest of them.")],
+    labels: Annotated[str, typer.Option(help="The few labels: a CSV file of id,label.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; by default the images' name and .yaml.")
+    ] = None,
+) -> None:
+    """Write a starting configuration for your own images."""
+    from dpt_ray.stages.start import write_config
+
+    path, found = write_config(uri, labels, out)
+    Console().print(f"{found}\nwritten: {path}; read it, then `dpt plan {path}`", highlight=False)
+
+
+@app.command()
 def export(
     config: ConfigPath,
     format: Annotated[str, typer.Argument(help="webdataset, imagefolder or npz (ADM's).")],

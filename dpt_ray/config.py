@@ -43,6 +43,7 @@ class Data(Section):
     """Where the images are. `validation` and `test` are drawn where the source has no such split.
 
     `splits` says what a folder's or shard's split name means here: ImageNet's 50,000 are `{val: test}`.
+    `classes` names the classes of a source that does not say them (images without true labels).
     Images in the label lists `keep_in_train` (in the format of `labels.format`) are not drawn.
     """
 
@@ -53,6 +54,7 @@ class Data(Section):
     validation: Annotated[int, Field(ge=0)] = 0
     test: Annotated[int, Field(ge=0)] = 0
     split_seed: Seed = 0
+    classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
     splits: dict[str, Literal["train", "validation", "test"]] = {}
     keep_in_train: Annotated[tuple[str, ...], Field(strict=False)] = ()
     max_bad_fraction: Fraction = 0.001
@@ -61,8 +63,8 @@ class Data(Section):
     def _uri(self) -> Data:
         if self.source == "digits" and (self.uri or self.validation or self.test):
             raise ValueError("digits comes with scikit-learn: leave out uri, validation and test")
-        if self.source == "digits" and (self.splits or self.keep_in_train):
-            raise ValueError("digits has its own splits: leave out splits and keep_in_train")
+        if self.source == "digits" and (self.splits or self.classes or self.keep_in_train):
+            raise ValueError("digits has its own: leave out splits, classes and keep_in_train")
         if self.source != "digits" and not self.uri:
             raise ValueError(f"source {self.source} needs uri: the folder or file of the images")
         return self

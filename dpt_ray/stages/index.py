@@ -56,7 +56,7 @@ def _build(data: Data, task: Task) -> tuple[pa.Table, list[str]]:
     if data.source == "digits":
         return write_digits(task.out.uri)
     assert data.uri is not None
-    table, classes = INDEXERS[data.source](data.uri, None, SPLIT_NAMES | data.splits)
+    table, classes = INDEXERS[data.source](data.uri, data.classes or None, SPLIT_NAMES | data.splits)
     if data.validation or data.test:
         lists = [
             read_label_list(uri, task.settings["list_format"], table, classes) for uri in data.keep_in_train

@@ -236,7 +236,7 @@ def test_unreadable_images_are_in_the_quarantine_with_the_reason(finished):
     assert "truncated" in reasons["n01443537_truncated"]
     assert reasons["n03000684_text"].startswith("not an image")
     assert features.manifest["quarantined"] == 3
-    assert "3 images" in report(finished)
+    assert "3 unreadable images were set aside" in report(finished)
 
 
 def report(finished):
