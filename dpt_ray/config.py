@@ -177,13 +177,24 @@ class Denoiser(Section):
 
 
 class Diffusion(Optimisation):
-    """Stage 2: what the denoiser is, and how it is trained."""
+    """Stage 2: what the denoiser is, and how it is trained.
+
+    With `weights` (a published U-ViT's `nnet_ema.pth`) it is taken as it is instead, and the training
+    settings are not used; it knows the classes it was trained on, whatever the labels here.
+    """
 
     model: Denoiser
     schedule: Literal["vp", "stable_diffusion", "cosine", "linear"] = "vp"
     prediction: Literal["noise", "v", "flow"] = "noise"
     label_dropout: Fraction = 0.15
     condition: Literal["pseudo_labels", "true_labels", "none"] = "pseudo_labels"
+    weights: str | None = None
+
+    @model_validator(mode="after")
+    def _published(self) -> Diffusion:
+        if self.weights and self.condition != "true_labels":
+            raise ValueError("weights are of a network trained on true labels: set condition true_labels")
+        return self
 
 
 class Generate(Section):

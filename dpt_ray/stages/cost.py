@@ -57,7 +57,7 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
         "features": _features(config, everything),
         "moments": _times(train, moment_bytes, variants * encode),
         # A backward pass costs two forward ones.
-        "denoiser": Cost(train, None, 3 * forward * batches),
+        "denoiser": Cost() if config.diffusion.weights else Cost(train, None, 3 * forward * batches),
         "samples": _times(generated, pixel_bytes, passes * forward + decode),
     }
     if config.diffusion.condition != "none":

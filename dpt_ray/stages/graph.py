@@ -105,7 +105,13 @@ def _second_stage(config: Config, nodes: Nodes) -> None:
         "autoencoder": nodes["autoencoder"],
         "labels": nodes["pseudo_labels" if condition == "pseudo_labels" else "index"],
     }
-    denoiser = _add(nodes, "denoiser", "train_diffusion", config.diffusion, inputs)
+    if config.diffusion.weights:
+        told = {"weights", "model", "schedule", "prediction", "condition"}
+        settings = config.diffusion.model_dump(mode="json", include=told)
+        inputs = {key: inputs[key] for key in ("index", "autoencoder")}
+        denoiser = _add(nodes, "denoiser", "import_model", settings, inputs)
+    else:
+        denoiser = _add(nodes, "denoiser", "train_diffusion", config.diffusion, inputs)
     # How many images there are is the extent's to say: more of them must not be another artifact.
     settings = config.generate.model_dump(mode="json", exclude={"images_per_class"})
     settings["precision"] = config.autoencoder.precision
