@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from dpt_ray.config import Config, ConfigError, load_config
 
@@ -32,6 +33,8 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, as key.path=value.", metavar="[KEY=VALUE]...")
 ]
 OutputUri = Annotated[str, typer.Argument(help="The output folder or URI of the runs.", metavar="OUTPUT")]
+
+COSTS = ("rows", "size", "PFLOP", "H200 hours")
 
 # command: (nodes it makes, what it does)
 STAGES = {
@@ -76,8 +79,8 @@ def _run(config: Config, targets: list[str]) -> None:
     console = Console()
     folder = store.run_folder(config.name)
     if "report" in targets:
-        console.print(_accuracy_table(folder.read_json("evaluation.json")))
-        console.print(f"report: {folder.file_uri('report.html')}", soft_wrap=True, highlight=False)
+        console.print(_accuracy_table(runs.shown_json(folder, "evaluation.json")))
+        console.print(f"report: {runs.shown_uri(folder, 'report.html')}", soft_wrap=True, highlight=False)
     else:
         console.print(f"results: {folder.uri}", soft_wrap=True, highlight=False)
     if not outcome.made:
@@ -100,15 +103,49 @@ def _accuracy_table(evaluation: dict) -> Table:
 
 
 @app.command()
-def plan(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Print what a run would do, what is done already, and why the rest is not."""
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    images: Annotated[
+        int | None, typer.Option(help="Cost for so many training images; looks at no data or weights.")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes, with --images.")] = None,
+) -> None:
+    """Print what a run would do, what is done already, why the rest is not, and what it costs."""
     from dpt_ray.stages import runs
 
+    settings = load_config(config, overrides or ())
+    if images is not None:
+        _show(_cost_table(settings, {"train": images}, classes))
+        return
     table = Table("stage", "artifact", "state", "why")
-    for row in runs.status(load_config(config, overrides or ())):
+    rows = {row["name"]: row for row in runs.status(settings)}
+    for row in rows.values():
         state = "done" if row["published"] else f"{row['shards']} shards done" if row["shards"] else "to do"
         table.add_row(row["name"], row["artifact"], state, row["why"])
     _show(table)
+    counts, known = None, rows["index"]["manifest"]
+    if known:
+        counts = Counter[str]()
+        for unit in known["units"]:
+            counts[unit["split"]] += unit["rows"]
+    _show(_cost_table(settings, counts, known and known["classes"]))
+
+
+def _cost_table(config: Config, images: Mapping[str, int] | None, classes: int | None) -> Table:
+    from dpt_ray.stages.cost import UTILISATION, costs
+
+    table = Table("computed cost", *(Column(name, justify="right") for name in COSTS))
+    for name, cost in costs(config, images, classes).items():
+        cells = (
+            None if cost.rows is None else f"{cost.rows:,}",
+            None if cost.bytes is None else _size(cost.bytes),
+            None if cost.flops is None else _number(cost.flops / 1e15),
+            None if cost.gpu_hours is None else _number(cost.gpu_hours),
+        )
+        table.add_row(name, *("-" if cell is None else cell for cell in cells))
+    table.caption = f"H200 hours: at {UTILISATION:.0%} of the peak of one"
+    return table
 
 
 @app.command()
@@ -157,6 +194,21 @@ def predict(
 
     rows = predict_images(load_config(config, overrides or ()), images, out)
     Console().print(f"{rows} images labelled: {out}", highlight=False)
+
+
+@app.command()
+def init(
+    uri: Annotated[str, typer.Argument(help="The folder or URI of the images, or a manifest of them.")],
+    labels: Annotated[str, typer.Option(help="The few labels: a CSV file of id,label.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; by default the images' name and .yaml.")
+    ] = None,
+) -> None:
+    """Write a starting configuration for your own images."""
+    from dpt_ray.stages.start import write_config
+
+    path, found = write_config(uri, labels, out)
+    Console().print(f"{found}\nwritten: {path}; read it, then `dpt plan {path}`", highlight=False)
 
 
 @app.command()
@@ -226,6 +278,10 @@ def _open(output: str) -> Store:
     if not there:
         raise ConfigError(f"output: {output!r} holds no runs; give the folder or URI that `output` names")
     return Store(output)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _show(table: Table) -> None:

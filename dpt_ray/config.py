@@ -40,7 +40,12 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Where the images are. `validation` and `test` are drawn where the source has no such split."""
+    """Where the images are. `validation` and `test` are drawn where the source has no such split.
+
+    `splits` says what a folder's or shard's split name means here: ImageNet's 50,000 are `{val: test}`.
+    `classes` names the classes of a source that does not say them (images without true labels).
+    Images in the label lists `keep_in_train` (in the format of `labels.format`) are not drawn.
+    """
 
     source: Literal["digits", "folder", "tar", "parquet", "manifest"]
     uri: str | None = None
@@ -49,12 +54,17 @@ class Data(Section):
     validation: Annotated[int, Field(ge=0)] = 0
     test: Annotated[int, Field(ge=0)] = 0
     split_seed: Seed = 0
+    classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    splits: dict[str, Literal["train", "validation", "test"]] = {}
+    keep_in_train: Annotated[tuple[str, ...], Field(strict=False)] = ()
     max_bad_fraction: Fraction = 0.001
 
     @model_validator(mode="after")
     def _uri(self) -> Data:
         if self.source == "digits" and (self.uri or self.validation or self.test):
             raise ValueError("digits comes with scikit-learn: leave out uri, validation and test")
+        if self.source == "digits" and (self.splits or self.classes or self.keep_in_train):
+            raise ValueError("digits has its own: leave out splits, classes and keep_in_train")
         if self.source != "digits" and not self.uri:
             raise ValueError(f"source {self.source} needs uri: the folder or file of the images")
         return self
@@ -167,13 +177,24 @@ class Denoiser(Section):
 
 
 class Diffusion(Optimisation):
-    """Stage 2: what the denoiser is, and how it is trained."""
+    """Stage 2: what the denoiser is, and how it is trained.
+
+    With `weights` (a published U-ViT's `nnet_ema.pth`) it is taken as it is instead, and the training
+    settings are not used; it knows the classes it was trained on, whatever the labels here.
+    """
 
     model: Denoiser
     schedule: Literal["vp", "stable_diffusion", "cosine", "linear"] = "vp"
     prediction: Literal["noise", "v", "flow"] = "noise"
     label_dropout: Fraction = 0.15
     condition: Literal["pseudo_labels", "true_labels", "none"] = "pseudo_labels"
+    weights: str | None = None
+
+    @model_validator(mode="after")
+    def _published(self) -> Diffusion:
+        if self.weights and self.condition != "true_labels":
+            raise ValueError("weights are of a network trained on true labels: set condition true_labels")
+        return self
 
 
 class Generate(Section):

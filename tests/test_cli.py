@@ -45,7 +45,7 @@ COMMANDS = [command.name or command.callback.__name__ for command in app.registe
 
 
 def test_there_is_a_command_for_each_part_of_the_flow():
-    designed = {"run", "plan", "status", "study", "predict", "export", "list", "remove"}
+    designed = {"run", "init", "plan", "status", "study", "predict", "export", "list", "remove"}
     assert designed | set(STAGES) <= set(COMMANDS)
 
 
@@ -164,6 +164,19 @@ def test_a_plan_tells_a_changed_setting_from_what_is_done(dpt, tmp_path):
     _, out, _ = dpt("plan", DIGITS, output, "data.split_seed=3")
     assert row(out, "index")[2:] == ["to do", "split_seed is 3, published with 0"]
     assert row(out, "labels")[2:] == ["to do", "waits for index"]
+
+
+def test_a_plan_counts_the_images_once_the_index_knows_them(dpt, tmp_path):
+    def cost(name):
+        return row(out[out.index("computed cost") :], name)[1:]
+
+    _, out, _ = dpt("plan", DIGITS, f"output={tmp_path}")
+    assert cost("features") == cost("samples") == ["-"] * 4
+    assert dpt("index", DIGITS, f"output={tmp_path}")[0] == 0
+    _, out, _ = dpt("plan", DIGITS, f"output={tmp_path}")
+    assert cost("features")[:2] == ["1,797", "460.0 kB"]  # 64 numbers of 4 bytes each
+    assert cost("moments")[:2] == ["997", "255.2 kB"]  # training images only
+    assert cost("samples")[0] == "1,280"
 
 
 def test_a_plan_compares_with_the_nearest_of_what_is_done(dpt, tmp_path):

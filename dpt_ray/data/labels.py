@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.core import url_to_fs
 
-from dpt_ray.data.index import class_id
+from dpt_ray.data.index import class_id, encode_labels
 from dpt_ray.data.listing import IMAGE_SUFFIXES
 from dpt_ray.data.splits import draw_key
 
@@ -94,6 +94,12 @@ def read_label_list(
             )
         labels.append((_image(entry, images, where), label))
     return _table(labels)
+
+
+def class_names(uri: str) -> list[str]:
+    """Return the classes that a csv label list names, in class-id order, where the images do not say."""
+    labels = [entry.label for entry in _read_entries(uri, "csv")]
+    return encode_labels(pa.chunked_array([pa.array(labels, pa.string())]))[1]
 
 
 def _read_entries(uri: str, format: str) -> list[Entry]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from dpt_ray.artifacts import Artifact
 from dpt_ray.data.shards import read_features
 from dpt_ray.stages.fit_classifier import accuracy, load_classifier
 from dpt_ray.stages.node import Task
@@ -47,19 +48,25 @@ Classifier = tuple[str, np.ndarray, str]
 def _classifiers(task: Task) -> list[Classifier]:
     """(name, weights, note): the probe, the controls, stage 3 as configured and as chosen."""
     found: list[Classifier] = [(PROBE, load_classifier(task.inputs["classifier"]), "labels only")]
-    if "sweep" not in task.inputs:
+    if "retrained" not in task.inputs:
         return found
-    sweep = task.inputs["sweep"]
+    chosen = _chosen(task.inputs["sweep"]) if "sweep" in task.inputs else []
+    retrained = task.inputs["retrained"]
+    settings = retrained.manifest["settings"]
+    note = f"{settings['images_per_class']} images per class, real weight {settings['real_weight']}"
+    paper = (PAPER, load_classifier(retrained), note)
+    return [*found, *chosen[:-1], paper, *chosen[-1:]]
+
+
+def _chosen(sweep: Artifact) -> list[Classifier]:
+    """The setting of each method that validation prefers."""
+    found = []
     for method in ("self_training", "augmented", "generated"):
         if chosen := sweep.manifest["chosen"].get(method):
             count = chosen["images_per_class"]
             what = f"{count} images per class, " if count else ""
             note = f"{what}real weight {chosen['real_weight']}, l2 {chosen['l2']:g}"
             found.append((METHODS[method], load_classifier(sweep, f"{method}/"), note))
-    retrained = task.inputs["retrained"]
-    settings = retrained.manifest["settings"]
-    note = f"{settings['images_per_class']} images per class, real weight {settings['real_weight']}"
-    found.insert(-1, (PAPER, load_classifier(retrained), note))
     return found
 
 
@@ -78,21 +85,21 @@ def _measure(name: str, W: np.ndarray, real: RealRows, note: str) -> dict[str, A
 def _paired_gain(classifiers: list[Classifier], real: RealRows) -> dict[str, Any] | None:
     """DPT's gain over the probe on the same test images, with its paired standard error.
 
+    DPT is the setting chosen on validation, or the configured one where nothing was chosen.
+
     Over the n test images the difference d_i in {-1, 0, 1} of the two hits has standard error
     sd(d) / sqrt(n); it says nothing of other label draws or encoders.
     """
     test = real.of_split("test")
     named = {name: W for name, W, _ in classifiers}
-    if METHODS["generated"] not in named or len(test) < 2:
+    dpt = next((name for name in (METHODS["generated"], PAPER) if name in named), None)
+    if dpt is None or len(test) < 2:
         return None
-    hits = [
-        ((test.features @ named[name].T).argmax(1) == test.labels).astype(float)
-        for name in (PROBE, METHODS["generated"])
-    ]
+    hits = [((test.features @ named[name].T).argmax(1) == test.labels).astype(float) for name in (PROBE, dpt)]
     difference = hits[1] - hits[0]
     return {
         "baseline": PROBE,
-        "improved": METHODS["generated"],
+        "improved": dpt,
         "gain": float(difference.mean()),
         "stderr": float(difference.std(ddof=1) / math.sqrt(len(difference))),
         "kind": "paired standard error over test images",

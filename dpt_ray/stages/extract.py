@@ -2,6 +2,7 @@
 
 Each output is an artifact of its own: features by an encoder, or moments by an autoencoder (training
 images only). A work unit is read and decoded by a task and computed and written by an actor.
+Images that cannot be read are set aside in `quarantine.parquet`, and too many of them end the run.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dpt_ray.artifacts import Artifact
+from dpt_ray.config import ConfigError
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.units import Unit, decode_unit, list_units
 from dpt_ray.stages import cluster
 from dpt_ray.stages.node import Task
+
+QUARANTINE = "quarantine.parquet"
+NAMED = 5  # unreadable images that an error names
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Output:
     crop: Crop
     is_encoder: bool
     precision: str
+    max_bad_fraction: float
     flips: bool = False
 
 
@@ -174,6 +182,7 @@ def _output(task: Task) -> Output:
         Crop(**model.manifest["crop"]),
         is_encoder,
         settings["precision"],
+        settings["max_bad_fraction"],
         settings.get("flips", False),
     )
 
@@ -188,11 +197,12 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _collect(output: Output, images: Artifact, facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a complete output. Raises ValueError where too many images are unreadable."""
+    """The facts of a complete output. Raises ConfigError where too many images are unreadable."""
     published = output.out.shards()
     shards = [published[unit["shard"]] for unit in list_units(images) if _wants(output, unit)]
     bad = [entry for shard in shards for entry in shard["bad"]]
     rows = sum(shard["rows"] for shard in shards)
+    _quarantine(output, bad, rows + len(bad))
     return {
         **facts,
         "rows": rows,
@@ -201,3 +211,18 @@ def _collect(output: Output, images: Artifact, facts: dict[str, Any]) -> dict[st
         "quarantined": len(bad),
         "bytes": sum(shard["bytes"] for shard in shards),
     }
+
+
+def _quarantine(output: Output, bad: list[list[str]], images: int) -> None:
+    """Publishes (id, reason) of the unreadable images; they may be `max_bad_fraction` of all."""
+    columns = list(zip(*bad, strict=True)) or [(), ()]
+    table = pa.table([pa.array(column, pa.string()) for column in columns], ["id", "reason"])
+    with output.out.writing(QUARANTINE) as path:
+        pq.write_table(table, path)
+    if len(bad) > output.max_bad_fraction * images:
+        first = "; ".join(f"{identifier} ({reason})" for identifier, reason in bad[:NAMED])
+        more = f"; {len(bad) - NAMED} more are" if len(bad) > NAMED else "; all are"
+        raise ConfigError(
+            f"data.max_bad_fraction: {output.max_bad_fraction:g}, but {len(bad)} of {images} images cannot "
+            f"be read: {first}{more} in {output.out.file_uri(QUARANTINE)}; repair or remove them, or raise it"
+        )

@@ -11,7 +11,16 @@ from dpt_ray.stages.index import fingerprint
 from dpt_ray.stages.node import Node
 
 # Settings that say how often to save or look, or where a hashed file lies, but not what comes out.
-_UNHASHED = {"checkpoint_every", "log_every", "max_bad_fraction", "weights", "file", "config", "choose"}
+_UNHASHED = {
+    "checkpoint_every",
+    "log_every",
+    "max_bad_fraction",
+    "weights",
+    "file",
+    "keep_in_train",
+    "config",
+    "choose",
+}
 
 Nodes = dict[str, Node]
 
@@ -60,6 +69,9 @@ def _content(key: str, source: str) -> str:
 
 def _images_and_models(config: Config, nodes: Nodes) -> None:
     source = config.data.model_dump(mode="json") | {"fingerprint": fingerprint(config.data)}
+    if lists := config.data.keep_in_train:
+        source["list_format"] = config.labels.format
+        source["lists"] = [_content("data.keep_in_train", uri) for uri in lists]
     index = _add(nodes, "index", "index", source)
     choose = {"choose": config.sweep is not None}
     _add(nodes, "labels", "labels", config.labels.model_dump(mode="json") | choose, {"index": index})
@@ -78,6 +90,7 @@ def _first_stage(config: Config, nodes: Nodes) -> None:
     index, labels = nodes["index"], nodes["labels"]
     features = _features(config, nodes, "features", index, nodes["encoder"])
     settings = config.autoencoder.model_dump(mode="json", include={"flips", "precision"})
+    settings["max_bad_fraction"] = config.data.max_bad_fraction
     inputs = {"images": index, "autoencoder": nodes["autoencoder"]}
     _add(nodes, "moments", "extract", settings, inputs, group="extract images")
     labelled = {"index": index, "features": features, "labels": labels}
@@ -94,7 +107,13 @@ def _second_stage(config: Config, nodes: Nodes) -> None:
         "autoencoder": nodes["autoencoder"],
         "labels": nodes["pseudo_labels" if condition == "pseudo_labels" else "index"],
     }
-    denoiser = _add(nodes, "denoiser", "train_diffusion", config.diffusion, inputs)
+    if config.diffusion.weights:
+        told = {"weights", "model", "schedule", "prediction", "condition"}
+        settings = config.diffusion.model_dump(mode="json", include=told)
+        inputs = {key: inputs[key] for key in ("index", "autoencoder")}
+        denoiser = _add(nodes, "denoiser", "import_model", settings, inputs)
+    else:
+        denoiser = _add(nodes, "denoiser", "train_diffusion", config.diffusion, inputs)
     # How many images there are is the extent's to say: more of them must not be another artifact.
     settings = config.generate.model_dump(mode="json", exclude={"images_per_class"})
     settings["precision"] = config.autoencoder.precision
@@ -118,7 +137,9 @@ def _third_stage(config: Config, nodes: Nodes) -> None:
         augmented = _add(nodes, "augmented", "augment", settings, inputs, extent=_extent(config))
         sources["augmented"] = _features(config, nodes, "augmented_features", augmented, encoder)
         sources["self_training"] = nodes["pseudo_labels"]
-    _add(nodes, "sweep", "sweep", config.sweep or config.retrain_grid, labelled | sources)
+    # Without either there is nothing to choose, and no validation image is needed.
+    if config.sweep or config.evaluate.controls:
+        _add(nodes, "sweep", "sweep", config.sweep or config.retrain_grid, labelled | sources)
 
 
 def _measuring(config: Config, nodes: Nodes) -> None:
@@ -153,7 +174,7 @@ def _features(config: Config, nodes: Nodes, name: str, images: Node, encoder: No
         nodes,
         name,
         "extract",
-        {"precision": config.encoder.precision},
+        {"precision": config.encoder.precision, "max_bad_fraction": config.data.max_bad_fraction},
         {"images": images, "encoder": encoder},
         stage="features",
         extent=images.extent,

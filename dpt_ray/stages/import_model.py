@@ -12,12 +12,14 @@ from dpt_ray.stages.node import Task
 
 
 def make(task: Task) -> dict[str, Any]:
-    """Publishes the configured encoder or autoencoder; what cannot be read is a ConfigError."""
+    """Publishes the configured encoder, autoencoder or denoiser; what cannot be read is a ConfigError."""
     from dpt_ray.models.autoencoder import open_autoencoder
     from dpt_ray.models.encoder import open_encoder, save_encoder
 
     settings = task.settings
     try:
+        if task.node.stage == "denoiser":
+            return _import_denoiser(task)
         if task.node.stage == "encoder":
             encoder = open_encoder(settings["kind"], name=settings["name"], weights=settings["weights"])
             task.out.publish_files(lambda folder: save_encoder(folder, encoder))
@@ -36,3 +38,23 @@ def make(task: Task) -> dict[str, Any]:
         "latent_shape": list(autoencoder.latent_shape),
         "scale": autoencoder.scale,
     }
+
+
+def _import_denoiser(task: Task) -> dict[str, Any]:
+    """Publishes a published U-ViT. Raises ValueError where it is not the configured one."""
+    from dpt_ray.models.published import load_published_uvit
+    from dpt_ray.models.uvit import UViTConfig
+    from dpt_ray.stages.train_diffusion import save_denoiser
+
+    settings, autoencoder = task.settings, task.inputs["autoencoder"].manifest
+    channels, size, _ = autoencoder["latent_shape"]
+    classes = task.inputs["index"].manifest["classes"]
+    wanted = UViTConfig(size, in_channels=channels, num_classes=classes, **settings["model"])
+    network = load_published_uvit(settings["weights"], wanted.heads)
+    found = asdict(network.config)
+    if differing := [key for key, value in asdict(wanted).items() if found[key] != value]:
+        named = ", ".join(f"{key} {found[key]} (here {getattr(wanted, key)})" for key in differing)
+        raise ValueError(f"{settings['weights']} has {named}; correct diffusion.model, or the data")
+    weights = network.state_dict()
+    task.out.publish_files(lambda folder: save_denoiser(folder, weights, wanted, task, autoencoder["scale"]))
+    return {"parameters": sum(value.numel() for value in weights.values())}

@@ -10,7 +10,8 @@ from sklearn import __version__ as sklearn_version
 
 from dpt_ray.config import ConfigError, Data
 from dpt_ray.data.digits import write_digits
-from dpt_ray.data.listing import open_root, walk_files
+from dpt_ray.data.labels import read_label_list
+from dpt_ray.data.listing import SPLIT_NAMES, open_root, walk_files
 from dpt_ray.data.sources import INDEXERS
 from dpt_ray.data.splits import assign_splits
 from dpt_ray.data.units import INDEX, write_index
@@ -55,7 +56,11 @@ def _build(data: Data, task: Task) -> tuple[pa.Table, list[str]]:
     if data.source == "digits":
         return write_digits(task.out.uri)
     assert data.uri is not None
-    table, classes = INDEXERS[data.source](data.uri)
+    table, classes = INDEXERS[data.source](data.uri, data.classes or None, SPLIT_NAMES | data.splits)
     if data.validation or data.test:
-        table = assign_splits(table, data.validation, data.test, data.split_seed)
+        lists = [
+            read_label_list(uri, task.settings["list_format"], table, classes) for uri in data.keep_in_train
+        ]
+        kept = {identifier for listed in lists for identifier in listed["id"].to_pylist()}
+        table = assign_splits(table, data.validation, data.test, data.split_seed, kept)
     return table, classes

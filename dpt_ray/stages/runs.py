@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpt_ray.artifacts import Artifact, Store
+from dpt_ray.artifacts import Artifact, Store, local_copy
 from dpt_ray.config import Config, ConfigError, to_yaml
 from dpt_ray.stages.display import Display
 from dpt_ray.stages.execute import Outcome, execute
@@ -23,7 +23,8 @@ MADE = "artifacts.json"
 SHOWN = {
     "report": ("report.html", "report.html"),
     "pseudo_labels": ("pseudo_labels.parquet", "pseudo_labels.parquet"),
-    "sweep": ("classifier", "generated"),
+    "retrained": ("classifier", ""),
+    "sweep": ("classifier", "generated"),  # where there is one, it takes the place of the configured one
     "denoiser": ("denoiser", ""),
     "samples": ("samples", ""),
     "evaluation": ("evaluation.json", "evaluation.json"),
@@ -74,12 +75,24 @@ def link(config: Config, nodes: dict[str, Node], store: Store) -> Artifact:
     folder.write_json(MADE, _references(published))
     if folder.exists(PLANNED):
         folder.fs.rm_file(folder.path(PLANNED))
-    for name, (shown, file) in SHOWN.items():
-        if name in published:
+    there = {SHOWN[name][0]: (name, SHOWN[name][1]) for name in SHOWN if name in published}
+    for shown, _ in SHOWN.values():
+        if shown in there:
+            name, file = there[shown]
             _refer(folder, shown, published[name].artifact(store), file)
         else:
             _forget(folder, shown)
     return folder
+
+
+def shown_uri(folder: Artifact, shown: str) -> str:
+    """The URI of what a run's folder shows under a name (see `_refer`)."""
+    return folder.file_uri(shown) if folder.is_local else str(folder.read_json(f"{shown}.json")["uri"])
+
+
+def shown_json(folder: Artifact, shown: str) -> Any:
+    """The content of a JSON file that a run's folder shows."""
+    return json.loads(local_copy(shown_uri(folder, shown)).read_text())
 
 
 def _references(nodes: Mapping[str, Node]) -> dict[str, str]:

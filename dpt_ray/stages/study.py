@@ -77,7 +77,7 @@ def _run_one(config: Config) -> dict[str, Any]:
 
     _, store = runs.run(config, Display(Console(quiet=True)), ["evaluation"])
     folder = store.run_folder(config.name)
-    return folder.read_json("evaluation.json") | {"artifacts": folder.read_json("artifacts.json")}
+    return runs.shown_json(folder, "evaluation.json") | {"artifacts": folder.read_json("artifacts.json")}
 
 
 def _name(configs: dict[str, Config]) -> str:

@@ -69,7 +69,7 @@ def train(task: Task, worker: training.Worker) -> None:
 
     ema = training.fit(task, worker, model, step_fn, load_batch, len(reader))
     if ema is not None:
-        task.out.publish_files(lambda folder: _save(folder, ema, config, task, autoencoder["scale"]))
+        task.out.publish_files(lambda folder: save_denoiser(folder, ema, config, task, autoencoder["scale"]))
 
 
 def _labels(task: Task) -> tuple[np.ndarray, dict[str, int]]:
@@ -91,7 +91,8 @@ def _labels(task: Task) -> tuple[np.ndarray, dict[str, int]]:
     return values, dict(zip(classes, np.bincount(values, minlength=len(classes)).tolist(), strict=True))
 
 
-def _save(folder: Path, ema: dict[str, Any], config: Any, task: Task, scale: float) -> None:
+def save_denoiser(folder: Path, ema: dict[str, Any], config: Any, task: Task, scale: float) -> None:
+    """Writes a denoiser's weights and what is needed to sample from them."""
     from safetensors.torch import save_file
 
     settings = task.settings
@@ -101,7 +102,7 @@ def _save(folder: Path, ema: dict[str, Any], config: Any, task: Task, scale: flo
         "prediction": settings["prediction"],
         "latent_scale": scale,
         "condition": settings["condition"],
-        "steps": settings["steps"],
+        "steps": settings.get("steps"),  # of an imported one they are not known
     }
     save_file({name: value.contiguous() for name, value in ema.items()}, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(description, indent=1) + "\n")

@@ -1,0 +1,86 @@
+"""A published denoiser in the place of a trained one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+
+from dpt_ray.artifacts import Store
+from dpt_ray.config import ConfigError, load_config
+from dpt_ray.models.uvit import UViT, UViTConfig
+from dpt_ray.models.weights import load_strict, load_weights
+from dpt_ray.stages import runs
+from dpt_ray.stages.display import Display
+from dpt_ray.stages.graph import flow
+
+DATA = Path(__file__).parents[1] / "data"
+CONFIG = """
+name: small
+output: {folder}/out
+data: {{source: folder, uri: {folder}/images, image_size: 16}}
+labels: {{per_class: 1}}
+autoencoder: {{kind: kl, weights: {data}/autoencoder_kl.pth}}
+pretrain: {{steps: 1, batch_size: 8, contrast_group: 8, learning_rate: 0.1}}
+diffusion:
+  model: {{dim: 48, depth: 4, heads: 4}}
+  steps: 1
+  batch_size: 8
+  learning_rate: 0.1
+  condition: true_labels
+  weights: {folder}/nnet_ema.pth
+generate: {{images_per_class: 1}}
+retrain: {{images_per_class: 1}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    for label in range(10):  # the classes of the golden network
+        folder = tmp_path / "images" / f"n0000000{label}"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(folder / "0.JPEG")
+    golden = load_file(DATA / "uvit_large_style.safetensors")
+    torch.save({k[2:]: v for k, v in golden.items() if k.startswith("w.")}, tmp_path / "nnet_ema.pth")
+    path = tmp_path / "small.yaml"
+    path.write_text(CONFIG.format(folder=tmp_path, data=DATA))
+    return path
+
+
+def make(config, *overrides):
+    settings = load_config(config, overrides)
+    made = runs.run(settings, Display(Console(quiet=True)), ["denoiser"])[0].made
+    return made, flow(settings)["denoiser"].artifact(Store(settings.output))
+
+
+def test_a_published_network_is_read_as_the_denoiser_and_nothing_is_trained(config):
+    made, denoiser = make(config)
+    assert set(made) == {"index", "labels", "autoencoder", "denoiser"}
+    told = json.loads(denoiser.read_bytes("config.json"))
+    model = UViT(UViTConfig(**told["model"]))
+    load_strict(model, load_weights(denoiser.file_uri("model.safetensors")), "denoiser")
+    golden = load_file(DATA / "uvit_large_style.safetensors")
+    with torch.no_grad():
+        out = model(golden["x"], golden["t"], golden["y"])
+    assert (out - golden["out"]).abs().max() <= 1e-5
+
+
+def test_a_network_of_another_size_is_told_by_what_differs(config):
+    with pytest.raises(ConfigError, match=r"denoiser: .* has depth 4 \(here 2\); correct diffusion\.model"):
+        make(config, "diffusion.model.depth=2")
+
+
+def test_published_weights_go_with_true_labels_only(config):
+    with pytest.raises(ConfigError, match="set condition true_labels"):
+        load_config(config, ["diffusion.condition=pseudo_labels"])
+
+
+def test_the_settings_of_a_training_that_is_not_done_decide_nothing(config):
+    def digest(*overrides):
+        return flow(load_config(config, overrides))["denoiser"].digest
+
+    assert digest("diffusion.steps=2", "diffusion.seed=4") == digest()
+    assert digest("diffusion.schedule=stable_diffusion") != digest()

@@ -1,0 +1,81 @@
+"""Splits as a source names them, and as they are drawn around the label lists."""
+
+import pyarrow.compute as pc
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dpt_ray.artifacts import Store
+from dpt_ray.config import ConfigError, load_config
+from dpt_ray.data.units import read_index
+from dpt_ray.stages import runs
+from dpt_ray.stages.display import Display
+from dpt_ray.stages.graph import flow
+
+CONFIG = """
+name: small
+output: {folder}/out
+data:
+  source: folder
+  uri: {folder}/images
+  image_size: 8
+  splits: {{val: test}}
+  validation: 6
+  keep_in_train: [{folder}/few.txt]
+labels: {{file: {folder}/few.txt, format: published}}
+pretrain: {{steps: 1, batch_size: 8, contrast_group: 8, learning_rate: 0.1}}
+diffusion: {{model: {{dim: 8, depth: 2, heads: 1}}, steps: 1, batch_size: 8, learning_rate: 0.1}}
+generate: {{images_per_class: 1}}
+retrain: {{images_per_class: 1}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    for split, count in (("train", 6), ("val", 2)):
+        for wnid in ("n01440764", "n15075141"):
+            folder = tmp_path / "images" / split / wnid
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8)).save(folder / f"{wnid}_{split}{number}.JPEG")
+    listed = [f"{wnid}_train{number}.JPEG" for wnid in ("n01440764", "n15075141") for number in range(3)]
+    (tmp_path / "few.txt").write_text("\n".join(listed) + "\n")
+    path = tmp_path / "small.yaml"
+    path.write_text(CONFIG.format(folder=tmp_path))
+    return path
+
+
+def index(config, *overrides):
+    settings = load_config(config, overrides)
+    runs.run(settings, Display(Console(quiet=True)), ["index"])
+    return read_index(flow(settings)["index"].artifact(Store(settings.output)))
+
+
+def ids(table, split):
+    found = table.filter(pc.equal(table["split"], split))["id"].to_pylist()
+    return {name.rpartition("_")[2] for name in found}
+
+
+def test_a_split_is_what_the_configuration_says_and_the_listed_images_stay_in_train(config):
+    table = index(config)
+    assert ids(table, "test") == {"val0", "val1"}
+    assert ids(table, "validation") == {"train3", "train4", "train5"}  # all 6 that no list names
+    assert ids(table, "train") == {"train0", "train1", "train2"}
+
+
+def test_without_the_list_a_listed_image_may_be_drawn_and_is_then_told(config):
+    with pytest.raises(ConfigError, match="is in the validation split"):
+        index(config, "data.keep_in_train=[]", "data.validation=11")
+
+
+def test_a_list_to_keep_counts_by_its_content(config):
+    copy = config.parent / "copy.txt"
+    copy.write_text((config.parent / "few.txt").read_text())
+
+    def digest(*overrides):
+        return flow(load_config(config, overrides))["index"].digest
+
+    other = f"data.keep_in_train=[{copy}]"
+    assert digest(other) == digest()
+    copy.write_text("n01440764_train0.JPEG\n")
+    assert digest(other) != digest()

@@ -1,0 +1,117 @@
+"""The configurations of the paper's rows: whole without the data or the weights, and what they cost."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dpt_ray.cli import app
+from dpt_ray.config import ConfigError, load_config
+from dpt_ray.stages.cost import costs
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("imagenet256_*.yaml"))
+ROWS = [path for path in CONFIGS if path.stem not in ("imagenet256_base", "imagenet256_uvit_h")]
+BASE = ROOT / "configs" / "imagenet256_base.yaml"
+IMAGENET = {"train": 1_281_167, "test": 50_000}
+
+
+def test_every_row_of_the_paper_has_a_configuration():
+    names = {path.stem.removeprefix("imagenet256_") for path in ROWS}
+    labels = ("1label", "2labels", "5labels", "1percent")
+    large = {
+        f"{encoder}_{few}{k}" for encoder in ("msn_b4", "msn_l7") for few in labels for k in ("", "_k12")
+    }
+    huge = {f"{encoder}_{few}_uvit_h" for encoder in ("msn_b4", "msn_l7") for few in labels[:2]}
+    assert names == large | huge | {"all_labels", "unconditional", "published_uvit_h"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_is_valid_where_neither_images_nor_weights_are(path):
+    config = load_config(path)
+    assert config.name == (path.stem if path != BASE else "imagenet256")
+    assert config.data.splits == {"val": "test"}
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)
+def test_a_row_is_short_and_says_command_hardware_and_expected_numbers(path):
+    lines = path.read_text().splitlines()
+    head = " ".join(line for line in lines if line.startswith("#"))
+    assert f"configs/{path.name}" in head and "Command:  dpt " in head
+    assert "H200 hours (computed" in head and "Expected: " in head and "Not yet run" in head
+    assert len(lines) <= 11 and any(line.startswith("base: ") for line in lines)
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)
+def test_the_hours_in_the_header_are_those_computed(path):
+    written = int(re.search(r"(\d+) H200 hours", path.read_text())[1])
+    found = costs(load_config(path), IMAGENET, 1000)
+    if "published" in path.name:  # its command stops at the samples
+        found = {"samples": found["samples"]}
+    assert written == round(sum(cost.gpu_hours for cost in found.values()))
+
+
+def test_the_names_say_what_the_rows_are():
+    for path in ROWS:
+        config, name = load_config(path), path.stem
+        if "msn" in name:
+            assert config.encoder.weights.startswith("weights/vit" + ("b4" if "b4" in name else "l7"))
+            few = {"1label": "1imgs_class", "2labels": "2imgs_class", "5labels": "5imgs_class"}
+            asked = next((few[key] for key in few if f"_{key}" in name), "1percent")
+            assert config.labels.file.endswith(f"/{asked}.txt")
+        count = 12 if "k12" in name else 50 if "published" in name else 128
+        assert config.retrain.images_per_class == count
+        model = config.diffusion.model
+        assert (model.dim, model.depth) == ((1152, 28) if "uvit_h" in name else (1024, 20))
+
+
+def test_the_recipe_is_the_published_one():
+    """RECIPES: the table of stage 2 and what both columns share."""
+    large = load_config(BASE).diffusion
+    huge = load_config(ROOT / "configs" / "imagenet256_uvit_h.yaml").diffusion
+    for recipe in (large, huge):
+        assert (recipe.batch_size, recipe.learning_rate, recipe.weight_decay) == (1024, 2e-4, 0.03)
+        assert (recipe.betas, recipe.warmup_steps, recipe.lr_schedule) == ((0.99, 0.99), 5000, "constant")
+        assert (recipe.ema_decay, recipe.grad_clip, recipe.prediction) == (0.9999, None, "noise")
+        assert (recipe.model.patch_size, recipe.model.heads) == (2, 16)
+    assert (large.schedule, large.label_dropout, large.steps) == ("vp", 0.15, 300_000)
+    assert (huge.schedule, huge.label_dropout, huge.steps) == ("stable_diffusion", 0.1, 500_000)
+    assert (large.model.final_conv, huge.model.final_conv) == (True, False)
+
+
+def test_costs_are_those_computed_by_hand():
+    """PERFORMANCE: H200 hours of a full run at 40% of 790 TFLOP/s, and 42 GB of moments."""
+    large = costs(load_config(BASE), IMAGENET, 1000)
+    assert large["moments"].rows == 1_281_167
+    assert large["features"].rows == 1_331_167
+    assert large["moments"].bytes == pytest.approx(42e9, rel=0.01)
+    assert large["features"].gpu_hours == pytest.approx(1.0, rel=0.1)
+    assert large["moments"].gpu_hours == pytest.approx(0.6, rel=0.05)
+    assert large["denoiser"].gpu_hours == pytest.approx(124, rel=0.01)
+    assert large["samples"].gpu_hours == pytest.approx(1.8, rel=0.02)
+    huge = costs(load_config(ROOT / "configs" / "imagenet256_uvit_h.yaml"), IMAGENET, 1000)
+    assert huge["denoiser"].gpu_hours == pytest.approx(360, rel=0.01)
+
+
+def test_what_depends_on_unknown_counts_is_left_open():
+    unknown = costs(load_config(BASE), None, None)
+    assert unknown["features"].rows is unknown["samples"].flops is unknown["moments"].bytes is None
+    assert unknown["denoiser"].gpu_hours == pytest.approx(124, rel=0.01)  # steps, not images
+    digits = costs(load_config(ROOT / "configs" / "digits.yaml"), {"train": 997}, 10)
+    assert digits["features"].flops is None  # no formula for the small encoder
+    assert digits["moments"].bytes == 997 * 2 * 2 * 64  # mean and logvar of 8 x 8 pixels, float16
+
+
+def test_a_plan_for_a_number_of_images_needs_no_files():
+    result = CliRunner().invoke(
+        app, ["plan", str(BASE), "--images", "1281167", "--classes", "1000"], env={"COLUMNS": "120"}
+    )
+    assert result.exit_code == 0, result.output
+    row = next(line for line in result.output.splitlines() if "moments" in line)
+    assert "1,281,167" in row and "42.0 GB" in row and "0.61" in row
+
+
+def test_the_data_that_digits_has_already_cannot_be_set():
+    with pytest.raises(ConfigError, match="leave out splits"):
+        load_config(ROOT / "configs" / "digits.yaml", ["data.splits={val: test}"])
