@@ -10,18 +10,19 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from dpt_ray.artifacts import Artifact
 from dpt_ray.config import Optimisation
 from dpt_ray.stages import cluster
+from dpt_ray.stages.checkpoints import load_checkpoint, save_checkpoint
 from dpt_ray.stages.display import following
+from dpt_ray.stages.execute import StageError
 from dpt_ray.stages.node import Task
 
-CHECKPOINTS = "checkpoints"
 LOG = "log.jsonl"
-KEPT = 2
+STOPPED = "stopped.json"  # why a training cannot go on, however often it is started
+ROLLBACK = "rollback.json"  # that the one rollback has been spent, and on which step
 
 
 @dataclass(frozen=True)
@@ -38,25 +39,35 @@ TrainFunction = Callable[[Task, Worker], None]
 
 
 def run(task: Task, function: TrainFunction) -> dict[str, Any]:
-    """Runs `function` on the configured number of workers; returns startup and memory facts."""
+    """Runs `function` on the configured number of workers; returns startup and memory facts.
+
+    Raises StageError, one line, for what no restart can mend: a loss that stays not finite, a GPU whose
+    memory is too small, a checkpoint of another model.
+    """
     started, steps = time.time(), int(task.settings["steps"])
+    if task.out.exists(STOPPED):  # of an earlier attempt
+        task.out.fs.rm_file(task.out.path(STOPPED))
 
     def reached() -> int:
         records = read_log(task.out)
         return int(records[-1]["step"]) if records else 0
 
     remote = replace(task, progress=_silent)  # the display stays in the driver
-    if task.compute.train_workers == 0:
-        import torch
+    try:
+        if task.compute.train_workers == 0:
+            import torch
 
-        torch.set_num_threads(task.compute.threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        with following(task.progress, steps, reached):
-            function(remote, Worker(0, 1, device))
-    else:
-        cluster.connect(task.compute)
-        with following(task.progress, steps, reached):
-            _fit(remote, function)
+            torch.set_num_threads(task.compute.threads)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            with following(task.progress, steps, reached):
+                _guarded(remote, Worker(0, 1, device), function)
+        else:
+            cluster.connect(task.compute)
+            with following(task.progress, steps, reached):
+                _fit(remote, function)
+    finally:
+        if task.out.exists(STOPPED):
+            raise StageError(task.out.read_json(STOPPED)["reason"])
     records = read_log(task.out)
     facts = task.out.read_json("started.json")
     return {
@@ -64,6 +75,36 @@ def run(task: Task, function: TrainFunction) -> dict[str, Any]:
         "peak_memory_bytes": max(int(record["memory"]) for record in records),
         "loss": records[-1]["loss"],
     }
+
+
+def _guarded(task: Task, worker: Worker, function: TrainFunction) -> None:
+    """`function`, whose errors that every attempt would meet again are written down, not retried."""
+    import torch
+
+    from dpt_ray.training.loop import NonFiniteLoss
+
+    if task.out.exists(STOPPED):  # another worker's reason made Ray start all of them again
+        return
+    try:
+        function(task, worker)
+    except NonFiniteLoss as error:  # on all workers at the same step: none waits for another
+        task.out.write_json(STOPPED, {"reason": str(error)})
+    except torch.cuda.OutOfMemoryError as error:
+        reason = (
+            f"{task.node.name}: the GPU's memory is too small for this training "
+            f"({str(error).splitlines()[0][:200]}); set compute.gradient_accumulation (same batch, in "
+            f"parts), compute.gradient_checkpointing, or a smaller {_section(task)}.batch_size"
+        )
+        task.out.write_json(STOPPED, {"reason": reason})
+        raise  # the other workers wait for this one
+    except ValueError as error:
+        task.out.write_json(STOPPED, {"reason": " ".join(str(error).split())})
+        raise
+
+
+def _section(task: Task) -> str:
+    """The section of the configuration that a training is described in."""
+    return {"denoiser": "diffusion", "referee": "evaluate.referee"}.get(task.node.name, "pretrain")
 
 
 def _silent(done: int, total: int) -> None:
@@ -86,7 +127,7 @@ def _fit(task: Task, function: TrainFunction) -> None:
         torch.set_num_threads(compute.threads)
         context = ray.train.get_context()
         device = "cuda" if gpu else "cpu"
-        function(task, Worker(context.get_world_rank(), context.get_world_size(), device))
+        _guarded(task, Worker(context.get_world_rank(), context.get_world_size(), device), function)
         ray.train.report({"done": True})
 
     with tempfile.TemporaryDirectory(prefix="dpt_ray-train-") as scratch:
@@ -120,38 +161,53 @@ def fit(
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    from dpt_ray.training.loop import TrainSettings, train
+    from dpt_ray.training.loop import NonFiniteLoss, TrainSettings, train
 
     values = {key: task.settings[key] for key in Optimisation.model_fields}
     settings = TrainSettings(**{**values, "betas": tuple(values["betas"])})
     if worker.rank == 0:
         task.out.write_json("started.json", {"time": time.time()})
-    resume = load_checkpoint(task.out)
-    log = _Log(task.out, resume[1]["step"] if resume else 0)
     model = model.to(worker.device)
     wrapped = DistributedDataParallel(model) if worker.world_size > 1 else model
+    # Looked up before the first step, which no worker takes alone: all of them see the same.
+    rollbacks_left = 0 if task.out.exists(ROLLBACK) else 1
+    resume = load_checkpoint(task.out)
+    log = _Log(task.out, resume[1]["step"] if resume else 0)
 
     def on_checkpoint(step: int, tensors: dict[str, Any] | None, meta: dict[str, Any]) -> None:
-        if tensors is not None:
+        # One amid bad steps would be none to go back to.
+        if tensors is not None and not meta["bad_in_a_row"]:
             log.flush()
             save_checkpoint(task.out, step, tensors, meta)
         if worker.world_size > 1:
             torch.distributed.barrier()
 
-    result = train(
-        wrapped,
-        step_fn,
-        load_batch,
-        settings,
-        n_rows,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        device=worker.device,
-        resume=resume,
-        on_log=log.add,
-        on_checkpoint=on_checkpoint,
-    )
-    return result.ema if worker.rank == 0 else None
+    while True:
+        try:
+            result = train(
+                wrapped,
+                step_fn,
+                load_batch,
+                settings,
+                n_rows,
+                rank=worker.rank,
+                world_size=worker.world_size,
+                device=worker.device,
+                resume=resume,
+                on_log=log.add,
+                on_checkpoint=on_checkpoint,
+            )
+            return result.ema if worker.rank == 0 else None
+        except NonFiniteLoss as error:
+            resume = load_checkpoint(task.out)
+            if resume is None or not rollbacks_left:
+                tried = "after a rollback" if resume else "before the first checkpoint"
+                raise NonFiniteLoss(error.step, error.in_a_row, f", {tried}") from error
+            rollbacks_left -= 1
+            if worker.rank == 0:
+                step = resume[1]["step"]
+                task.out.write_json(ROLLBACK, {"from": error.step, "to": step})
+                log = _Log(task.out, step, {"rolled_back_from": error.step})
 
 
 class _Log:
@@ -159,12 +215,14 @@ class _Log:
 
     EVERY = 1.0  # seconds between writes
 
-    def __init__(self, out: Artifact, step: int) -> None:
-        self._out, self._written = out, 0.0
+    def __init__(self, out: Artifact, step: int, note: dict[str, float] | None = None) -> None:
+        """`note` goes into the next record."""
+        self._out, self._written, self._note = out, 0.0, note or {}
         self._records = [record for record in read_log(out) if record["step"] <= step]
 
     def add(self, record: dict[str, float]) -> None:
-        self._records.append(record)
+        self._records.append(record | self._note)
+        self._note = {}
         if time.monotonic() - self._written > self.EVERY:
             self.flush()
 
@@ -172,34 +230,3 @@ class _Log:
         lines = "".join(json.dumps(record) + "\n" for record in self._records)
         self._out.write_bytes(LOG, lines.encode())
         self._written = time.monotonic()
-
-
-def save_checkpoint(out: Artifact, step: int, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Publishes a checkpoint (tensors first, then its JSON) and removes all but the newest two."""
-    from safetensors.torch import save_file
-
-    name = f"{CHECKPOINTS}/{step:09d}"
-    with out.writing(f"{name}.safetensors") as path:
-        save_file(tensors, path)
-    out.write_json(f"{name}.json", meta)
-    for old in _checkpoints(out)[:-KEPT]:
-        out.fs.rm_file(out.path(f"{CHECKPOINTS}/{old}.json"))
-        out.fs.rm_file(out.path(f"{CHECKPOINTS}/{old}.safetensors"))
-
-
-def load_checkpoint(out: Artifact) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The newest complete checkpoint, if there is one."""
-    from safetensors.torch import load_file
-
-    names = _checkpoints(out)
-    if not names:
-        return None
-    name = f"{CHECKPOINTS}/{names[-1]}"
-    return load_file(out.local_file(f"{name}.safetensors")), out.read_json(f"{name}.json")
-
-
-def _checkpoints(out: Artifact) -> list[str]:
-    if not out.exists(CHECKPOINTS):
-        return []
-    files = out.fs.ls(out.path(CHECKPOINTS), detail=False)
-    return sorted(Path(file).stem for file in files if file.endswith(".json"))

@@ -59,12 +59,12 @@ class TrainResult:
 class NonFiniteLoss(RuntimeError):  # noqa: N818
     """Too many steps in a row had a loss or gradient that is not finite; `step` is the last one."""
 
-    def __init__(self, step: int, in_a_row: int) -> None:
+    def __init__(self, step: int, in_a_row: int, when: str = "") -> None:
         super().__init__(
-            f"loss or gradient not finite at step {step}, the last of {in_a_row} in a row: "
+            f"loss or gradient not finite at step {step}, the last of {in_a_row} in a row{when}: "
             "lower learning_rate, set grad_clip, or look for bad values in the data"
         )
-        self.step = step
+        self.step, self.in_a_row = step, in_a_row
 
 
 def train(
