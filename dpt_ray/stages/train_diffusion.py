@@ -46,7 +46,7 @@ def train(task: Task, worker: training.Worker) -> None:
 
     from dpt_ray.diffusion.schedules import SCHEDULES
     from dpt_ray.learners.denoise import denoise_step
-    from dpt_ray.models.uvit import UViT, UViTConfig
+    from dpt_ray.models.uvit import UViT, UViTConfig, flops
 
     settings = task.settings
     autoencoder = task.inputs["autoencoder"].manifest
@@ -67,7 +67,9 @@ def train(task: Task, worker: training.Worker) -> None:
         moments = moments if moments.shape[1] > 1 else moments[:, 0]
         return {"moments": moments, "label": torch.from_numpy(labels[rows])}
 
-    ema = training.fit(task, worker, model, step_fn, load_batch, len(reader))
+    # The backward pass costs two forward passes: a gradient by the weights and one by the input.
+    counted = 3 * flops(config)
+    ema = training.fit(task, worker, model, step_fn, load_batch, len(reader), flops_per_image=counted)
     if ema is not None:
         task.out.publish_files(lambda folder: _save(folder, ema, config, task, autoencoder["scale"]))
 

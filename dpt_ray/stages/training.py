@@ -6,21 +6,19 @@ restarted worker, the same command again) looks there. Ray's report carries metr
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dpt_ray.artifacts import Artifact
 from dpt_ray.config import Optimisation
 from dpt_ray.stages import cluster
 from dpt_ray.stages.checkpoints import load_checkpoint, save_checkpoint
 from dpt_ray.stages.display import following
 from dpt_ray.stages.execute import StageError
 from dpt_ray.stages.node import Task
+from dpt_ray.stages.watching import TrainingLog, ray_gauges, read_log
 
-LOG = "log.jsonl"
 STOPPED = "stopped.json"  # why a training cannot go on, however often it is started
 ROLLBACK = "rollback.json"  # that the one rollback has been spent, and on which step
 
@@ -32,6 +30,7 @@ class Worker:
     rank: int
     world_size: int
     device: str
+    in_ray_train: bool = False
 
 
 # (task, worker) -> the trained model's files are written by rank 0
@@ -74,6 +73,7 @@ def run(task: Task, function: TrainFunction) -> dict[str, Any]:
         "startup_seconds": round(facts["time"] - started, 3),
         "peak_memory_bytes": max(int(record["memory"]) for record in records),
         "loss": records[-1]["loss"],
+        **{key: facts[key] for key in ("matmul_flops_per_s",) if key in facts},
     }
 
 
@@ -127,7 +127,8 @@ def _fit(task: Task, function: TrainFunction) -> None:
         torch.set_num_threads(compute.threads)
         context = ray.train.get_context()
         device = "cuda" if gpu else "cpu"
-        _guarded(task, Worker(context.get_world_rank(), context.get_world_size(), device), function)
+        worker = Worker(context.get_world_rank(), context.get_world_size(), device, in_ray_train=True)
+        _guarded(task, worker, function)
         ray.train.report({"done": True})
 
     with tempfile.TemporaryDirectory(prefix="dpt_ray-train-") as scratch:
@@ -142,13 +143,6 @@ def _fit(task: Task, function: TrainFunction) -> None:
         ).fit()
 
 
-def read_log(out: Artifact) -> list[dict[str, float]]:
-    """The logged records of a training, by step."""
-    if not out.exists(LOG):
-        return []
-    return [json.loads(line) for line in out.read_bytes(LOG).decode().splitlines()]
-
-
 def fit(
     task: Task,
     worker: Worker,
@@ -156,31 +150,43 @@ def fit(
     step_fn: Any,
     load_batch: Any,
     n_rows: int,
+    *,
+    flops_per_image: float | None = None,
 ) -> dict[str, Any] | None:
-    """Trains on this worker, from the newest published checkpoint on; the EMA weights by name."""
-    import torch
+    """Trains on this worker, from the newest published checkpoint on; the EMA weights by name.
+
+    `flops_per_image`, of a whole training step, makes the log tell the MFU: the share of the device's
+    measured matmul peak that these are.
+    """
     from torch.nn.parallel import DistributedDataParallel
 
     from dpt_ray.training.loop import NonFiniteLoss, TrainSettings, train
 
     values = {key: task.settings[key] for key in Optimisation.model_fields}
     settings = TrainSettings(**{**values, "betas": tuple(values["betas"])})
-    if worker.rank == 0:
-        task.out.write_json("started.json", {"time": time.time()})
+    peak = _announce(task, worker, settings.precision, bool(flops_per_image)) if worker.rank == 0 else 0.0
     model = model.to(worker.device)
     wrapped = DistributedDataParallel(model) if worker.world_size > 1 else model
     # Looked up before the first step, which no worker takes alone: all of them see the same.
     rollbacks_left = 0 if task.out.exists(ROLLBACK) else 1
     resume = load_checkpoint(task.out)
-    log = _Log(task.out, resume[1]["step"] if resume else 0)
+    gauges = ray_gauges(task.node.name) if worker.in_ray_train and worker.rank == 0 else {}
+    log = TrainingLog(task.out, resume[1]["step"] if resume else 0, gauges)
+
+    def on_log(record: dict[str, float]) -> None:
+        if flops_per_image:
+            record |= {"mfu": record["images_per_s"] * flops_per_image / (peak * worker.world_size)}
+        log.add(record)
 
     def on_checkpoint(step: int, tensors: dict[str, Any] | None, meta: dict[str, Any]) -> None:
         # One amid bad steps would be none to go back to.
         if tensors is not None and not meta["bad_in_a_row"]:
             log.flush()
             save_checkpoint(task.out, step, tensors, meta)
-        if worker.world_size > 1:
-            torch.distributed.barrier()
+        if worker.in_ray_train:
+            import ray.train
+
+            ray.train.report({"step": step, **log.last})  # all workers wait here for each other
 
     while True:
         try:
@@ -194,7 +200,7 @@ def fit(
                 world_size=worker.world_size,
                 device=worker.device,
                 resume=resume,
-                on_log=log.add,
+                on_log=on_log,
                 on_checkpoint=on_checkpoint,
             )
             return result.ema if worker.rank == 0 else None
@@ -207,26 +213,16 @@ def fit(
             if worker.rank == 0:
                 step = resume[1]["step"]
                 task.out.write_json(ROLLBACK, {"from": error.step, "to": step})
-                log = _Log(task.out, step, {"rolled_back_from": error.step})
+                log.cut(step, {"rolled_back_from": error.step})
 
 
-class _Log:
-    """The training log, rewritten whole: lines after the step that is resumed from are cut."""
+def _announce(task: Task, worker: Worker, precision: str, counted: bool) -> float:
+    """Publishes when the training starts and, where its FLOPs are counted, the peak; returns that."""
+    import torch
 
-    EVERY = 1.0  # seconds between writes
+    from dpt_ray.training.throughput import matmul_peak
 
-    def __init__(self, out: Artifact, step: int, note: dict[str, float] | None = None) -> None:
-        """`note` goes into the next record."""
-        self._out, self._written, self._note = out, 0.0, note or {}
-        self._records = [record for record in read_log(out) if record["step"] <= step]
-
-    def add(self, record: dict[str, float]) -> None:
-        self._records.append(record | self._note)
-        self._note = {}
-        if time.monotonic() - self._written > self.EVERY:
-            self.flush()
-
-    def flush(self) -> None:
-        lines = "".join(json.dumps(record) + "\n" for record in self._records)
-        self._out.write_bytes(LOG, lines.encode())
-        self._written = time.monotonic()
+    started: dict[str, Any] = {"time": time.time()}
+    peak = matmul_peak(worker.device, getattr(torch, precision)) if counted else 0.0
+    task.out.write_json("started.json", started | ({"matmul_flops_per_s": peak} if counted else {}))
+    return peak

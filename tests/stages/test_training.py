@@ -17,7 +17,7 @@ from dpt_ray.stages import train_diffusion
 from dpt_ray.stages.execute import StageError
 from dpt_ray.stages.graph import flow
 from dpt_ray.stages.node import Task
-from dpt_ray.stages.training import read_log
+from dpt_ray.stages.watching import read_log
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 ROWS, CLASSES = 40, 4
@@ -189,3 +189,28 @@ def test_a_class_without_images_is_named_before_training(latents):
     with pytest.raises(ConfigError, match="no training image has the pseudo-label class-3"):
         train_diffusion.make(task)
     assert not task.out.exists("started.json")
+
+
+def test_tensorboard_shows_the_curves_of_the_log_and_a_resumed_training_doubles_none(latents, poisoned):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    poisoned(lambda step, attempt: 5 <= step < 15 and attempt == 1)  # a rollback: records are cut
+    task = latents.make("diffusion.steps=20")
+    log = read_log(task.out)
+    events = EventAccumulator(task.out.path("tensorboard")).Reload()
+    curve = [(event.step, event.value) for event in events.Scalars("training/loss")]
+    assert [step for step, _ in curve] == [record["step"] for record in log] == list(range(2, 21, 2))
+    assert [value for _, value in curve] == pytest.approx([record["loss"] for record in log])
+
+
+def test_mfu_is_the_counted_flops_over_the_measured_peak(latents, monkeypatch):
+    monkeypatch.setattr("dpt_ray.training.throughput.matmul_peak", lambda device, dtype: 1e9)
+    task = latents.make()
+    # By hand, multiply-adds of one forward pass: 4 patches and 2 tokens of 16 numbers, 3 blocks.
+    tokens, dim, patch = 6, 16, 4
+    block = tokens * (3 * dim**2 + dim**2 + 8 * dim**2) + 2 * tokens**2 * dim + 6 * dim**2
+    other = tokens * 2 * dim**2 + 2 * 4 * patch * dim + 3 * 3 * 16 + 2 * dim**2 + 2 * dim**2
+    forward = 2 * (3 * block + other)
+    for record in read_log(task.out):
+        assert record["mfu"] == pytest.approx(3 * forward * record["images_per_s"] / 1e9)
+    assert task.out.read_json("started.json")["matmul_flops_per_s"] == 1e9
