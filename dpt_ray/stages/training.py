@@ -16,6 +16,7 @@ from dpt_ray.stages import cluster
 from dpt_ray.stages.checkpoints import load_checkpoint, save_checkpoint
 from dpt_ray.stages.display import following
 from dpt_ray.stages.execute import StageError
+from dpt_ray.stages.initial import continue_shorter
 from dpt_ray.stages.node import Task
 from dpt_ray.stages.watching import TrainingLog, ray_gauges, read_log
 
@@ -46,6 +47,7 @@ def run(task: Task, function: TrainFunction) -> dict[str, Any]:
     started, steps = time.time(), int(task.settings["steps"])
     if task.out.exists(STOPPED):  # of an earlier attempt
         task.out.fs.rm_file(task.out.path(STOPPED))
+    continued = continue_shorter(task)
 
     def reached() -> int:
         records = read_log(task.out)
@@ -73,6 +75,7 @@ def run(task: Task, function: TrainFunction) -> dict[str, Any]:
         "startup_seconds": round(facts["time"] - started, 3),
         "peak_memory_bytes": max(int(record["memory"]) for record in records),
         "loss": records[-1]["loss"],
+        **continued,
         **{key: facts[key] for key in ("matmul_flops_per_s",) if key in facts},
     }
 
@@ -152,11 +155,15 @@ def fit(
     n_rows: int,
     *,
     flops_per_image: float | None = None,
+    gradient_accumulation: int = 1,
+    watch_every: int | None = None,
+    on_watch: Any = None,
 ) -> dict[str, Any] | None:
     """Trains on this worker, from the newest published checkpoint on; the EMA weights by name.
 
     `flops_per_image`, of a whole training step, makes the log tell the MFU: the share of the device's
-    measured matmul peak that these are.
+    measured matmul peak that these are. `on_watch(step, ema)` is called on rank 0 every `watch_every`
+    steps.
     """
     from torch.nn.parallel import DistributedDataParallel
 
@@ -166,6 +173,8 @@ def fit(
     settings = TrainSettings(**{**values, "betas": tuple(values["betas"])})
     peak = _announce(task, worker, settings.precision, bool(flops_per_image)) if worker.rank == 0 else 0.0
     model = model.to(worker.device)
+    if task.compute.compile:
+        model.compile()  # in place: the names of the weights stay
     wrapped = DistributedDataParallel(model) if worker.world_size > 1 else model
     # Looked up before the first step, which no worker takes alone: all of them see the same.
     rollbacks_left = 0 if task.out.exists(ROLLBACK) else 1
@@ -202,6 +211,9 @@ def fit(
                 resume=resume,
                 on_log=on_log,
                 on_checkpoint=on_checkpoint,
+                gradient_accumulation=gradient_accumulation,
+                watch_every=watch_every,
+                on_watch=on_watch,
             )
             return result.ema if worker.rank == 0 else None
         except NonFiniteLoss as error:

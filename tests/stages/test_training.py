@@ -214,3 +214,144 @@ def test_mfu_is_the_counted_flops_over_the_measured_peak(latents, monkeypatch):
     for record in read_log(task.out):
         assert record["mfu"] == pytest.approx(3 * forward * record["images_per_s"] / 1e9)
     assert task.out.read_json("started.json")["matmul_flops_per_s"] == 1e9
+
+
+# Starting points ---------------------------------------------------------------------------------
+
+
+def test_more_steps_of_a_finished_training_go_on_from_it_to_the_same_bits(latents):
+    whole = latents.make("diffusion.steps=17")
+    expected, log = weights(whole), read_log(whole.out)
+    whole.out.fs.rm(whole.out.path(""), recursive=True)
+    short = latents.make("diffusion.steps=9")
+    task = latents.make("diffusion.steps=17")
+    assert task.out.manifest["continued_from"] == short.node.digest
+    assert task.out.manifest["continued_at_step"] == 9
+    assert same(weights(task), expected)
+    again = read_log(task.out)
+    for column in ("step", "loss", "lr", "grad_norm"):
+        assert [record[column] for record in again] == [record[column] for record in log]
+
+
+def test_what_differs_in_more_than_its_steps_is_not_continued(latents):
+    latents.make("diffusion.steps=4", "diffusion.seed=1")
+    latents.make("diffusion.steps=12")  # more steps, not fewer
+    assert "continued_from" not in latents.make("diffusion.steps=8").out.manifest
+
+
+def test_a_cosine_schedule_is_trained_anew_with_more_steps_and_says_so(latents):
+    latents.make("diffusion.steps=4", "diffusion.lr_schedule=cosine")
+    manifest = latents.make("diffusion.steps=8", "diffusion.lr_schedule=cosine").out.manifest
+    assert "continued_from" not in manifest
+    assert "lr_schedule cosine is another one with other steps" in manifest["not_continued"]
+
+
+# A training whose one step changes nothing.
+STILL = ("diffusion.learning_rate=1e-30", "diffusion.weight_decay=0", "diffusion.steps=1", "diffusion.seed=5")
+
+
+def test_training_starts_from_given_weights(latents):
+    first = latents.make()
+    for source in (first.out.path("").rstrip("/"), first.out.path("model.safetensors")):
+        task = latents.make(*STILL, f"diffusion.init_from={source}")
+        for key, value in weights(first).items():
+            torch.testing.assert_close(weights(task)[key], value, rtol=0, atol=1e-12)
+        assert not task.out.exists("initial.safetensors")
+        task.out.fs.rm(task.out.path(""), recursive=True)
+
+
+def test_given_weights_of_another_number_of_classes_keep_all_but_the_classes_rows(latents, tmp_path):
+    from dpt_ray.models.uvit import UViT, UViTConfig
+
+    config = UViTConfig(4, 2, 1, dim=16, depth=2, heads=2, num_classes=7)
+    given = UViT(config).state_dict()
+    (tmp_path / "published").mkdir()
+    torch.save(given, tmp_path / "published" / "nnet_ema.pth")
+    task = latents.make(
+        *STILL, f"diffusion.init_from={tmp_path}/published", "diffusion.model.modulation=false"
+    )
+    found = weights(task)
+    table = found.pop("label_emb.weight")
+    old = given.pop("label_emb.weight")
+    assert table.shape == (CLASSES + 1, 16)
+    torch.testing.assert_close(table[-1], old[-1], rtol=0, atol=1e-12)  # the null class
+    for key, value in given.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-12)
+
+
+def test_the_content_of_given_weights_decides_the_identity_not_where_they_lie(latents, tmp_path):
+    digests = [latents.task().node.digest]
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+        digests.append(latents.task(f"diffusion.init_from={tmp_path / name}").node.digest)
+    assert digests[1] == digests[2]
+    assert len(set(digests)) == 3
+    with pytest.raises(ConfigError, match=r"denoiser.init_from: .*none of model.safetensors"):
+        latents.task(f"diffusion.init_from={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("diffusion.model.depth=4", "missing .*in_blocks.1."),
+        ("diffusion.model.dim=32", "of another shape .*"),
+        ("diffusion.model.modulation=false", "12 unexpected .*condition_time.0.bias"),
+        ("diffusion.model.heads=4", "made with heads 2; set diffusion.model.heads to it, not 4"),
+    ],
+)
+def test_given_weights_of_another_network_are_refused_key_by_key(latents, override, message):
+    source = latents.make().out.path("model.safetensors")
+    task = latents.task(override, f"diffusion.init_from={source}")
+    with pytest.raises(ConfigError, match=f"diffusion.init_from: .*{message}"):
+        train_diffusion.make(task)
+    assert not task.out.exists("started.json")
+
+
+# Options -----------------------------------------------------------------------------------------
+
+
+def test_pseudo_labels_below_the_confidence_train_the_null_class(latents):
+    # Row r has confidence 1 - r/100: rows 0..20 are at least 0.795.
+    task = latents.task("diffusion.min_confidence=0.795")
+    labels, counts = train_diffusion._labels(task)
+    assert labels.tolist() == [row % CLASSES if row <= 20 else CLASSES for row in range(ROWS)]
+    assert list(counts.values()) == [6, 5, 5, 5]
+    assert latents.make("diffusion.min_confidence=0.795").out.manifest["null_labels"] == 19
+    task = latents.task("diffusion.min_confidence=0.985")
+    with pytest.raises(ConfigError, match=r"class-2, class-3 .*lower min_confidence 0.985"):
+        train_diffusion.make(task)
+
+
+def test_gradient_checkpointing_changes_no_bit_and_accumulation_only_the_last_ones(latents):
+    expected = weights(latents.make())
+    for override, tolerance in (
+        ("compute.gradient_checkpointing=true", 0.0),
+        ("compute.gradient_accumulation=2", 1e-4),
+    ):
+        task = latents.task(override)
+        task.out.fs.rm(task.out.path(""), recursive=True)
+        for key, value in weights(latents.make(override)).items():
+            torch.testing.assert_close(value, expected[key], rtol=0, atol=tolerance)
+
+
+def test_compile_compiles_the_network_in_place(latents, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model: compiled.append(type(model).__name__))
+    latents.make("compute.compile=true")
+    assert compiled == ["UViT"]
+
+
+def test_previews_show_the_classes_and_leave_the_training_as_it_is(latents):
+    from PIL import Image
+
+    expected = weights(latents.make())
+    task = latents.task()
+    task.out.fs.rm(task.out.path(""), recursive=True)
+    task = latents.make("diffusion.preview_every=5", "generate.guidance=1.4")
+    assert same(weights(task), expected)
+    folder = Path(task.out.path("previews"))
+    assert sorted(path.name for path in folder.iterdir()) == ["000000005.png", "000000010.png"]
+    # 4 rows of 8 images of 4 x 4 pixels, magnified to 64, with gutters of 2.
+    images = [Image.open(path) for path in sorted(folder.iterdir())]
+    assert {image.size for image in images} == {(8 * 66 + 2, 4 * 66 + 2)}
+    assert images[0].tobytes() != images[1].tobytes()
