@@ -93,11 +93,8 @@ def _guarded(task: Task, worker: Worker, function: TrainFunction) -> None:
     except NonFiniteLoss as error:  # on all workers at the same step: none waits for another
         task.out.write_json(STOPPED, {"reason": str(error)})
     except torch.cuda.OutOfMemoryError as error:
-        reason = (
-            f"{task.node.name}: the GPU's memory is too small for this training "
-            f"({str(error).splitlines()[0][:200]}); set compute.gradient_accumulation (same batch, in "
-            f"parts), compute.gradient_checkpointing, or a smaller {_section(task)}.batch_size"
-        )
+        said = str(error).splitlines()[0][:200]
+        reason = f"the GPU's memory is too small for this training ({said}); {_SMALLER[task.node.name]}"
         task.out.write_json(STOPPED, {"reason": reason})
         raise  # the other workers wait for this one
     except ValueError as error:
@@ -105,9 +102,13 @@ def _guarded(task: Task, worker: Worker, function: TrainFunction) -> None:
         raise
 
 
-def _section(task: Task) -> str:
-    """The section of the configuration that a training is described in."""
-    return {"denoiser": "diffusion", "referee": "evaluate.referee"}.get(task.node.name, "pretrain")
+# What needs less memory, by the trained node.
+_SMALLER = {
+    "denoiser": "set compute.gradient_accumulation (the same batch in parts), "
+    "compute.gradient_checkpointing=true or a smaller diffusion.batch_size",
+    "encoder": "set a smaller pretrain.batch_size",
+    "referee": "set a smaller evaluate.referee.batch_size",
+}
 
 
 def _silent(done: int, total: int) -> None:
