@@ -181,6 +181,9 @@ class Diffusion(Optimisation):
 
     With `weights` (a published U-ViT's `nnet_ema.pth`) it is taken as it is instead, and the training
     settings are not used; it knows the classes it was trained on, whatever the labels here.
+    `init_from`: weights to start from, a published checkpoint or a denoiser of this project, also of
+    another number of classes. `min_snr_gamma`: weights of the loss (arXiv 2303.09556). `min_confidence`:
+    pseudo-labels below it train the null class only. `preview_every`: steps between pictures.
     """
 
     model: Denoiser
@@ -189,11 +192,19 @@ class Diffusion(Optimisation):
     label_dropout: Fraction = 0.15
     condition: Literal["pseudo_labels", "true_labels", "none"] = "pseudo_labels"
     weights: str | None = None
+    init_from: str | None = None
+    min_snr_gamma: Positive | None = None
+    min_confidence: Fraction | None = None
+    preview_every: Count | None = None
 
     @model_validator(mode="after")
-    def _published(self) -> Diffusion:
+    def _together(self) -> Diffusion:
         if self.weights and self.condition != "true_labels":
             raise ValueError("weights are of a network trained on true labels: set condition true_labels")
+        if self.weights and self.init_from:
+            raise ValueError("give weights (used as they are) or init_from (trained on), not both")
+        if self.min_confidence is not None and self.condition != "pseudo_labels":
+            raise ValueError(f"min_confidence needs condition pseudo_labels, not {self.condition}")
         return self
 
 
@@ -245,6 +256,8 @@ class Compute(Section):
 
     `train_workers: 0` trains in the driver's process, without Ray Train's worker processes (their
     start-up costs more than a small training). `threads` are per worker and actor.
+    `gradient_accumulation` (parts that a worker's batch is computed in) and `gradient_checkpointing` (a
+    third more work) save the memory of the denoiser's training; `compile` is torch.compile for all.
     """
 
     cpus: Count | None = None
@@ -254,6 +267,9 @@ class Compute(Section):
     actor_cpus: Positive = 0.5
     actor_gpus: Annotated[float, Field(ge=0)] = 0.0
     train_gpus: bool = False
+    gradient_accumulation: Count = 1
+    gradient_checkpointing: bool = False
+    compile: bool = False
     batch_size: Count = 256
     max_failures: Annotated[int, Field(ge=0)] = 2
     concurrent_trials: Count = 2
@@ -299,6 +315,13 @@ class Config(Section):
                     f"{name}.batch_size {section.batch_size} must be a multiple of 8 x "
                     f"compute.train_workers ({self.compute.train_workers})"
                 )
+        parts = 8 * max(1, self.compute.train_workers) * self.compute.gradient_accumulation
+        if self.diffusion.batch_size % parts:
+            raise ValueError(
+                f"diffusion.batch_size {self.diffusion.batch_size} must be a multiple of 8 x "
+                f"compute.train_workers ({self.compute.train_workers}) x compute.gradient_accumulation "
+                f"({self.compute.gradient_accumulation})"
+            )
         size, patch = self.data.image_size, self.diffusion.model.patch_size
         if self.autoencoder.kind == "identity" and size % patch:
             raise ValueError(f"diffusion.model.patch_size {patch} must divide data.image_size {size}")

@@ -160,7 +160,7 @@ class TinyRun:
         found = {path.name: digest(path) for path in folder.iterdir() if path.suffix in PAYLOADS}
         found |= {key: digest(folder / entry["file"]) for key, entry in artifact.shards().items()}
         if artifact.exists("log.jsonl"):
-            from dpt_ray.stages.training import read_log
+            from dpt_ray.stages.watching import read_log
 
             columns = ("step", "loss", "lr", "grad_norm")
             found["log"] = [[record[key] for key in columns] for record in read_log(artifact)]

@@ -92,6 +92,8 @@ def test_a_missing_section_is_named(tmp_path):
     [
         (["compute.train_workers=3"], ["pretrain.batch_size 64", "multiple of 8", "train_workers (3)"]),
         (["compute.train_workers=3", "pretrain.batch_size=192"], ["diffusion.batch_size 64"]),
+        (["compute.gradient_accumulation=16"], ["diffusion.batch_size 64", "gradient_accumulation (16)"]),
+        (["diffusion.min_confidence=0.5", "diffusion.condition=none"], ["min_confidence", "pseudo_labels"]),
         (["evaluate.referee.batch_size=96", "evaluate.referee.contrast_group=64"], ["contrast_group 64"]),
         (["retrain.images_per_class=500"], ["500", "generate.images_per_class is 128", "raise it"]),
         (["sweep.images_per_class=[16, 256]"], ["256", "generate.images_per_class is 128"]),

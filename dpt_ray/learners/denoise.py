@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dpt_ray.diffusion.loss import Prediction, latents_from_moments, training_loss
+from dpt_ray.diffusion.loss import Prediction, latents_from_moments, min_snr_weight, training_loss
 from dpt_ray.diffusion.schedules import Schedule
 from dpt_ray.training.loop import Batch, StepFn
 from dpt_ray.training.random import StepRandom
@@ -17,13 +17,14 @@ def denoise_step(
     latent_scale: float,
     num_classes: int,
     label_dropout: float,
+    min_snr_gamma: float | None = None,
 ) -> StepFn:
     """The step function of the denoiser, for batches {"moments", "label"}.
 
     moments (B, 2C, H, W), unscaled mean and log-variance, or (B, 2, 2C, H, W) with those of the
     flipped image beside them; label (B,) int64. A dropped label becomes the null class
     `num_classes`: with probability `label_dropout` (classifier-free guidance, arXiv 2207.12598;
-    1 trains the unconditional model).
+    1 trains the unconditional model). `min_snr_gamma` weights the samples' losses (arXiv 2303.09556).
     """
 
     def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
@@ -39,6 +40,8 @@ def denoise_step(
         t = schedule.training_times(random.uniform("time"))
         noise = random.normal("noise", shape)
         loss = training_loss(model, latents, labels, t, noise, schedule, prediction)
+        if min_snr_gamma is not None:
+            loss = loss * min_snr_weight(t, schedule, prediction, min_snr_gamma)
         return loss.mean()
 
     return step

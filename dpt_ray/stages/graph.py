@@ -8,19 +8,16 @@ from typing import Any
 from dpt_ray.artifacts import sha256
 from dpt_ray.config import Config, ConfigError, Section, to_yaml
 from dpt_ray.stages.index import fingerprint
+from dpt_ray.stages.initial import weight_file
 from dpt_ray.stages.node import Node
 
 # Settings that say how often to save or look, or where a hashed file lies, but not what comes out.
 _UNHASHED = {
-    "checkpoint_every",
-    "log_every",
-    "max_bad_fraction",
-    "weights",
-    "file",
-    "keep_in_train",
-    "config",
-    "choose",
+    *("checkpoint_every", "log_every", "preview_every", "sampling", "max_bad_fraction"),
+    *("weights", "init_from", "file", "keep_in_train", "config", "choose"),
 }
+# Options that count where they are used: leaving them out is what was done before there were any.
+_OPTIONS = {"min_snr_gamma", "min_confidence"}
 
 Nodes = dict[str, Node]
 
@@ -51,9 +48,10 @@ def _add(
 ) -> Node:
     """Adds a node; weight files and label lists count by their content, not by their path."""
     values = settings.model_dump(mode="json") if isinstance(settings, Section) else dict(settings or {})
-    hashed = {key: value for key, value in values.items() if key not in _UNHASHED}
-    unhashed = {key: value for key, value in values.items() if key in _UNHASHED}
-    for key in ("weights", "file"):
+    left_out = _UNHASHED | {key for key in _OPTIONS if values.get(key) is None}
+    hashed = {key: value for key, value in values.items() if key not in left_out}
+    unhashed = {key: value for key, value in values.items() if key in left_out}
+    for key in ("weights", "file", "init_from"):
         if source := values.get(key):
             hashed["sha256"] = _content(f"{name}.{key}", source)
     nodes[name] = Node(name, stage or name, maker, version, hashed, inputs or {}, extent, group, unhashed)
@@ -62,7 +60,7 @@ def _add(
 
 def _content(key: str, source: str) -> str:
     try:
-        return sha256(source)
+        return sha256(weight_file(source))
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
 
@@ -107,16 +105,19 @@ def _second_stage(config: Config, nodes: Nodes) -> None:
         "autoencoder": nodes["autoencoder"],
         "labels": nodes["pseudo_labels" if condition == "pseudo_labels" else "index"],
     }
-    if config.diffusion.weights:
-        told = {"weights", "model", "schedule", "prediction", "condition"}
-        settings = config.diffusion.model_dump(mode="json", include=told)
-        inputs = {key: inputs[key] for key in ("index", "autoencoder")}
-        denoiser = _add(nodes, "denoiser", "import_model", settings, inputs)
-    else:
-        denoiser = _add(nodes, "denoiser", "train_diffusion", config.diffusion, inputs)
     # How many images there are is the extent's to say: more of them must not be another artifact.
     settings = config.generate.model_dump(mode="json", exclude={"images_per_class"})
     settings["precision"] = config.autoencoder.precision
+    if config.diffusion.weights:
+        told = {"weights", "model", "schedule", "prediction", "condition"}
+        published = config.diffusion.model_dump(mode="json", include=told)
+        known = {key: inputs[key] for key in ("index", "autoencoder")}
+        denoiser = _add(nodes, "denoiser", "import_model", published, known)
+    else:
+        training = config.diffusion.model_dump(mode="json")
+        if config.diffusion.preview_every:
+            training["sampling"] = settings
+        denoiser = _add(nodes, "denoiser", "train_diffusion", training, inputs)
     inputs = {"denoiser": denoiser, "autoencoder": nodes["autoencoder"]}
     _add(nodes, "samples", "generate", settings, inputs, extent=_extent(config))
 

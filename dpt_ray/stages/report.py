@@ -20,7 +20,7 @@ from dpt_ray.data.shards import read_images
 from dpt_ray.data.units import iterate_pixels, read_index
 from dpt_ray.report import page
 from dpt_ray.stages.node import Task
-from dpt_ray.stages.training import read_log
+from dpt_ray.stages.watching import read_log
 
 PAGE = "report.html"
 PICTURES = 8  # of each kind for each class

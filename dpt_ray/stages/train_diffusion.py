@@ -16,7 +16,9 @@ from dpt_ray.config import ConfigError, Denoiser
 from dpt_ray.data.shards import MomentsReader
 from dpt_ray.data.units import read_index
 from dpt_ray.stages import training
+from dpt_ray.stages.initial import INITIAL, publish_initial
 from dpt_ray.stages.node import Task
+from dpt_ray.stages.preview import Preview
 from dpt_ray.stages.rows import PSEUDO_LABELS
 
 CONFIG = "config.json"
@@ -33,11 +35,29 @@ def make(task: Task) -> dict[str, Any]:
         )
     labels, counts = _labels(task)
     if absent := [name for name, count in counts.items() if count == 0]:
+        trusted = task.settings["min_confidence"]
+        remedy = (
+            "give more labels" if trusted is None else f"lower min_confidence {trusted} or give more labels"
+        )
         raise ConfigError(
             f"diffusion: no training image has the pseudo-label {', '.join(absent[:5])} "
-            f"({len(absent)} such classes); the denoiser cannot learn them: give more labels"
+            f"({len(absent)} such classes); the denoiser cannot learn them: {remedy}"
         )
-    return training.run(task, train) | {"rows": len(labels)}
+    publish_initial(task, _network(task))
+    facts = training.run(task, train)
+    if task.out.exists(INITIAL):
+        task.out.fs.rm_file(task.out.path(INITIAL))
+    unlabelled = int((labels == len(counts)).sum()) if counts else len(labels)
+    return facts | {"rows": len(labels), "null_labels": unlabelled}
+
+
+def _network(task: Task) -> Any:
+    """The configuration of the network, which fits the latents and the classes."""
+    from dpt_ray.models.uvit import UViTConfig
+
+    channels, size, _ = task.inputs["autoencoder"].manifest["latent_shape"]
+    num_classes = task.inputs["index"].manifest["classes"]
+    return UViTConfig(size, in_channels=channels, num_classes=num_classes, **task.settings["model"])
 
 
 def train(task: Task, worker: training.Worker) -> None:
@@ -46,18 +66,24 @@ def train(task: Task, worker: training.Worker) -> None:
 
     from dpt_ray.diffusion.schedules import SCHEDULES
     from dpt_ray.learners.denoise import denoise_step
-    from dpt_ray.models.uvit import UViT, UViTConfig
+    from dpt_ray.models.uvit import UViT, flops
+    from dpt_ray.models.weights import load_strict, load_weights
 
-    settings = task.settings
+    settings, config = task.settings, _network(task)
     autoencoder = task.inputs["autoencoder"].manifest
-    channels, size, _ = autoencoder["latent_shape"]
-    num_classes = task.inputs["index"].manifest["classes"]
-    config = UViTConfig(size, in_channels=channels, num_classes=num_classes, **settings["model"])
     torch.manual_seed(settings["seed"])  # the initial weights: the same on every worker
     model = UViT(config)
+    if settings["init_from"]:
+        load_strict(model, load_weights(task.out.local_file(INITIAL)), settings["init_from"])
+    model.gradient_checkpointing = task.compute.gradient_checkpointing
     dropout = 1.0 if settings["condition"] == "none" else settings["label_dropout"]
     step_fn = denoise_step(
-        SCHEDULES[settings["schedule"]], settings["prediction"], autoencoder["scale"], num_classes, dropout
+        SCHEDULES[settings["schedule"]],
+        settings["prediction"],
+        autoencoder["scale"],
+        config.num_classes,
+        dropout,
+        settings["min_snr_gamma"],
     )
     reader = MomentsReader(task.inputs["moments"])
     labels, _ = _labels(task)
@@ -67,13 +93,31 @@ def train(task: Task, worker: training.Worker) -> None:
         moments = moments if moments.shape[1] > 1 else moments[:, 0]
         return {"moments": moments, "label": torch.from_numpy(labels[rows])}
 
-    ema = training.fit(task, worker, model, step_fn, load_batch, len(reader))
+    # The backward pass costs two forward passes: a gradient by the weights and one by the input.
+    every = settings["preview_every"]
+    preview = Preview(task, config, worker.device) if every and worker.rank == 0 else None
+    ema = training.fit(
+        task,
+        worker,
+        model,
+        step_fn,
+        load_batch,
+        len(reader),
+        flops_per_image=3 * flops(config),
+        gradient_accumulation=task.compute.gradient_accumulation,
+        watch_every=every,
+        on_watch=preview.publish if preview else None,
+    )
     if ema is not None:
         task.out.publish_files(lambda folder: save_denoiser(folder, ema, config, task, autoencoder["scale"]))
 
 
 def _labels(task: Task) -> tuple[np.ndarray, dict[str, int]]:
-    """The class id of each row of the moments, and how many rows each class has."""
+    """The class id of each row of the moments, and how many rows each class has.
+
+    A pseudo-label with less than `min_confidence` becomes the null class: its image teaches what images
+    are like, not what a class is.
+    """
     classes = task.inputs["index"].read_json("classes.json")
     ids = MomentsReader(task.inputs["moments"]).ids
     if task.settings["condition"] == "none":
@@ -82,13 +126,18 @@ def _labels(task: Task) -> tuple[np.ndarray, dict[str, int]]:
     if task.settings["condition"] == "true_labels":
         table = read_index(source, ["id", "label"])
     else:
-        table = pq.read_table(source.local_file(PSEUDO_LABELS), columns=["id", "label"])
+        table = pq.read_table(source.local_file(PSEUDO_LABELS), columns=["id", "label", "confidence"])
+        if (least := task.settings["min_confidence"]) is not None:
+            null = pa.scalar(len(classes), table["label"].type)
+            trusted = pc.greater_equal(table["confidence"], least)
+            table = table.set_column(1, "label", pc.if_else(trusted, table["label"], null))
     labels = table["label"].take(pc.index_in(ids, table["id"].combine_chunks()))
     if labels.null_count:
         lost = ids.filter(pc.is_null(labels).combine_chunks())[0].as_py()
         raise ConfigError(f"diffusion: {labels.null_count} images have no label, the first is {lost}")
     values = labels.cast(pa.int64()).to_numpy()
-    return values, dict(zip(classes, np.bincount(values, minlength=len(classes)).tolist(), strict=True))
+    counts = np.bincount(values, minlength=len(classes) + 1)[: len(classes)]
+    return values, dict(zip(classes, counts.tolist(), strict=True))
 
 
 def save_denoiser(folder: Path, ema: dict[str, Any], config: Any, task: Task, scale: float) -> None:

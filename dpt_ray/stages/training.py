@@ -6,22 +6,22 @@ restarted worker, the same command again) looks there. Ray's report carries metr
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from dpt_ray.artifacts import Artifact
 from dpt_ray.config import Optimisation
 from dpt_ray.stages import cluster
+from dpt_ray.stages.checkpoints import load_checkpoint, save_checkpoint
 from dpt_ray.stages.display import following
+from dpt_ray.stages.execute import StageError
+from dpt_ray.stages.initial import continue_shorter
 from dpt_ray.stages.node import Task
+from dpt_ray.stages.watching import TrainingLog, ray_gauges, read_log
 
-CHECKPOINTS = "checkpoints"
-LOG = "log.jsonl"
-KEPT = 2
+STOPPED = "stopped.json"  # why a training cannot go on, however often it is started
+ROLLBACK = "rollback.json"  # that the one rollback has been spent, and on which step
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Worker:
     rank: int
     world_size: int
     device: str
+    in_ray_train: bool = False
 
 
 # (task, worker) -> the trained model's files are written by rank 0
@@ -38,32 +39,76 @@ TrainFunction = Callable[[Task, Worker], None]
 
 
 def run(task: Task, function: TrainFunction) -> dict[str, Any]:
-    """Runs `function` on the configured number of workers; returns startup and memory facts."""
+    """Runs `function` on the configured number of workers; returns startup and memory facts.
+
+    Raises StageError, one line, for what no restart can mend: a loss that stays not finite, a GPU whose
+    memory is too small, a checkpoint of another model.
+    """
     started, steps = time.time(), int(task.settings["steps"])
+    if task.out.exists(STOPPED):  # of an earlier attempt
+        task.out.fs.rm_file(task.out.path(STOPPED))
+    continued = continue_shorter(task)
 
     def reached() -> int:
         records = read_log(task.out)
         return int(records[-1]["step"]) if records else 0
 
     remote = replace(task, progress=_silent)  # the display stays in the driver
-    if task.compute.train_workers == 0:
-        import torch
+    try:
+        if task.compute.train_workers == 0:
+            import torch
 
-        torch.set_num_threads(task.compute.threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        with following(task.progress, steps, reached):
-            function(remote, Worker(0, 1, device))
-    else:
-        cluster.connect(task.compute)
-        with following(task.progress, steps, reached):
-            _fit(remote, function)
+            torch.set_num_threads(task.compute.threads)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            with following(task.progress, steps, reached):
+                _guarded(remote, Worker(0, 1, device), function)
+        else:
+            cluster.connect(task.compute)
+            with following(task.progress, steps, reached):
+                _fit(remote, function)
+    finally:
+        if task.out.exists(STOPPED):
+            raise StageError(task.out.read_json(STOPPED)["reason"])
     records = read_log(task.out)
     facts = task.out.read_json("started.json")
     return {
         "startup_seconds": round(facts["time"] - started, 3),
         "peak_memory_bytes": max(int(record["memory"]) for record in records),
         "loss": records[-1]["loss"],
+        **continued,
+        **{key: facts[key] for key in ("matmul_flops_per_s",) if key in facts},
     }
+
+
+def _guarded(task: Task, worker: Worker, function: TrainFunction) -> None:
+    """`function`, whose errors that every attempt would meet again are written down, not retried."""
+    import torch
+
+    from dpt_ray.training.loop import NonFiniteLoss
+
+    if task.out.exists(STOPPED):  # another worker's reason made Ray start all of them again
+        return
+    try:
+        function(task, worker)
+    except NonFiniteLoss as error:  # on all workers at the same step: none waits for another
+        task.out.write_json(STOPPED, {"reason": str(error)})
+    except torch.cuda.OutOfMemoryError as error:
+        said = str(error).splitlines()[0][:200]
+        reason = f"the GPU's memory is too small for this training ({said}); {_SMALLER[task.node.name]}"
+        task.out.write_json(STOPPED, {"reason": reason})
+        raise  # the other workers wait for this one
+    except ValueError as error:
+        task.out.write_json(STOPPED, {"reason": " ".join(str(error).split())})
+        raise
+
+
+# What needs less memory, by the trained node.
+_SMALLER = {
+    "denoiser": "set compute.gradient_accumulation (the same batch in parts), "
+    "compute.gradient_checkpointing=true or a smaller diffusion.batch_size",
+    "encoder": "set a smaller pretrain.batch_size",
+    "referee": "set a smaller evaluate.referee.batch_size",
+}
 
 
 def _silent(done: int, total: int) -> None:
@@ -86,7 +131,8 @@ def _fit(task: Task, function: TrainFunction) -> None:
         torch.set_num_threads(compute.threads)
         context = ray.train.get_context()
         device = "cuda" if gpu else "cpu"
-        function(task, Worker(context.get_world_rank(), context.get_world_size(), device))
+        worker = Worker(context.get_world_rank(), context.get_world_size(), device, in_ray_train=True)
+        _guarded(task, worker, function)
         ray.train.report({"done": True})
 
     with tempfile.TemporaryDirectory(prefix="dpt_ray-train-") as scratch:
@@ -101,13 +147,6 @@ def _fit(task: Task, function: TrainFunction) -> None:
         ).fit()
 
 
-def read_log(out: Artifact) -> list[dict[str, float]]:
-    """The logged records of a training, by step."""
-    if not out.exists(LOG):
-        return []
-    return [json.loads(line) for line in out.read_bytes(LOG).decode().splitlines()]
-
-
 def fit(
     task: Task,
     worker: Worker,
@@ -115,91 +154,88 @@ def fit(
     step_fn: Any,
     load_batch: Any,
     n_rows: int,
+    *,
+    flops_per_image: float | None = None,
+    gradient_accumulation: int = 1,
+    watch_every: int | None = None,
+    on_watch: Any = None,
 ) -> dict[str, Any] | None:
-    """Trains on this worker, from the newest published checkpoint on; the EMA weights by name."""
-    import torch
+    """Trains on this worker, from the newest published checkpoint on; the EMA weights by name.
+
+    `flops_per_image`, of a whole training step, makes the log tell the MFU: the share of the device's
+    measured matmul peak that these are. `on_watch(step, ema)` is called on rank 0 every `watch_every`
+    steps.
+    """
     from torch.nn.parallel import DistributedDataParallel
 
-    from dpt_ray.training.loop import TrainSettings, train
+    from dpt_ray.training.loop import NonFiniteLoss, TrainSettings, train
 
     values = {key: task.settings[key] for key in Optimisation.model_fields}
     settings = TrainSettings(**{**values, "betas": tuple(values["betas"])})
-    if worker.rank == 0:
-        task.out.write_json("started.json", {"time": time.time()})
-    resume = load_checkpoint(task.out)
-    log = _Log(task.out, resume[1]["step"] if resume else 0)
+    peak = _announce(task, worker, settings.precision, bool(flops_per_image)) if worker.rank == 0 else 0.0
     model = model.to(worker.device)
+    if task.compute.compile:
+        model.compile()  # in place: the names of the weights stay
     wrapped = DistributedDataParallel(model) if worker.world_size > 1 else model
+    # Looked up before the first step, which no worker takes alone: all of them see the same.
+    rollbacks_left = 0 if task.out.exists(ROLLBACK) else 1
+    resume = load_checkpoint(task.out)
+    gauges = ray_gauges(task.node.name) if worker.in_ray_train and worker.rank == 0 else {}
+    log = TrainingLog(task.out, resume[1]["step"] if resume else 0, gauges)
+
+    def on_log(record: dict[str, float]) -> None:
+        if flops_per_image:
+            record |= {"mfu": record["images_per_s"] * flops_per_image / (peak * worker.world_size)}
+        log.add(record)
 
     def on_checkpoint(step: int, tensors: dict[str, Any] | None, meta: dict[str, Any]) -> None:
-        if tensors is not None:
+        # One amid bad steps would be none to go back to.
+        if tensors is not None and not meta["bad_in_a_row"]:
             log.flush()
             save_checkpoint(task.out, step, tensors, meta)
-        if worker.world_size > 1:
-            torch.distributed.barrier()
+        if worker.in_ray_train:
+            import ray.train
 
-    result = train(
-        wrapped,
-        step_fn,
-        load_batch,
-        settings,
-        n_rows,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        device=worker.device,
-        resume=resume,
-        on_log=log.add,
-        on_checkpoint=on_checkpoint,
-    )
-    return result.ema if worker.rank == 0 else None
+            ray.train.report({"step": step, **log.last})  # all workers wait here for each other
 
-
-class _Log:
-    """The training log, rewritten whole: lines after the step that is resumed from are cut."""
-
-    EVERY = 1.0  # seconds between writes
-
-    def __init__(self, out: Artifact, step: int) -> None:
-        self._out, self._written = out, 0.0
-        self._records = [record for record in read_log(out) if record["step"] <= step]
-
-    def add(self, record: dict[str, float]) -> None:
-        self._records.append(record)
-        if time.monotonic() - self._written > self.EVERY:
-            self.flush()
-
-    def flush(self) -> None:
-        lines = "".join(json.dumps(record) + "\n" for record in self._records)
-        self._out.write_bytes(LOG, lines.encode())
-        self._written = time.monotonic()
+    while True:
+        try:
+            result = train(
+                wrapped,
+                step_fn,
+                load_batch,
+                settings,
+                n_rows,
+                rank=worker.rank,
+                world_size=worker.world_size,
+                device=worker.device,
+                resume=resume,
+                on_log=on_log,
+                on_checkpoint=on_checkpoint,
+                gradient_accumulation=gradient_accumulation,
+                watch_every=watch_every,
+                on_watch=on_watch,
+            )
+            return result.ema if worker.rank == 0 else None
+        except NonFiniteLoss as error:
+            resume = load_checkpoint(task.out)
+            if resume is None or not rollbacks_left:
+                tried = "after a rollback" if resume else "before the first checkpoint"
+                raise NonFiniteLoss(error.step, error.in_a_row, f", {tried}") from error
+            rollbacks_left -= 1
+            if worker.rank == 0:
+                step = resume[1]["step"]
+                task.out.write_json(ROLLBACK, {"from": error.step, "to": step})
+                log.cut(step, {"rolled_back_from": error.step})
 
 
-def save_checkpoint(out: Artifact, step: int, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Publishes a checkpoint (tensors first, then its JSON) and removes all but the newest two."""
-    from safetensors.torch import save_file
+def _announce(task: Task, worker: Worker, precision: str, counted: bool) -> float:
+    """Publishes when the training starts and, where its FLOPs are counted, the peak; returns that."""
+    import torch
 
-    name = f"{CHECKPOINTS}/{step:09d}"
-    with out.writing(f"{name}.safetensors") as path:
-        save_file(tensors, path)
-    out.write_json(f"{name}.json", meta)
-    for old in _checkpoints(out)[:-KEPT]:
-        out.fs.rm_file(out.path(f"{CHECKPOINTS}/{old}.json"))
-        out.fs.rm_file(out.path(f"{CHECKPOINTS}/{old}.safetensors"))
+    from dpt_ray.training.throughput import matmul_peak
 
-
-def load_checkpoint(out: Artifact) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The newest complete checkpoint, if there is one."""
-    from safetensors.torch import load_file
-
-    names = _checkpoints(out)
-    if not names:
-        return None
-    name = f"{CHECKPOINTS}/{names[-1]}"
-    return load_file(out.local_file(f"{name}.safetensors")), out.read_json(f"{name}.json")
-
-
-def _checkpoints(out: Artifact) -> list[str]:
-    if not out.exists(CHECKPOINTS):
-        return []
-    files = out.fs.ls(out.path(CHECKPOINTS), detail=False)
-    return sorted(Path(file).stem for file in files if file.endswith(".json"))
+    started: dict[str, Any] = {"time": time.time()}
+    peak = matmul_peak(worker.device, getattr(torch, precision)) if counted else 0.0
+    task.out.write_json("started.json", started | ({"matmul_flops_per_s": peak} if counted else {}))
+    return peak

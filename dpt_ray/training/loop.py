@@ -59,12 +59,12 @@ class TrainResult:
 class NonFiniteLoss(RuntimeError):  # noqa: N818
     """Too many steps in a row had a loss or gradient that is not finite; `step` is the last one."""
 
-    def __init__(self, step: int, in_a_row: int) -> None:
+    def __init__(self, step: int, in_a_row: int, when: str = "") -> None:
         super().__init__(
-            f"loss or gradient not finite at step {step}, the last of {in_a_row} in a row: "
+            f"loss or gradient not finite at step {step}, the last of {in_a_row} in a row{when}: "
             "lower learning_rate, set grad_clip, or look for bad values in the data"
         )
-        self.step = step
+        self.step, self.in_a_row = step, in_a_row
 
 
 def train(
@@ -83,6 +83,8 @@ def train(
         lambda step, tensors, meta: None
     ),
     gradient_accumulation: int = 1,
+    watch_every: int | None = None,
+    on_watch: Callable[[int, Mapping[str, Tensor]], None] = lambda step, ema: None,
 ) -> TrainResult:
     """Trains `model` (in place, on `device`, DDP-wrapped by the caller where world_size > 1).
 
@@ -92,7 +94,8 @@ def train(
     `log_every` steps and at the end; `on_checkpoint(step, tensors, meta)` on every rank every
     `checkpoint_every` steps and at the end, where only rank 0 gets tensors. With such a pair
     (tensors, meta) given as `resume` to every rank, the run goes on as if it had never stopped.
-    A step counts from 1 in both. A step whose loss or gradient is not finite changes no weight.
+    `on_watch(step, ema)` may look at the averages on rank 0 every `watch_every` steps. A step counts
+    from 1 in all. A step whose loss or gradient is not finite changes no weight.
     Raises NonFiniteLoss after `max_bad_steps` of them in a row.
     """
     parts = world_size * gradient_accumulation
@@ -153,6 +156,9 @@ def train(
                             **meter.read(device),
                         }
                     )
+            if rank == 0 and watch_every and done % watch_every == 0:
+                with meter.paused():
+                    on_watch(done, ema.tensors)
             if last or done % settings.checkpoint_every == 0:
                 bad_steps.settle()
                 with meter.paused():

@@ -15,9 +15,11 @@ class Spy(nn.Module):
         return torch.zeros_like(x)
 
 
-def step_on(moments, label_dropout=0.1, lo=0, scale=1.0, labels=None):
+def step_on(moments, label_dropout=0.1, lo=0, scale=1.0, labels=None, **options):
     n = len(moments)
-    step = denoise_step(ContinuousVP(), "noise", scale, num_classes=10, label_dropout=label_dropout)
+    step = denoise_step(
+        ContinuousVP(), "noise", scale, num_classes=10, label_dropout=label_dropout, **options
+    )
     labels = torch.arange(n) % 10 if labels is None else labels
     spy = Spy()
     loss = step(spy, {"moments": moments, "label": labels}, StepRandom(3, 4, lo, lo + n))
@@ -78,3 +80,14 @@ def test_float16_moments_are_widened_first():
     (half, _), (full, _) = step_on(moments.half()), step_on(moments)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, full, rtol=1e-3, atol=1e-3)
+
+
+def test_min_snr_weights_each_samples_loss_by_its_formula():
+    # Min-SNR-gamma for noise prediction (arXiv 2303.09556, Eq. 8): min(SNR, gamma) / SNR.
+    loss, spy = step_on(constant_moments(64, mean=0.5), min_snr_gamma=5.0)
+    alpha2 = torch.exp(-((spy.time.double() / 999) ** 2) * 9.95 - 0.1 * spy.time.double() / 999)
+    snr = alpha2 / (1 - alpha2)
+    noise = StepRandom(3, 4, 0, 64).normal("noise", (2, 4, 4)).double()
+    expected = (noise.square().mean(dim=(1, 2, 3)) * snr.clamp(max=5) / snr).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert loss < step_on(constant_moments(64, mean=0.5))[0]

@@ -83,6 +83,19 @@ def test_a_killed_training_worker_is_replaced_and_the_weights_are_the_same(finis
     assert run.payloads("denoiser") == finished.payloads("denoiser")
 
 
+def test_a_loss_that_stays_not_finite_stops_both_workers_with_one_line(finished, cluster, tmp_path):
+    settings = ("diffusion.learning_rate=1e30", "diffusion.warmup_steps=0", "compute.train_workers=2")
+    run = finished.copy_to(tmp_path, *settings, "diffusion.checkpoint_every=100")
+    code, _, error = run.finish()
+    assert code == 1
+    [told] = [line for line in error.splitlines() if line.startswith("failed: ")]
+    assert "denoiser: loss or gradient not finite at step" in told
+    assert "lower learning_rate" in told
+    assert "Traceback" not in error
+    assert not run.artifact("denoiser").published
+    assert not cluster.pids("RayTrainWorker")
+
+
 def test_a_killed_actor_is_replaced_and_every_image_is_there_once(finished, cluster, tmp_path):
     run = finished.copy_to(tmp_path, without=("samples",))
     driver = run.start()

@@ -110,6 +110,19 @@ def test_callbacks_come_at_their_steps_and_at_the_end():
     assert list(record.checkpoints) == [4, 8, 11]
 
 
+def test_the_averages_are_shown_at_their_steps(whole):
+    seen = {}
+
+    def watch(step, ema):
+        seen[step] = {key: value.clone() for key, value in ema.items()}
+
+    run(watch_every=5, on_watch=watch)
+    assert list(seen) == [5, 10]
+    for step, ema in seen.items():
+        tensors = whole[1].checkpoints[step][0]
+        assert all(torch.equal(value, tensors[f"ema.{key}"]) for key, value in ema.items())
+
+
 def test_training_follows_plain_torch(whole):
     """The same run spelled out with an unfused AdamW, LambdaLR and clip_grad_norm_."""
     from dpt_ray.training.random import StepRandom

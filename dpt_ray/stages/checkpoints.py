@@ -1,0 +1,43 @@
+"""Checkpoints in an artifact's folder: published whole, the newest two kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dpt_ray.artifacts import Artifact
+
+CHECKPOINTS = "checkpoints"
+KEPT = 2
+
+
+def save_checkpoint(out: Artifact, step: int, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Publishes a checkpoint (tensors first, then its JSON) and removes all but the newest two."""
+    from safetensors.torch import save_file
+
+    name = f"{CHECKPOINTS}/{step:09d}"
+    with out.writing(f"{name}.safetensors") as path:
+        save_file(tensors, path)
+    out.write_json(f"{name}.json", meta)
+    for old in checkpoint_names(out)[:-KEPT]:
+        out.fs.rm_file(out.path(f"{CHECKPOINTS}/{old}.json"))
+        out.fs.rm_file(out.path(f"{CHECKPOINTS}/{old}.safetensors"))
+
+
+def load_checkpoint(out: Artifact) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The newest complete checkpoint, if there is one."""
+    from safetensors.torch import load_file
+
+    names = checkpoint_names(out)
+    if not names:
+        return None
+    name = f"{CHECKPOINTS}/{names[-1]}"
+    return load_file(out.local_file(f"{name}.safetensors")), out.read_json(f"{name}.json")
+
+
+def checkpoint_names(out: Artifact) -> list[str]:
+    """The names (zero-padded steps) of the complete checkpoints, oldest first."""
+    if not out.exists(CHECKPOINTS):
+        return []
+    files = out.fs.ls(out.path(CHECKPOINTS), detail=False)
+    return sorted(Path(file).stem for file in files if file.endswith(".json"))
