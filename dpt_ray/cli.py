@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections import Counter
@@ -294,6 +295,16 @@ def _size(bytes: float) -> str:
             return f"{bytes:.0f} {unit}" if unit == "B" else f"{bytes:.1f} {unit}"
         bytes /= 1000
     return f"{bytes:.1f} TB"
+
+
+def job(command: str, doc: str) -> None:
+    """What the scripts in jobs/ do: `dpt COMMAND CONFIG [KEY=VALUE]...` with the file as --config."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="the YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change")
+    options = parser.parse_args()
+    sys.argv = ["dpt", command, options.config, *options.overrides]
+    main()
 
 
 def main() -> None:

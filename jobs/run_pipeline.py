@@ -13,15 +13,7 @@ absolute path or URI that all nodes reach: a job's own folder is removed after i
 was stopped is continued by submitting it again.
 """
 
-import argparse
-import sys
-
-from dpt_ray.cli import main
+from dpt_ray.cli import job
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, help="the YAML file that describes the run")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change")
-    options = parser.parse_args()
-    sys.argv = ["dpt", "run", options.config, *options.overrides]
-    main()
+    job("run", __doc__ or "")
