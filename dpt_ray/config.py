@@ -277,10 +277,14 @@ class Compute(Section):
 
 
 class Config(Section):
-    """A whole run."""
+    """A whole run.
+
+    `output` is a folder or URI. Left out it is `outputs` below the current folder, and for a job on a
+    cluster of one machine `dpt_ray_outputs` in the home folder, since a job's own folder is removed.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    output: str = "outputs"
+    output: str | None = None
     data: Data
     labels: Labels
     encoder: Encoder = Encoder()

@@ -11,7 +11,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from dpt_ray.artifacts import Store
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.data.export import (
     count_samples,
@@ -21,6 +20,7 @@ from dpt_ray.data.export import (
     write_webdataset,
 )
 from dpt_ray.stages.graph import flow
+from dpt_ray.stages.runs import find_store
 
 FORMATS = ("webdataset", "imagefolder", "npz")
 
@@ -36,12 +36,12 @@ def export_samples(config: Config, format: str, out: Path) -> int:
         raise ConfigError(f"format: {format!r} is none of {', '.join(FORMATS)}")
     if format == "npz" and out.suffix != ".npz":
         raise ConfigError(f"out: {str(out)!r} is no .npz file; name it so")
-    nodes, store = flow(config), Store(config.output)
+    nodes, store = flow(config), find_store(config)
     samples = nodes["samples"].artifact(store)
     if not samples.published:
         raise ConfigError(
             f"the {config.generate.images_per_class} images per class of run {config.name} are not in "
-            f"{config.output}; run `dpt generate CONFIG` first"
+            f"{store.uri}; run `dpt generate CONFIG` first"
         )
     labelled = config.diffusion.condition != "none"
     classes = nodes["index"].artifact(store).read_json("classes.json") if labelled else []

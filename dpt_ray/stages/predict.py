@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from scipy.special import softmax
 
-from dpt_ray.artifacts import Artifact, Store
+from dpt_ray.artifacts import Artifact
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.data.crops import Crop, crop
 from dpt_ray.data.decode import decode
@@ -31,6 +31,7 @@ from dpt_ray.data.tar import index_tar
 from dpt_ray.learners.linear_classifier import logits, row_normalise
 from dpt_ray.stages.fit_classifier import load_classifier
 from dpt_ray.stages.graph import flow
+from dpt_ray.stages.runs import find_store
 
 if TYPE_CHECKING:
     from dpt_ray.models.encoder import Encoder
@@ -110,13 +111,11 @@ def load_labeller(config: Config) -> Labeller:
 
     from dpt_ray.models.encoder import load_encoder
 
-    store = Store(config.output)
+    store = find_store(config)
     made = {name: node.artifact(store) for name, node in flow(config).items()}
     found = [(name, prefix) for name, prefix in CLASSIFIERS if name in made and made[name].published]
     if not found or not made["encoder"].published:
-        raise ConfigError(
-            f"run {config.name} has no classifier in {config.output}; run `dpt run CONFIG` first"
-        )
+        raise ConfigError(f"run {config.name} has no classifier in {store.uri}; run `dpt run CONFIG` first")
     name, prefix = found[0]
     temperature = 1.0
     if name == "classifier" and made["pseudo_labels"].published:

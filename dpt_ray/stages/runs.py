@@ -10,6 +10,7 @@ from typing import Any
 
 from dpt_ray.artifacts import Artifact, Store, local_copy
 from dpt_ray.config import Config, ConfigError, to_yaml
+from dpt_ray.stages import cluster
 from dpt_ray.stages.display import Display
 from dpt_ray.stages.execute import Outcome, execute
 from dpt_ray.stages.graph import flow
@@ -33,14 +34,31 @@ SHOWN = {
 
 def find_store(config: Config) -> Store:
     """The store of a run's output. Raises ConfigError for one that would be lost."""
-    if "://" in config.output or Path(config.output).is_absolute():
-        return Store(config.output)
-    if "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    output, in_job = config.output, "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if output is None:
+        return Store(_output_of_job(config) if in_job else str(Path("outputs").absolute()))
+    if "://" in output or Path(output).is_absolute():
+        return Store(output)
+    if in_job:
         raise ConfigError(
-            f"output: {config.output!r} is relative, and the folder that a submitted job runs in is "
-            "removed after it; give an absolute path or URI that all nodes reach, as output=s3://..."
+            f"output: {output!r} is relative, and the folder that a submitted job runs in is removed "
+            "after it; give an absolute path or URI that all nodes reach, as output=s3://..."
         )
-    return Store(str(Path(config.output).absolute()))
+    return Store(str(Path(output).absolute()))
+
+
+def _output_of_job(config: Config) -> str:
+    """The home folder keeps what a job publishes, where no other machine has to reach it."""
+    cluster.connect(config.compute)
+    import ray
+
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if nodes > 1:
+        raise ConfigError(
+            f"output: missing, and the cluster has {nodes} nodes; give an absolute path or URI that all of "
+            "them reach, as output=s3://..."
+        )
+    return str(Path.home() / "dpt_ray_outputs")
 
 
 def open_store(config: Config) -> Store:
