@@ -1,9 +1,4 @@
-"""One YAML file describes a run: typed, frozen, checked as a whole before anything starts.
-
-Sections mirror the stages. `compute` says how to run and never changes a result, so it is never part
-of an artifact's identity. `guidance` is the diffusers convention w (1 = none; the paper's s = 0.4 is
-w = 1.4).
-"""
+"""One YAML file describes a run: checked as a whole before anything starts."""
 
 from __future__ import annotations
 
@@ -11,269 +6,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from dpt_ray.sections import (
+    Autoencoder,
+    Classifier,
+    Compute,
+    Count,
+    Counts,
+    Data,
+    Diffusion,
+    Encoder,
+    Evaluate,
+    Generate,
+    Labels,
+    Pretrain,
+    Retrain,
+    Section,
+    Seed,
+    Sweep,
+)
 from dpt_ray.yaml_file import ConfigError as ConfigError
 from dpt_ray.yaml_file import build, merge, parse_overrides, read_yaml
 from dpt_ray.yaml_file import to_yaml as to_yaml
-
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
-RealWeight = Annotated[float, Field(gt=0)] | Literal["balanced"]
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration that refuses unknown keys and wrong types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_the_default(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        # An unknown key stays, to be refused.
-        return {key: v for key, v in values.items() if v is not None or key not in cls.model_fields}
-
-
-class Data(Section):
-    """Where the images are. `validation` and `test` are drawn where the source has no such split.
-
-    `splits` says what a folder's or shard's split name means here: ImageNet's 50,000 are `{val: test}`.
-    `classes` names the classes of a source that does not say them (images without true labels).
-    Images in the label lists `keep_in_train` (in the format of `labels.format`) are not drawn.
-    """
-
-    source: Literal["digits", "folder", "tar", "parquet", "manifest"]
-    uri: str | None = None
-    mode: Literal["L", "RGB"] = "RGB"
-    image_size: Count = 256
-    validation: Annotated[int, Field(ge=0)] = 0
-    test: Annotated[int, Field(ge=0)] = 0
-    split_seed: Seed = 0
-    classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    splits: dict[str, Literal["train", "validation", "test"]] = {}
-    keep_in_train: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    max_bad_fraction: Fraction = 0.001
-
-    @model_validator(mode="after")
-    def _uri(self) -> Data:
-        if self.source == "digits" and (self.uri or self.validation or self.test):
-            raise ValueError("digits comes with scikit-learn: leave out uri, validation and test")
-        if self.source == "digits" and (self.splits or self.classes or self.keep_in_train):
-            raise ValueError("digits has its own: leave out splits, classes and keep_in_train")
-        if self.source != "digits" and not self.uri:
-            raise ValueError(f"source {self.source} needs uri: the folder or file of the images")
-        return self
-
-
-class Labels(Section):
-    """The few labels: drawn (`per_class` of the known ones, by `seed`) or listed in a `file`."""
-
-    per_class: Count | None = None
-    seed: Seed = 0
-    file: str | None = None
-    format: Literal["csv", "published"] = "csv"
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Labels:
-        if (self.per_class is None) == (self.file is None):
-            raise ValueError("give either per_class (draw) or file (a label list)")
-        return self
-
-
-class Optimisation(Section):
-    """AdamW with warm-up, shared by every training stage. `batch_size` is the global batch."""
-
-    steps: Count
-    batch_size: Annotated[int, Field(ge=8, multiple_of=8)]
-    learning_rate: Positive
-    weight_decay: Annotated[float, Field(ge=0)] = 0.03
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.99)
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    ema_decay: Fraction = 0.999
-    grad_clip: Positive | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
-    checkpoint_every: Count = 200
-    log_every: Count = 20
-    seed: Seed = 0
-
-
-class Pretrain(Optimisation):
-    """Self-supervised encoder on the run's own images (SimCLR), for those who bring none."""
-
-    width: Count = 32
-    dim: Count = 128
-    temperature: Positive = 0.2
-    contrast_group: Count = 128
-    augment_strength: Positive = 1.0
-
-    @model_validator(mode="after")
-    def _groups(self) -> Pretrain:
-        if self.batch_size % self.contrast_group or self.contrast_group % 8:
-            raise ValueError(
-                f"contrast_group {self.contrast_group} must divide batch_size {self.batch_size} "
-                "and be a multiple of 8"
-            )
-        return self
-
-
-class Encoder(Section):
-    """The frozen encoder: trained here (`pretrain`) or loaded from published weights."""
-
-    kind: Literal["pretrain", "msn", "timm"] = "pretrain"
-    name: str | None = None
-    weights: str | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
-
-    @model_validator(mode="after")
-    def _weights(self) -> Encoder:
-        if self.kind != "pretrain" and not self.weights:
-            raise ValueError(f"kind {self.kind} needs weights: the path or URI of the published file")
-        return self
-
-
-class Autoencoder(Section):
-    """Images to moments and latents back to images; `identity` trains on the pixels themselves."""
-
-    kind: Literal["identity", "kl"] = "identity"
-    weights: str | None = None
-    flips: bool = True
-    precision: Literal["float32", "bfloat16"] = "float32"
-
-    @model_validator(mode="after")
-    def _weights(self) -> Autoencoder:
-        if self.kind == "kl" and not self.weights:
-            raise ValueError("kind kl needs weights: the path or URI of the published file")
-        return self
-
-
-class Classifier(Section):
-    """Multinomial logistic regression on row-normalised features: l2 = 0.0025 / n in the paper."""
-
-    l2: Positive = 0.0025
-    max_iterations: Count | None = None
-
-
-class Denoiser(Section):
-    """The U-ViT. `modulation` (adaLN) off is the published network."""
-
-    patch_size: Count = 2
-    dim: Count
-    depth: Annotated[int, Field(ge=2, multiple_of=2)]
-    heads: Count
-    final_conv: bool = True
-    modulation: bool = False
-
-    @model_validator(mode="after")
-    def _heads(self) -> Denoiser:
-        if self.dim % self.heads:
-            raise ValueError(f"heads {self.heads} must divide dim {self.dim}")
-        return self
-
-
-class Diffusion(Optimisation):
-    """Stage 2: what the denoiser is, and how it is trained.
-
-    With `weights` (a published U-ViT's `nnet_ema.pth`) it is taken as it is instead, and the training
-    settings are not used; it knows the classes it was trained on, whatever the labels here.
-    `init_from`: weights to start from, a published checkpoint or a denoiser of this project, also of
-    another number of classes. `min_snr_gamma`: weights of the loss (arXiv 2303.09556). `min_confidence`:
-    pseudo-labels below it train the null class only. `preview_every`: steps between pictures.
-    """
-
-    model: Denoiser
-    schedule: Literal["vp", "stable_diffusion", "cosine", "linear"] = "vp"
-    prediction: Literal["noise", "v", "flow"] = "noise"
-    label_dropout: Fraction = 0.15
-    condition: Literal["pseudo_labels", "true_labels", "none"] = "pseudo_labels"
-    weights: str | None = None
-    init_from: str | None = None
-    min_snr_gamma: Positive | None = None
-    min_confidence: Fraction | None = None
-    preview_every: Count | None = None
-
-    @model_validator(mode="after")
-    def _together(self) -> Diffusion:
-        if self.weights and self.condition != "true_labels":
-            raise ValueError("weights are of a network trained on true labels: set condition true_labels")
-        if self.weights and self.init_from:
-            raise ValueError("give weights (used as they are) or init_from (trained on), not both")
-        if self.min_confidence is not None and self.condition != "pseudo_labels":
-            raise ValueError(f"min_confidence needs condition pseudo_labels, not {self.condition}")
-        return self
-
-
-class Generate(Section):
-    """Class-conditional sampling. `images_per_class` may grow later without making any image again."""
-
-    images_per_class: Count
-    guidance: Positive = 1.0
-    guidance_interval: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = None
-    solver: Literal["dpm_solver_fast", "dpm_solver_pp_fast", "dpm_solver_pp_2m"] = "dpm_solver_pp_2m"
-    nfe: Count = 25
-    indices_per_shard: Count = 16
-    seed: Seed = 0
-
-    @model_validator(mode="after")
-    def _interval(self) -> Generate:
-        if self.guidance_interval and not self.guidance_interval[0] < self.guidance_interval[1]:
-            raise ValueError(f"guidance_interval {self.guidance_interval} is empty: give low < high")
-        return self
-
-
-class Retrain(Section):
-    """Stage 3: real labelled rows (weight `real_weight`) with generated rows (weight 1)."""
-
-    images_per_class: Count
-    real_weight: RealWeight = 1.0
-    l2: Positive = 0.0025
-    max_iterations: Count | None = None
-
-
-class Sweep(Section):
-    """The grid of stage 3 (and of its controls), chosen on validation."""
-
-    images_per_class: Counts
-    real_weight: Annotated[tuple[RealWeight, ...], Field(strict=False, min_length=1)] = (1.0,)
-    l2: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (0.0025,)
-
-
-class Evaluate(Section):
-    """What is measured. `referee` is an independent classifier, trained only to measure."""
-
-    controls: bool = True
-    augment_strength: Positive = 1.0
-    referee: Pretrain | None = None
-
-
-class Compute(Section):
-    """How to run: recorded, never part of an identity.
-
-    `train_workers: 0` trains in the driver's process, without Ray Train's worker processes (their
-    start-up costs more than a small training). `threads` are per worker and actor.
-    `gradient_accumulation` (parts that a worker's batch is computed in) and `gradient_checkpointing` (a
-    third more work) save the memory of the denoiser's training; `compile` is torch.compile for all.
-    """
-
-    cpus: Count | None = None
-    threads: Count = 1
-    train_workers: Annotated[int, Field(ge=0)] = 1
-    actors: Count = 1
-    actor_cpus: Positive = 0.5
-    actor_gpus: Annotated[float, Field(ge=0)] = 0.0
-    train_gpus: bool = False
-    gradient_accumulation: Count = 1
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    batch_size: Count = 256
-    max_failures: Annotated[int, Field(ge=0)] = 2
-    concurrent_trials: Count = 2
-    autoscaling: bool = False
 
 
 class Config(Section):

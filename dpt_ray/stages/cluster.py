@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-from dpt_ray.config import Compute, ConfigError
+from dpt_ray.config import ConfigError
+from dpt_ray.sections import Compute
 from dpt_ray.stages.execute import StageError
 
 

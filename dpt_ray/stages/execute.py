@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from dpt_ray.artifacts import Store
-from dpt_ray.config import Compute, ConfigError
+from dpt_ray.config import ConfigError
 from dpt_ray.lease import Lease
+from dpt_ray.sections import Compute
 from dpt_ray.stages.display import Display, Report
 from dpt_ray.stages.node import Node, Task, topological
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpt_ray.artifacts import sha256
-from dpt_ray.config import Config, ConfigError, Section, to_yaml
+from dpt_ray.config import Config, ConfigError, to_yaml
+from dpt_ray.sections import Section
 from dpt_ray.stages.index import fingerprint
 from dpt_ray.stages.initial import weight_file
 from dpt_ray.stages.node import Node

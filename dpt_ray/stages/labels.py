@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dpt_ray.config import ConfigError, Labels
+from dpt_ray.config import ConfigError
 from dpt_ray.data.labels import draw_labels, read_label_list
 from dpt_ray.data.units import read_index
+from dpt_ray.sections import Labels
 from dpt_ray.stages.node import Task
 
 LABELS = "labels.parquet"

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from dpt_ray.artifacts import Artifact, Store, identity
-from dpt_ray.config import Compute
+from dpt_ray.sections import Compute
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dpt_ray.config import ConfigError, Denoiser
+from dpt_ray.config import ConfigError
 from dpt_ray.data.shards import MomentsReader
 from dpt_ray.data.units import read_index
+from dpt_ray.sections import Denoiser
 from dpt_ray.stages import training
 from dpt_ray.stages.initial import INITIAL, publish_initial
 from dpt_ray.stages.node import Task

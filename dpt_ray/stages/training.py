@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dpt_ray.config import Optimisation
+from dpt_ray.sections import Optimisation
 from dpt_ray.stages import cluster
 from dpt_ray.stages.checkpoints import load_checkpoint, save_checkpoint
 from dpt_ray.stages.display import following
