@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from fsspec.core import url_to_fs
 
 from dpt_ray.data.index import class_id, encode_labels
-from dpt_ray.data.listing import IMAGE_SUFFIXES
+from dpt_ray.data.listing import file_stem
 from dpt_ray.data.splits import draw_key
 
 SCHEMA = pa.schema([("id", pa.string()), ("label", pa.int32())])
@@ -71,7 +71,9 @@ def read_label_list(
 
     csv: columns `id,label`, the label a class name or a class id.  published: one file name such as
     n04235860_14959.JPEG per line, its class the text before the first "_", joined to the images by
-    file name without suffix. Windows line ends and blank lines are accepted.
+    file name without suffix. Where the images' classes go by other names (Hugging Face's ImageNet says
+    "tench, Tinca tinca"), a list of as many classes tells them by rank, as the published class ids do.
+    Windows line ends and blank lines are accepted.
 
     Raises ValueError naming the line: an image or class that does not exist, an image listed twice
     (with one label or two), a file name that several images have, an image outside the train split.
@@ -79,7 +81,9 @@ def read_label_list(
     entries = _read_entries(uri, format)
     if not entries:
         raise ValueError(f"label list {uri} is empty; list at least one labelled image")
-    by_name = {name: i for i, name in enumerate(classes)}
+    listed = sorted({entry.label for entry in entries})
+    ranked = format == "published" and len(listed) == len(classes) and set(listed).isdisjoint(classes)
+    by_name = {name: i for i, name in enumerate(listed if ranked else classes)}
     images = _find_images(index, {entry.key for entry in entries}, format)
     labels: list[tuple[str, int]] = []
     seen: dict[str, tuple[int, int]] = {}
@@ -107,7 +111,7 @@ def _read_entries(uri: str, format: str) -> list[Entry]:
     text = fs.cat_file(path).decode("utf-8-sig")  # spreadsheets start their CSV with a BOM
     if format == "published":
         lines = [(i, line.strip()) for i, line in enumerate(text.splitlines(), start=1)]
-        return [Entry(i, _stem(line), line.partition("_")[0]) for i, line in lines if line]
+        return [Entry(i, file_stem(line), line.partition("_")[0]) for i, line in lines if line]
     if format != "csv":
         raise ValueError(f"label list format is {format!r}; use csv or published")
     reader = csv.DictReader(io.StringIO(text, newline=""))
@@ -122,7 +126,9 @@ def _label(entry: Entry, by_name: Mapping[str, int], format: str, where: str) ->
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     if label is None:
-        raise ValueError(f"{where}: unknown class {entry.label!r}; it is none of the class names")
+        raise ValueError(
+            f"{where}: unknown class {entry.label!r}; it is none of the class names (data.classes names them)"
+        )
     return label
 
 
@@ -153,10 +159,11 @@ def _image_keys(index: pa.Table, format: str) -> Iterator[tuple[str, str, str]]:
         for identifier, uri, split in zip(*(c.to_pylist() for c in batch.columns), strict=True):
             in_shard = uri.endswith((".tar", ".parquet"))  # then the id has the file's name
             name = identifier if in_shard else uri
-            yield (identifier if format == "csv" else _stem(name)), identifier, split
+            yield (identifier if format == "csv" else _published_name(name)), identifier, split
 
 
-def _stem(path: str) -> str:
-    """Return the last part of a path, without the suffix where that is an image's."""
-    stem, dot, suffix = path.rpartition("/")[2].rpartition(".")
-    return stem if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else f"{stem}{dot}{suffix}"
+def _published_name(path: str) -> str:
+    """Return the file's stem, without the class that Hugging Face's ImageNet repeats at its end."""
+    stem = file_stem(path)
+    name, _, repeated = stem.rpartition("_")
+    return name if "_" in name and stem.startswith(f"{repeated}_") else stem

@@ -74,3 +74,9 @@ def split_of_shard(name: str, split_names: Mapping[str, str]) -> str:
     """Return the split named by a part of the shard's path ("val/0.tar", "x-test-01.tar")."""
     parts = re.split(r"[-_./]+", name.lower())
     return next((split_names[part] for part in parts if part in split_names), "train")
+
+
+def file_stem(path: str) -> str:
+    """Return the last part of a path, without the suffix where that is an image's."""
+    stem, dot, suffix = path.rpartition("/")[2].rpartition(".")
+    return stem if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else f"{stem}{dot}{suffix}"

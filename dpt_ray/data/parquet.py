@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from dpt_ray.data.index import Row, build_index, image_column
-from dpt_ray.data.listing import SPLIT_NAMES, list_shards, split_of_shard
+from dpt_ray.data.listing import SPLIT_NAMES, file_stem, list_shards, split_of_shard
 
 
 def index_parquet(
@@ -21,8 +22,9 @@ def index_parquet(
     """Return the index of one Parquet file or of all below a folder, and the class names.
 
     Each has one column struct<bytes, ...> of images and perhaps a column `label` (a negative one is
-    unknown). id = the file's path below `uri` without suffix, and the row: "train-00000-000041".
-    Offset is the row, length -1. Only the label column is read. Class names: `classes`, or else
+    unknown). id = the file's path below `uri` without suffix, the row, and the image's own file name
+    where the struct has a `path`: "train-00000-000041/n01440764_10026_n01440764". Offset is the row,
+    length -1. Of the images only those names are read. Class names: `classes`, or else
     what the file's Hugging Face metadata says. The split is a part of the file's name, as for tars.
     """
     shards = list_shards(uri, ".parquet")
@@ -34,20 +36,24 @@ def index_parquet(
 def _rows(shards: Sequence[tuple[str, str]], split_names: Mapping[str, str]) -> Iterator[Row]:
     for name, shard in shards:
         split = split_of_shard(name, split_names)
-        for row, label in enumerate(_labels(shard)):
-            yield f"{name.removesuffix('.parquet')}-{row:06d}", shard, row, -1, split, label
+        for row, (path, label) in enumerate(_paths_and_labels(shard)):
+            identifier = f"{name.removesuffix('.parquet')}-{row:06d}"
+            yield f"{identifier}/{file_stem(path)}" if path else identifier, shard, row, -1, split, label
 
 
-def _labels(shard: str) -> Iterator[str | None]:
+def _paths_and_labels(shard: str) -> Iterator[tuple[str | None, str | None]]:
     fs, path = url_to_fs(shard)
     with fs.open(path, "rb") as file:
         parquet = pq.ParquetFile(file)
-        image_column(parquet.schema_arrow)  # fails now where there is none
-        if "label" not in parquet.schema_arrow.names:
-            yield from [None] * parquet.metadata.num_rows
-            return
-        for batch in parquet.iter_batches(columns=["label"]):
-            yield from batch["label"].cast(pa.string()).to_pylist()
+        schema = parquet.schema_arrow
+        image = image_column(schema)
+        named, labelled = schema.field(image).type.get_field_index("path") >= 0, "label" in schema.names
+        columns = [f"{image}.path"] * named + ["label"] * labelled
+        for batch in parquet.iter_batches(columns=columns):
+            unknown = [None] * batch.num_rows
+            paths = pc.struct_field(batch[image], "path").to_pylist() if named else unknown
+            labels = batch["label"].cast(pa.string()).to_pylist() if labelled else unknown
+            yield from zip(paths, labels, strict=True)
 
 
 def _published_classes(shard: str) -> list[str] | None:

@@ -1,11 +1,14 @@
+import json
 from collections import Counter
 from itertools import pairwise
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dpt_ray.data.index import SCHEMA
 from dpt_ray.data.labels import draw_labels, read_label_list
+from dpt_ray.data.parquet import index_parquet
 
 CLASSES = ["n01", "n02", "n03"]
 
@@ -93,6 +96,32 @@ def test_a_published_list_finds_images_inside_tar_shards_by_their_key(tmp_path) 
     uris = pa.array(["s3://bucket/shard-0.tar"] * index.num_rows)
     index = index.set_column(1, SCHEMA.field(1), [uris])
     assert read(tmp_path, "n02_4.JPEG\nn01_0.JPEG\n", "published", index) == EXPECTED
+
+
+def hugging_face_parquet(tmp_path):
+    """An index of Parquet files as ILSVRC/imagenet-1k has them: names of things, and paths that end twice."""
+    feature = {"names": ["tench, Tinca tinca", "goldfish"], "_type": "ClassLabel"}
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
+    paths = [f"n0{k + 1}_{i}_n0{k + 1}.JPEG" for i in range(3) for k in range(2)]
+    images = [{"bytes": b"", "path": path} for path in paths]
+    table = pa.table({"image": images, "label": [0, 1] * 3}).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "train-00000-of-00001.parquet")
+    return index_parquet(str(tmp_path / "train-00000-of-00001.parquet"))
+
+
+def test_a_published_list_of_all_classes_joins_hugging_faces_imagenet(tmp_path) -> None:
+    index, classes = hugging_face_parquet(tmp_path)
+    (tmp_path / "labels.txt").write_text("n02_1.JPEG\nn01_0.JPEG\n")
+    found = read_label_list(str(tmp_path / "labels.txt"), "published", index, classes)
+    ids = {identifier.rpartition("/")[2]: label for identifier, label in rows_of(found)}
+    assert ids == {"n02_1_n02": 1, "n01_0_n01": 0}
+
+
+def test_a_published_list_of_some_classes_cannot_be_ranked(tmp_path) -> None:
+    index, classes = hugging_face_parquet(tmp_path)
+    (tmp_path / "labels.txt").write_text("n02_1.JPEG\n")
+    with pytest.raises(ValueError, match=r"line 1: unknown class 'n02'.*data\.classes"):
+        read_label_list(str(tmp_path / "labels.txt"), "published", index, classes)
 
 
 ID = "train/n01/n01_0"

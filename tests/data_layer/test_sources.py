@@ -288,6 +288,13 @@ def test_a_changed_parquet_file_has_another_fingerprint(tmp_path) -> None:
     assert prints[0] != prints[1]
 
 
+def test_parquet_ids_are_the_row_and_the_images_own_name_where_it_has_one(tmp_path) -> None:
+    images = [{"bytes": b"", "path": "a/n01_3.JPEG"}, {"bytes": b"", "path": None}]
+    pq.write_table(pa.table({"image": images}), tmp_path / "train.parquet")
+    ids = index_parquet(f"{tmp_path}/train.parquet", ["n01"])[0]["id"].to_pylist()
+    assert ids == ["train-000000/n01_3", "train-000001"]
+
+
 def test_parquet_without_an_image_column_is_refused(tmp_path) -> None:
     pq.write_table(pa.table({"label": [1]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="expected one image column"):
