@@ -251,6 +251,8 @@ class Compute(Section):
     start-up costs more than a small training). `threads` are per worker and actor.
     `gradient_accumulation` (parts that a worker's batch is computed in) and `gradient_checkpointing` (a
     third more work) save the memory of the denoiser's training; `compile` is torch.compile for all.
+    `fsdp`: two or more training workers share one copy of weights, averages and moments (FSDP2) where
+    otherwise each has its own (DDP), for models that need it.
     """
 
     cpus: Count | None = None
@@ -263,6 +265,7 @@ class Compute(Section):
     gradient_accumulation: Count = 1
     gradient_checkpointing: bool = False
     compile: bool = False
+    fsdp: bool = False
     batch_size: Count = 256
     max_failures: Annotated[int, Field(ge=0)] = 2
     concurrent_trials: Count = 2

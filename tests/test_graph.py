@@ -81,6 +81,7 @@ def test_the_flow_is_the_designed_one():
         "compute.gradient_accumulation=2",
         "compute.gradient_checkpointing=true",
         "compute.compile=true",
+        "compute.fsdp=true",
         "diffusion.preview_every=100",
         "pretrain.log_every=3",
         "pretrain.checkpoint_every=7",

@@ -200,6 +200,11 @@ class UViT(nn.Module):
                 if name.endswith("modulation"):
                     nn.init.zeros_(module.weight)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks, first to last."""
+        return [*self.in_blocks, self.mid_block, *self.out_blocks]
+
     def forward(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
         """Return the prediction (B, C, H, W) for x (B, C, H, W).
 

@@ -43,6 +43,7 @@ def train(task: Task, worker: training.Worker) -> None:
     from dpt_ray.learners.supervised import LabelledEncoder, supervised_step
     from dpt_ray.models.conv import SmallConvNet
     from dpt_ray.models.encoder import conv_encoder, save_encoder
+    from dpt_ray.training.throughput import forward_flops
 
     settings = task.settings
     index = task.inputs["index"]
@@ -53,16 +54,18 @@ def train(task: Task, worker: training.Worker) -> None:
     model: torch.nn.Module
     if settings["objective"] == "simclr":
         model = ProjectedEncoder(network, dim, generator)
-        step_fn = simclr_step(settings["temperature"], settings["contrast_group"], strength)
+        step_fn, views = simclr_step(settings["temperature"], settings["contrast_group"], strength), 2
     else:
         model = LabelledEncoder(network, dim, index.manifest["classes"], generator)
-        step_fn = supervised_step(strength)
+        step_fn, views = supervised_step(strength), 1
 
     def load_batch(rows: np.ndarray, step: int) -> dict[str, torch.Tensor]:
         batch = {"image": images[rows]}
         return batch | {"label": labels[rows]} if settings["objective"] == "supervised" else batch
 
-    ema = training.fit(task, worker, model, step_fn, load_batch, len(images))
+    # The backward pass costs two forward passes: a gradient by the weights and one by the input.
+    flops = 3 * views * forward_flops(model, images[:1])
+    ema = training.fit(task, worker, model, step_fn, load_batch, len(images), flops_per_image=flops)
     if ema is not None:
         model.load_state_dict(ema)
         encoder = conv_encoder(network, _crop(task))

@@ -108,6 +108,7 @@ def train(task: Task, worker: training.Worker) -> None:
         gradient_accumulation=task.compute.gradient_accumulation,
         watch_every=every,
         on_watch=preview.publish if preview else None,
+        blocks=model.blocks,
     )
     if ema is not None:
         task.out.publish_files(lambda folder: save_denoiser(folder, ema, config, task, autoencoder["scale"]))

@@ -7,7 +7,7 @@ restarted worker, the same command again) looks there. Ray's report carries metr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,7 +105,8 @@ def _guarded(task: Task, worker: Worker, function: TrainFunction) -> None:
 # What needs less memory, by the trained node.
 _SMALLER = {
     "denoiser": "set compute.gradient_accumulation (the same batch in parts), "
-    "compute.gradient_checkpointing=true or a smaller diffusion.batch_size",
+    "compute.gradient_checkpointing=true, compute.fsdp=true (with several training workers) or a smaller "
+    "diffusion.batch_size",
     "encoder": "set a smaller pretrain.batch_size",
     "referee": "set a smaller evaluate.referee.batch_size",
 }
@@ -159,24 +160,23 @@ def fit(
     gradient_accumulation: int = 1,
     watch_every: int | None = None,
     on_watch: Any = None,
+    blocks: Sequence[Any] = (),
 ) -> dict[str, Any] | None:
     """Trains on this worker, from the newest published checkpoint on; the EMA weights by name.
 
     `flops_per_image`, of a whole training step, makes the log tell the MFU: the share of the device's
     measured matmul peak that these are. `on_watch(step, ema)` is called on rank 0 every `watch_every`
-    steps.
+    steps. `blocks` are the parts of the model that are compiled, and gathered from shards, one by one.
     """
-    from torch.nn.parallel import DistributedDataParallel
-
     from dpt_ray.training.loop import NonFiniteLoss, TrainSettings, train
 
     values = {key: task.settings[key] for key in Optimisation.model_fields}
     settings = TrainSettings(**{**values, "betas": tuple(values["betas"])})
     peak = _announce(task, worker, settings.precision, bool(flops_per_image)) if worker.rank == 0 else 0.0
-    model = model.to(worker.device)
     if task.compute.compile:
-        model.compile()  # in place: the names of the weights stay
-    wrapped = DistributedDataParallel(model) if worker.world_size > 1 else model
+        for part in blocks or [model]:  # equal blocks are compiled once
+            part.compile()  # in place: the names of the weights stay
+    distributed = _distributed(model, blocks, worker, task.compute.fsdp)
     # Looked up before the first step, which no worker takes alone: all of them see the same.
     rollbacks_left = 0 if task.out.exists(ROLLBACK) else 1
     resume = load_checkpoint(task.out)
@@ -201,7 +201,7 @@ def fit(
     while True:
         try:
             result = train(
-                wrapped,
+                distributed,
                 step_fn,
                 load_batch,
                 settings,
@@ -227,6 +227,19 @@ def fit(
                 step = resume[1]["step"]
                 task.out.write_json(ROLLBACK, {"from": error.step, "to": step})
                 log.cut(step, {"rolled_back_from": error.step})
+
+
+def _distributed(model: Any, blocks: Sequence[Any], worker: Worker, fsdp: bool) -> Any:
+    """The model on this worker's device and, with several workers, as a replica or in shards."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    from dpt_ray.training.sharding import shard
+
+    if fsdp and worker.world_size > 1:
+        shard(model, blocks, worker.device)
+        return model
+    model = model.to(worker.device)
+    return DistributedDataParallel(model) if worker.world_size > 1 else model
 
 
 def _announce(task: Task, worker: Worker, precision: str, counted: bool) -> float:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dpt_ray.training.sharding import local
+
 
 class EMA:
     """Averages theta_ema <- decay * theta_ema + (1 - decay) * theta, started at theta.
 
     Covers parameters and persistent buffers; integer buffers are copied. `tensors` holds the
-    averages under the model's state-dict names, on the model's device.
+    averages under the model's state-dict names, on the model's device and in shards as the model is.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -27,8 +29,8 @@ class EMA:
         averages, weights = [], []
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                averages.append(self.tensors[name])
-                weights.append(value)
+                averages.append(local(self.tensors[name]))
+                weights.append(local(value))
             else:
                 self.tensors[name].copy_(value)
         torch._foreach_lerp_(averages, weights, 1 - self.decay)

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from dpt_ray.training.ema import EMA
 from dpt_ray.training.optimizer import Schedule, adamw, learning_rate
 from dpt_ray.training.order import batch_rows
 from dpt_ray.training.random import GROUP, StepRandom
+from dpt_ray.training.sharding import averaging, gather, unwrapped, whole
 from dpt_ray.training.state import pack, restore
 
 Batch = dict[str, Tensor]
@@ -50,7 +50,10 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The averaged weights under the model's state-dict names, and how many steps were skipped."""
+    """The averaged weights under the model's state-dict names, and how many steps were skipped.
+
+    The weights are whole and on the CPU; only rank 0 has them.
+    """
 
     ema: dict[str, Tensor]
     skipped_steps: int
@@ -86,7 +89,7 @@ def train(
     watch_every: int | None = None,
     on_watch: Callable[[int, Mapping[str, Tensor]], None] = lambda step, ema: None,
 ) -> TrainResult:
-    """Trains `model` (in place, on `device`, DDP-wrapped by the caller where world_size > 1).
+    """Trains `model` (in place, on `device`; where world_size > 1, made DDP or sharded by the caller).
 
     `load_batch(rows, step)` returns this worker's tensors on the CPU, first dimension len(rows);
     it runs in a background thread, one step ahead. `step_fn(model, batch, random)` returns the mean
@@ -105,7 +108,7 @@ def train(
             f"{world_size} workers x {gradient_accumulation} accumulated parts"
         )
     device = torch.device(device)
-    core = model.module if isinstance(model, DistributedDataParallel) else model
+    core = unwrapped(model)
     ema = EMA(core, settings.ema_decay)
     optimizer = adamw(core, settings.learning_rate, settings.weight_decay, settings.betas)
     first, bad_steps = 0, BadSteps(settings.max_bad_steps)
@@ -156,9 +159,11 @@ def train(
                             **meter.read(device),
                         }
                     )
-            if rank == 0 and watch_every and done % watch_every == 0:
+            if watch_every and done % watch_every == 0:
                 with meter.paused():
-                    on_watch(done, ema.tensors)
+                    averages = gather(ema.tensors, rank == 0)
+                    if rank == 0:
+                        on_watch(done, averages)
             if last or done % settings.checkpoint_every == 0:
                 bad_steps.settle()
                 with meter.paused():
@@ -167,9 +172,9 @@ def train(
                         "skipped_steps": bad_steps.skipped,
                         "bad_in_a_row": bad_steps.in_a_row,
                     }
-                    packed = pack(core, ema, optimizer) if rank == 0 else None
-                    on_checkpoint(done, packed, meta)
-    return TrainResult(ema.tensors, bad_steps.skipped)
+                    packed = pack(core, ema, optimizer, keep=rank == 0)
+                    on_checkpoint(done, packed if rank == 0 else None, meta)
+    return TrainResult(gather(ema.tensors, rank == 0), bad_steps.skipped)
 
 
 def _accumulate_gradients(
@@ -188,14 +193,12 @@ def _accumulate_gradients(
     for part in range(parts):
         a, b = part * size, (part + 1) * size
         random = StepRandom(settings.seed, step, lo + a, lo + b, device)
-        # DDP averages over workers in the backward pass of the last part only.
-        ddp = model if isinstance(model, DistributedDataParallel) and part < parts - 1 else None
-        with ddp.no_sync() if ddp else contextlib.nullcontext():
+        with averaging(model, now=part == parts - 1):
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
                 loss = step_fn(model, {k: v[a:b] for k, v in batch.items()}, random)
             loss = loss.float() / parts
-            # A loss that is not finite makes all its gradients NaN, and DDP's average carries them
-            # to every worker: all skip the step without asking each other.
+            # A loss that is not finite makes all its gradients NaN, and the average carries them to
+            # every worker: all skip the step without asking each other.
             loss.backward(torch.where(loss.isfinite(), 1.0, math.nan))
         mean_loss += loss.detach()
     return mean_loss
@@ -205,7 +208,7 @@ def _update_weights(optimizer: torch.optim.AdamW, learning_rate: float, grad_cli
     """Takes one step, unless the gradient's norm (returned, before clipping) is not finite."""
     [group] = optimizer.param_groups
     grads = [p.grad for p in group["params"] if p.grad is not None]
-    grad_norm = torch.nn.utils.get_total_norm(grads)
+    grad_norm = whole(torch.nn.utils.get_total_norm(grads))
     if grad_clip is not None:
         torch.nn.utils.clip_grads_with_norm_(group["params"], grad_clip, grad_norm)
     group["lr"] = learning_rate

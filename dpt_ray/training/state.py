@@ -8,25 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from dpt_ray.training.ema import EMA
+from dpt_ray.training.sharding import gather, write
 
 _NAMED_AT_MOST = 5
 
 
-def pack(model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies on the CPU of a run's weights, averages and moments.
+def pack(
+    model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, keep: bool = True
+) -> dict[str, Tensor]:
+    """Copies on the CPU of a run's weights, averages and moments, whole even where they are in shards.
 
-    Keys: `model.NAME`, `ema.NAME`, `optimizer.{step,exp_avg,exp_avg_sq}.NAME`.
+    Keys: `model.NAME`, `ema.NAME`, `optimizer.{step,exp_avg,exp_avg_sq}.NAME`. All workers of a sharded
+    run take part; those that do not `keep` get nothing.
     """
-    live = _live_tensors(model, ema, optimizer)
-    # copy=True: the run goes on changing the live tensors while the copies are being written.
-    return {key: value.to("cpu", copy=True).contiguous() for key, value in live.items()}
+    return gather(_live_tensors(model, ema, optimizer), keep)
 
 
 @torch.no_grad()
 def restore(
     model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Writes the tensors of `pack` into model, averages and optimizer, in place.
+    """Writes the tensors of `pack` into model, averages and optimizer, in place or in shards.
 
     Raises ValueError naming the keys that are missing, unexpected or of another shape or dtype;
     nothing has been changed then.
@@ -34,7 +36,7 @@ def restore(
     live = _live_tensors(model, ema, optimizer)
     check_tensors(live, tensors)
     for key, value in live.items():
-        value.copy_(tensors[key])
+        write(value, tensors[key])
 
 
 def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -1,12 +1,28 @@
-"""What a device can do at best, to hold a training's speed against."""
+"""What a network asks of a device and what the device can do at best: their ratio is the MFU."""
 
 from __future__ import annotations
 
 import time
 
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 _REPEATS = 10
+
+
+def forward_flops(network: nn.Module, *inputs: Tensor) -> int:
+    """The FLOPs of one forward pass, as torch counts them: a multiply-add as two.
+
+    Matrix products, attention and convolutions; norms and activations are left out. Nothing is computed:
+    weights and inputs are stand-ins without values.
+    """
+    weights = {name: value.to("meta") for name, value in network.state_dict().items()}
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        functional_call(network, weights, tuple(value.to("meta") for value in inputs))
+    return counter.get_total_flops()
 
 
 def matmul_peak(device: torch.device | str, dtype: torch.dtype) -> float:

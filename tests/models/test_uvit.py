@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpt_ray.models.uvit import PRESETS, UViT, UViTConfig, flops, time_sinusoid
+from dpt_ray.training.throughput import forward_flops
 
 DATA = Path(__file__).parents[1] / "data"
 LARGE_STYLE = UViTConfig(8, 2, 4, dim=48, depth=4, heads=4, num_classes=10)
@@ -80,7 +81,7 @@ def test_flops_agree_with_torchs_counter(config, changes):
     math_attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     with torch.no_grad(), math_attention, counter:
         model(*batch(config, size=1))
-    assert flops(config) == counter.get_total_flops()
+    assert flops(config) == counter.get_total_flops() == forward_flops(model, *batch(config, size=1))
 
 
 def test_zero_initialised_modulation_leaves_the_blocks_identities():

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 from conftest import files, shard_files
 
+from dpt_ray.stages.watching import read_log
+
 pytestmark = pytest.mark.cluster
 
 
@@ -15,6 +17,22 @@ def test_a_run_publishes_every_artifact_and_shows_the_report(finished):
     assert "<html" in (shown / "report.html").read_text()
     for name in ("pseudo_labels.parquet", "evaluation.json", "classifier", "denoiser", "samples"):
         assert (shown / name).exists(), name
+
+
+@pytest.mark.parametrize(("name", "views"), [("encoder", 2), ("referee", 1)])
+def test_an_encoders_training_tells_its_mfu(finished, name, views):
+    artifact = finished.artifact(name)
+    width, dim = artifact.manifest["settings"]["width"], artifact.manifest["settings"]["dim"]
+    # By hand, multiply-adds of one forward pass: stages of 8, 4 and 2 pixels with 1, 2 and 4 widths.
+    sizes = ((64, 1, 1, 0), (16, 1, 2, 1), (4, 2, 4, 1))  # pixels, widths in and out, a skip's convolution
+    convolutions = 9 * 64 * width + sum(
+        pixels * width**2 * (9 * a * b + 9 * b * b + skip * a * b) for pixels, a, b, skip in sizes
+    )
+    head = dim * dim + dim * dim // 2 if name == "encoder" else dim * 10
+    forward = 2 * (convolutions + 4 * width * dim + head)
+    peak = artifact.read_json("started.json")["matmul_flops_per_s"]
+    for record in read_log(artifact):
+        assert record["mfu"] == pytest.approx(3 * views * forward * record["images_per_s"] / peak)
 
 
 def test_the_same_run_again_makes_nothing(finished, tmp_path):

@@ -351,11 +351,36 @@ def test_gradient_checkpointing_changes_no_bit_and_accumulation_only_the_last_on
             torch.testing.assert_close(value, expected[key], rtol=0, atol=tolerance)
 
 
-def test_compile_compiles_the_network_in_place(latents, monkeypatch):
+def test_compile_compiles_the_networks_blocks_in_place(latents, monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda model: compiled.append(type(model).__name__))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
     latents.make("compute.compile=true")
-    assert compiled == ["UViT"]
+    assert compiled == ["Block"] * 3
+
+
+def test_a_model_is_put_in_shards_only_where_workers_are_several(monkeypatch):
+    from dpt_ray.stages.training import Worker, _distributed
+
+    model, sharded = torch.nn.Linear(1, 1), []
+    monkeypatch.setattr("dpt_ray.training.sharding.shard", lambda *given: sharded.append(given))
+    assert _distributed(model, [model], Worker(0, 1, "cpu"), fsdp=True) is model and not sharded
+    assert _distributed(model, [model], Worker(0, 2, "cpu"), fsdp=True) is model
+    assert sharded == [(model, [model], "cpu")]
+
+
+@pytest.mark.cluster
+def test_two_workers_that_share_one_model_go_on_from_a_checkpoint_of_one_that_had_it_all(latents, cluster):
+    settings = ("diffusion.steps=12", "diffusion.preview_every=6", "diffusion.precision=bfloat16")
+    whole = latents.make(*settings)
+    expected, log = weights(whole), read_log(whole.out)
+    whole.out.fs.rm(whole.out.path(""), recursive=True)
+    latents.make(*settings, "diffusion.steps=6")
+    task = latents.make(*settings, "compute.train_workers=2", "compute.fsdp=true")
+    assert task.out.manifest["continued_at_step"] == 6
+    assert [r["loss"] for r in read_log(task.out)] == pytest.approx([r["loss"] for r in log], rel=1e-3)
+    for key, value in weights(task).items():
+        torch.testing.assert_close(value, expected.pop(key), rtol=0, atol=1e-3)
+    assert not expected and task.out.exists("previews/000000012.png")
 
 
 def test_previews_show_the_classes_and_leave_the_training_as_it_is(latents):

@@ -182,9 +182,10 @@ def worker(rank: int, folder: str) -> None:
         ("plain", denoise, 2),
         ("bad", infinite_on_second_half_of_step_5, 1),
     ):
+        model = tiny()
         result, record = run(
             step_fn=step_fn,
-            model=DistributedDataParallel(tiny()),
+            model=DistributedDataParallel(model),
             rank=rank,
             world_size=2,
             gradient_accumulation=accumulation,
@@ -192,6 +193,7 @@ def worker(rank: int, folder: str) -> None:
         losses = [r["loss"] for r in record.logs]
         saved = [step for step, (tensors, _) in record.checkpoints.items() if tensors]
         found |= {f"{name}.ema.{key}": value for key, value in result.ema.items()}
+        found |= {f"{name}.model.{key}": value for key, value in model.state_dict().items()}
         found[f"{name}.losses"] = torch.tensor(losses, dtype=torch.float64)
         found[f"{name}.skipped"] = torch.tensor(result.skipped_steps)
         found[f"{name}.seen"] = torch.tensor(list(record.checkpoints))
@@ -211,7 +213,7 @@ def test_two_workers_train_as_one(whole, two_workers):
     first, second = two_workers
     for key, value in whole[0].ema.items():
         torch.testing.assert_close(first[f"plain.ema.{key}"], value, rtol=0, atol=1e-6)
-        assert torch.equal(first[f"plain.ema.{key}"], second[f"plain.ema.{key}"])
+        assert torch.equal(first[f"plain.model.{key}"], second[f"plain.model.{key}"])
     losses = torch.tensor([r["loss"] for r in whole[1].logs], dtype=torch.float64)
     torch.testing.assert_close(first["plain.losses"], losses, rtol=1e-5, atol=0)
 
@@ -222,12 +224,13 @@ def test_all_workers_come_to_a_checkpoint_but_only_the_first_logs_and_holds_it(t
         assert worker_["plain.seen"].tolist() == [4, 8, 11]
     assert first["plain.saved"].tolist() == [4, 8, 11]
     assert len(second["plain.saved"]) == 0 and len(second["plain.losses"]) == 0
+    assert not [key for key in second if key.startswith("plain.ema.")]
 
 
 def test_a_bad_loss_on_one_worker_makes_all_skip_the_step(two_workers):
     first, second = two_workers
     assert first["bad.skipped"] == second["bad.skipped"] == 1
-    for key in (k for k in first if k.startswith("bad.ema.")):
+    for key in (k for k in first if k.startswith("bad.model.")):
         assert torch.equal(first[key], second[key]) and first[key].isfinite().all()
 
 

@@ -1,9 +1,17 @@
 import torch
+from torch import nn
 
-from dpt_ray.training.throughput import matmul_peak
+from dpt_ray.training.throughput import forward_flops, matmul_peak
 
 
 def test_the_peak_is_a_speed_a_processor_can_have_and_draws_nobody_elses_numbers():
     before = torch.get_rng_state()
     assert 1e8 < matmul_peak("cpu", torch.float32) < 1e15
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_flops_of_a_forward_pass_are_two_for_each_multiply_add_of_its_products():
+    network = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.GELU(), nn.Flatten(), nn.Linear(5 * 8 * 6, 7))
+    expected = 2 * (9 * 2 * 5 * 8 * 6 + 5 * 8 * 6 * 7)
+    assert forward_flops(network, torch.zeros(1, 2, 8, 6)) == expected
+    assert forward_flops(network, torch.zeros(4, 2, 8, 6)) == 4 * expected
