@@ -7,6 +7,7 @@ Images that cannot be read are set aside in `quarantine.parquet`, and too many o
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from dpt_ray.stages import cluster
 from dpt_ray.stages.node import Task
 
 QUARANTINE = "quarantine.parquet"
+PEAKS = ("peak_memory_bytes", "reader_peak_memory_bytes")  # of an actor, of a reading task's process
 NAMED = 5  # unreadable images that an error names
 
 
@@ -52,7 +54,7 @@ def make_together(tasks: list[Task]) -> list[dict[str, Any]]:
         for unit in list_units(images)
     ]
     missing = [unit for unit in units if unit["wanted"]]
-    facts: dict[str, Any] = {"startup_seconds": 0.0, "peak_memory_bytes": 0}
+    facts: dict[str, Any] = {"startup_seconds": 0.0, **dict.fromkeys(PEAKS, 0)}
     if missing:
         facts = _run(first, images, outputs, missing)
     return [_collect(output, images, facts) for output in outputs]
@@ -61,7 +63,7 @@ def make_together(tasks: list[Task]) -> list[dict[str, Any]]:
 def _run(task: Task, images: Artifact, outputs: list[Output], units: list[Unit]) -> dict[str, Any]:
     started = time.perf_counter()
     cluster.connect(task.compute)
-    startup, peak = 0.0, 0
+    startup, peaks = 0.0, dict.fromkeys(PEAKS, 0)
     results = cluster.run_units(
         units,
         DecodeUnit(images, {output.name: output.crop for output in outputs}),
@@ -76,9 +78,9 @@ def _run(task: Task, images: Artifact, outputs: list[Output], units: list[Unit])
     task.progress(0, len(units))
     for number, result in enumerate(results, 1):
         startup = startup or time.perf_counter() - started - result["seconds"]
-        peak = max(peak, result["peak_memory_bytes"])
+        peaks = {name: max(peak, result[name]) for name, peak in peaks.items()}
         task.progress(number, len(units))
-    return {"startup_seconds": round(startup, 3), "peak_memory_bytes": peak}
+    return {"startup_seconds": round(startup, 3), **peaks}
 
 
 class DecodeUnit:
@@ -102,6 +104,7 @@ class DecodeUnit:
             "crops": list(pixels),
             "shapes": [str(value.shape) for value in pixels.values()],
             "pixels": [value.tobytes() for value in pixels.values()],
+            "peak_memory_bytes": cluster.peak_memory(),
         }
 
 
@@ -115,6 +118,7 @@ class ExtractUnit:
         from dpt_ray.models.encoder import load_encoder
 
         torch.set_num_threads(threads)
+        self.computing = threading.Lock()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.batch_size = batch_size
         self.outputs = {output.name: output for output in outputs}
@@ -138,12 +142,14 @@ class ExtractUnit:
             "shard": unit["shard"],
             "seconds": time.perf_counter() - started,
             "peak_memory_bytes": cluster.peak_memory(),
+            "reader_peak_memory_bytes": unit["peak_memory_bytes"],
         }
 
     def _publish(self, output: Output, unit: dict[str, Any], pixels: np.ndarray) -> None:
         from dpt_ray.data.shards import write_features, write_moments
 
-        values = self._compute(output, pixels) if len(pixels) else np.zeros((0, 1), np.float32)
+        with self.computing:
+            values = self._compute(output, pixels) if len(pixels) else np.zeros((0, 1), np.float32)
         write = write_features if output.is_encoder else write_moments
         suffix = ".parquet" if output.is_encoder else ".arrow"
         ids = list(unit["ids"])

@@ -7,6 +7,7 @@ none again. The noise of an image is drawn on the CPU from a hash of (seed, clas
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,7 @@ class GenerateUnit:
         from dpt_ray.stages.train_diffusion import load_denoiser
 
         torch.set_num_threads(sampler.threads)
+        self.computing = threading.Lock()
         self.sampler = sampler
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model, self.config = load_denoiser(sampler.denoiser)
@@ -125,7 +127,8 @@ class GenerateUnit:
 
         started = time.perf_counter()
         items = [(label, index) for index in range(*unit["indices"]) for label in range(*unit["classes"])]
-        images = self._sample(items)
+        with self.computing:
+            images = self._sample(items)
         n = len(items)
         columns = {
             "id": [image_id("gen", label, index) for label, index in items],

@@ -20,7 +20,11 @@ from dpt_ray.stages.train_diffusion import load_denoiser
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 PUBLISHED = ("diffusion.model.modulation=false",)
-INPUT = (torch.linspace(-2, 2, 256).view(4, 1, 8, 8), torch.tensor([1.0, 250.0, 500.0, 999.0]), torch.tensor([0, 3, 9, 10]))
+INPUT = (
+    torch.linspace(-2, 2, 256).view(4, 1, 8, 8),
+    torch.tensor([1.0, 250.0, 500.0, 999.0]),
+    torch.tensor([0, 3, 9, 10]),
+)
 
 
 def publish_denoiser(root, overrides=PUBLISHED):
