@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -44,7 +44,7 @@ def connect(compute: Compute) -> float:
 
 
 def run_units(
-    units: Iterable[dict[str, Any]],
+    units: Sequence[dict[str, Any]],
     read: Callable[[dict[str, Any]], dict[str, Any]] | None,
     actor: type,
     arguments: dict[str, Any],
@@ -52,7 +52,8 @@ def run_units(
 ) -> Iterator[dict[str, Any]]:
     """Streams work units through an optional reading task and an actor pool; yields a row a unit.
 
-    A unit is one row of Ray Data, so what is computed together never depends on which actor was free.
+    A unit is one row and one block of Ray Data, so what is computed together never depends on which
+    actor was free, and a task holds no more than one.
     `read(unit)` runs as a task (decoding, on any CPU); `actor(**arguments)(unit)` as a pool of actors.
     Actors that die are restarted and their unit is done again; an exception ends the run. An actor is
     called for two units at a time: it computes one (under a lock of its own) while the other is fetched
@@ -60,7 +61,7 @@ def run_units(
     """
     import ray.data
 
-    data = ray.data.from_items(list(units))
+    data = ray.data.from_items(list(units), override_num_blocks=len(units))
     if read is not None:
         data = data.map(read, **tasks(compute))
     pool = ray.data.ActorPoolStrategy(

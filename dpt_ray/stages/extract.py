@@ -84,7 +84,7 @@ def _run(task: Task, images: Artifact, outputs: list[Output], units: list[Unit])
 
 
 class DecodeUnit:
-    """Reads and decodes a unit: uint8 pixels for each output's crop as bytes, and what is unreadable."""
+    """Reads and decodes a unit: uint8 pixels for each output's crop, and what is unreadable."""
 
     def __init__(self, images: Artifact, crops: dict[str, Crop]) -> None:
         self.images, self.crops = images, crops
@@ -92,19 +92,23 @@ class DecodeUnit:
 
     @cluster.naming_shard
     def __call__(self, unit: Unit) -> dict[str, Any]:
-        """The unit with `ids`, `bad` and, for each distinct crop, its `pixels`."""
-        wanted = {self.crops[name] for name in unit["wanted"]}
-        crops = {repr(crop): crop for crop in wanted}
-        ids, pixels, bad = decode_unit(self.images, unit, crops, self.mode)
+        """The unit with `ids`, `bad` and, under the name of each distinct crop, pixels (n, H, W, C).
+
+        Arrays pass to the actor without a copy, bytes would take several.
+        """
+        wanted = {repr(crop): crop for crop in (self.crops[name] for name in unit["wanted"])}
+        ids, pixels, bad = decode_unit(self.images, unit, wanted, self.mode)
+        # Every row has the same columns, and no column is empty.
+        none = np.zeros((1, 1, 1, 1), np.uint8)
+        columns = {repr(crop): none for crop in self.crops.values()}
         return {
             "shard": unit["shard"],
             "wanted": list(unit["wanted"]),
             "ids": ids,
             "bad": [f"{identifier}\t{reason}" for identifier, reason in bad],
-            "crops": list(pixels),
-            "shapes": [str(value.shape) for value in pixels.values()],
-            "pixels": [value.tobytes() for value in pixels.values()],
             "peak_memory_bytes": cluster.peak_memory(),
+            **columns,
+            **(pixels if ids else {}),
         }
 
 
@@ -131,13 +135,8 @@ class ExtractUnit:
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Publishes the unit's shard of every output that wants it."""
         started = time.perf_counter()
-        pixels = {
-            crop: np.frombuffer(data, np.uint8).reshape(_shape(shape))
-            for crop, shape, data in zip(unit["crops"], unit["shapes"], unit["pixels"], strict=True)
-        }
         for name in unit["wanted"]:
-            output = self.outputs[name]
-            self._publish(output, unit, pixels[repr(output.crop)])
+            self._publish(self.outputs[name], unit)
         return {
             "shard": unit["shard"],
             "seconds": time.perf_counter() - started,
@@ -145,14 +144,15 @@ class ExtractUnit:
             "reader_peak_memory_bytes": unit["peak_memory_bytes"],
         }
 
-    def _publish(self, output: Output, unit: dict[str, Any], pixels: np.ndarray) -> None:
+    def _publish(self, output: Output, unit: dict[str, Any]) -> None:
         from dpt_ray.data.shards import write_features, write_moments
 
-        with self.computing:
-            values = self._compute(output, pixels) if len(pixels) else np.zeros((0, 1), np.float32)
+        ids, values = list(unit["ids"]), np.zeros((0, 1), np.float32)
+        if ids:
+            with self.computing:
+                values = self._compute(output, unit[repr(output.crop)])
         write = write_features if output.is_encoder else write_moments
         suffix = ".parquet" if output.is_encoder else ".arrow"
-        ids = list(unit["ids"])
 
         def payload(path: Path) -> None:
             write(path, ids, values)
@@ -196,10 +196,6 @@ def _output(task: Task) -> Output:
 def _wants(output: Output, unit: Unit) -> bool:
     """Moments are what the denoiser trains on: never of validation or test images."""
     return output.is_encoder or unit.get("split", "train") == "train"
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.strip("()").split(","))
 
 
 def _collect(output: Output, images: Artifact, facts: dict[str, Any]) -> dict[str, Any]:
