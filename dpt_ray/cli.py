@@ -228,6 +228,22 @@ def export(
     Console().print(f"{rows} images written: {out}", highlight=False)
 
 
+@app.command("export-model")
+def export_model(
+    config: ConfigPath,
+    format: Annotated[str, typer.Argument(help="nnet_ema (the published U-ViT's) or safetensors.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, as key.path=value.")
+    ] = None,
+) -> None:
+    """Write a run's trained denoiser as published weights, or as safetensors and its configuration."""
+    from dpt_ray.stages import export
+
+    parameters = export.export_model(load_config(config, overrides or ()), format, out)
+    Console().print(f"{parameters} parameters written: {out}", highlight=False)
+
+
 @app.command("list", rich_help_panel="Outputs")
 def list_outputs(output: OutputUri) -> None:
     """List all outputs with their sizes and the runs that refer to them."""

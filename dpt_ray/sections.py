@@ -248,7 +248,8 @@ class Compute(Section):
     """How to run: recorded, never part of an identity.
 
     `train_workers: 0` trains in the driver's process, without Ray Train's worker processes (their
-    start-up costs more than a small training). `threads` are per worker and actor.
+    start-up costs more than a small training). `threads` are per worker and actor. `readers` are tasks
+    that decode at a time (by default one for each actor, four where it has a GPU).
     `gradient_accumulation` (parts that a worker's batch is computed in) and `gradient_checkpointing` (a
     third more work) save the memory of the denoiser's training; `compile` is torch.compile for all.
     `fsdp`: two or more training workers share one copy of weights, averages and moments (FSDP2) where
@@ -259,6 +260,7 @@ class Compute(Section):
     threads: Count = 1
     train_workers: Annotated[int, Field(ge=0)] = 1
     actors: Count = 1
+    readers: Count | None = None
     actor_cpus: Positive = 0.5
     actor_gpus: Annotated[float, Field(ge=0)] = 0.0
     train_gpus: bool = False

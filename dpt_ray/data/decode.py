@@ -34,7 +34,8 @@ def decode(data: bytes, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             check_pixels(*image.size)  # from the header, before any pixel is decoded
-            return image.convert(mode)
+            image.load()
+            return image if image.mode == mode else image.convert(mode)  # convert would copy it
     except (BadImage, MemoryError):  # out of memory says nothing about the image
         raise
     except UnidentifiedImageError:

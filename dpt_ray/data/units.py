@@ -7,12 +7,13 @@ a shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpt_ray.artifacts import Artifact
@@ -32,7 +33,7 @@ def write_index(path: Path, index: pa.Table) -> list[Unit]:
     units: list[Unit] = []
     with pq.ParquetWriter(path, index.schema) as writer:
         for split in SPLITS:
-            rows = index.filter(pa.compute.equal(index["split"], split))
+            rows = index.filter(pc.equal(index["split"], split))
             for number, start in enumerate(range(0, rows.num_rows, ROWS)):
                 part = rows.slice(start, ROWS)
                 key = f"{split}-{number:06d}"
@@ -49,6 +50,17 @@ def list_units(images: Artifact) -> list[Unit]:
 def read_index(index: Artifact, columns: list[str] | None = None) -> pa.Table:
     """The whole table of an index artifact."""
     return pq.read_table(index.local_file(INDEX), columns=columns)
+
+
+def find_rows(index: Artifact, ids: Collection[str]) -> pa.Table:
+    """The rows of some images in an index artifact, in its order, read a row group at a time."""
+    wanted = pa.array(sorted(ids), pa.string())
+    found = []
+    with pq.ParquetFile(index.local_file(INDEX)) as file:
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group)
+            found.append(rows.filter(pc.is_in(rows["id"], value_set=wanted)))
+    return pa.concat_tables(found).combine_chunks()
 
 
 def read_unit(images: Artifact, unit: Unit) -> tuple[list[str], list[bytes]]:

@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -44,7 +44,7 @@ def connect(compute: Compute) -> float:
 
 
 def run_units(
-    units: Iterable[dict[str, Any]],
+    units: Sequence[dict[str, Any]],
     read: Callable[[dict[str, Any]], dict[str, Any]] | None,
     actor: type,
     arguments: dict[str, Any],
@@ -52,16 +52,24 @@ def run_units(
 ) -> Iterator[dict[str, Any]]:
     """Streams work units through an optional reading task and an actor pool; yields a row a unit.
 
-    A unit is one row of Ray Data, so what is computed together never depends on which actor was free.
+    A unit is one row and one block of Ray Data, so what is computed together never depends on which
+    actor was free, and a task holds no more than one.
     `read(unit)` runs as a task (decoding, on any CPU); `actor(**arguments)(unit)` as a pool of actors.
-    Actors that die are restarted and their unit is done again; an exception ends the run.
+    Actors that die are restarted and their unit is done again; an exception ends the run. An actor is
+    called for two units at a time: it computes one (under a lock of its own) while the other is fetched
+    or published, so that a GPU does not wait for storage.
     """
     import ray.data
 
-    data = ray.data.from_items(list(units))
+    data = ray.data.from_items(list(units), override_num_blocks=len(units))
     if read is not None:
         data = data.map(read, **tasks(compute))
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=compute.actors)
+    pool = ray.data.ActorPoolStrategy(
+        min_size=1,
+        max_size=compute.actors,
+        max_concurrent_calls_per_actor=2,
+        enable_true_multi_threading=True,
+    )
     data = data.map(
         actor,
         fn_constructor_kwargs=arguments,
@@ -73,13 +81,16 @@ def run_units(
 
 
 def tasks(compute: Compute) -> dict[str, Any]:
-    """Options of light Ray Data tasks: as many at a time as there are actors, never their CPUs.
+    """Options of light Ray Data tasks: `compute.readers` at a time, never the actors' CPUs.
 
     Without a bound every fraction of a CPU starts a worker process, and each of them imports anew.
+    By default there is one for each actor, and four where it has a GPU: a ViT-B/4 takes several
+    hundred images a second there, and a core decodes two hundred (benchmarks/decode.py).
     """
     import ray.data
 
-    return {"num_cpus": 0.25, "compute": ray.data.TaskPoolStrategy(size=compute.actors)}
+    readers = compute.readers or compute.actors * (4 if compute.actor_gpus else 1)
+    return {"num_cpus": 0.25, "compute": ray.data.TaskPoolStrategy(size=readers)}
 
 
 @contextmanager

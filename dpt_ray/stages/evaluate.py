@@ -32,7 +32,7 @@ def make(task: Task) -> dict[str, Any]:
     real = RealRows(task.inputs["index"], task.inputs["features"])
     classifiers = _classifiers(task)
     result = {
-        "n_labels": task.inputs["labels"].manifest["rows"],
+        "n_labels": task.inputs["classifier"].manifest["labelled"],
         "accuracy": [_measure(name, W, real, note) for name, W, note in classifiers],
         "gain": _paired_gain(classifiers, real),
         "pseudo_labels": _pseudo_labels(task, real),

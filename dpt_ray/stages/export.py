@@ -1,4 +1,4 @@
-"""export: a run's generated images for other tools, streamed, and written whole or not at all."""
+"""export: a run's generated images or its denoiser for other tools, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from dpt_ray.stages.graph import flow
 from dpt_ray.stages.runs import find_store
 
 FORMATS = ("webdataset", "imagefolder", "npz")
+MODEL_FORMATS = ("nnet_ema", "safetensors")
 
 
 def export_samples(config: Config, format: str, out: Path) -> int:
@@ -64,6 +65,41 @@ def export_samples(config: Config, format: str, out: Path) -> int:
         else:
             write_npz(part, images, count)
     return count
+
+
+def export_model(config: Config, format: str, out: Path) -> int:
+    """Writes the run's denoiser to the new folder `out`; returns its number of parameters.
+
+    `nnet_ema`: the published U-ViT's file, for `diffusion.weights` and the method's public code.
+    `safetensors`: `model.safetensors` and `config.json`, for `diffusion.init_from` and any reader.
+    Raises ConfigError where it is not trained yet, `out` exists or cannot be written, or the format is
+    unknown or has no place for the network (modulation in nnet_ema).
+    """
+    from dpt_ray.models.published import export_published_uvit
+    from dpt_ray.stages.train_diffusion import CONFIG, WEIGHTS, load_denoiser
+
+    if format not in MODEL_FORMATS:
+        raise ConfigError(f"format: {format!r} is none of {', '.join(MODEL_FORMATS)}")
+    store = find_store(config)
+    denoiser = flow(config)["denoiser"].artifact(store)
+    if not denoiser.published:
+        raise ConfigError(
+            f"the denoiser of run {config.name} is not in {store.uri}; run `dpt train-diffusion CONFIG` first"
+        )
+    model, _ = load_denoiser(denoiser.uri)
+    if format == "nnet_ema" and model.config.modulation:
+        raise ConfigError(
+            "format: nnet_ema is the published U-ViT's, which has no modulation; use safetensors, or train "
+            "with diffusion.model.modulation=false"
+        )
+    with _publishing(out) as part:
+        if format == "nnet_ema":
+            export_published_uvit(model, part)
+        else:
+            part.mkdir()
+            for name in (WEIGHTS, CONFIG):
+                shutil.copyfile(denoiser.local_file(name), part / name)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Images that cannot be read are set aside in `quarantine.parquet`, and too many o
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from dpt_ray.stages import cluster
 from dpt_ray.stages.node import Task
 
 QUARANTINE = "quarantine.parquet"
+PEAKS = ("peak_memory_bytes", "reader_peak_memory_bytes")  # of an actor, of a reading task's process
 NAMED = 5  # unreadable images that an error names
 
 
@@ -52,7 +54,7 @@ def make_together(tasks: list[Task]) -> list[dict[str, Any]]:
         for unit in list_units(images)
     ]
     missing = [unit for unit in units if unit["wanted"]]
-    facts: dict[str, Any] = {"startup_seconds": 0.0, "peak_memory_bytes": 0}
+    facts: dict[str, Any] = {"startup_seconds": 0.0, **dict.fromkeys(PEAKS, 0)}
     if missing:
         facts = _run(first, images, outputs, missing)
     return [_collect(output, images, facts) for output in outputs]
@@ -61,7 +63,7 @@ def make_together(tasks: list[Task]) -> list[dict[str, Any]]:
 def _run(task: Task, images: Artifact, outputs: list[Output], units: list[Unit]) -> dict[str, Any]:
     started = time.perf_counter()
     cluster.connect(task.compute)
-    startup, peak = 0.0, 0
+    startup, peaks = 0.0, dict.fromkeys(PEAKS, 0)
     results = cluster.run_units(
         units,
         DecodeUnit(images, {output.name: output.crop for output in outputs}),
@@ -76,13 +78,13 @@ def _run(task: Task, images: Artifact, outputs: list[Output], units: list[Unit])
     task.progress(0, len(units))
     for number, result in enumerate(results, 1):
         startup = startup or time.perf_counter() - started - result["seconds"]
-        peak = max(peak, result["peak_memory_bytes"])
+        peaks = {name: max(peak, result[name]) for name, peak in peaks.items()}
         task.progress(number, len(units))
-    return {"startup_seconds": round(startup, 3), "peak_memory_bytes": peak}
+    return {"startup_seconds": round(startup, 3), **peaks}
 
 
 class DecodeUnit:
-    """Reads and decodes a unit: uint8 pixels for each output's crop as bytes, and what is unreadable."""
+    """Reads and decodes a unit: uint8 pixels for each output's crop, and what is unreadable."""
 
     def __init__(self, images: Artifact, crops: dict[str, Crop]) -> None:
         self.images, self.crops = images, crops
@@ -90,18 +92,23 @@ class DecodeUnit:
 
     @cluster.naming_shard
     def __call__(self, unit: Unit) -> dict[str, Any]:
-        """The unit with `ids`, `bad` and, for each distinct crop, its `pixels`."""
-        wanted = {self.crops[name] for name in unit["wanted"]}
-        crops = {repr(crop): crop for crop in wanted}
-        ids, pixels, bad = decode_unit(self.images, unit, crops, self.mode)
+        """The unit with `ids`, `bad` and, under the name of each distinct crop, pixels (n, H, W, C).
+
+        Arrays pass to the actor without a copy, bytes would take several.
+        """
+        wanted = {repr(crop): crop for crop in (self.crops[name] for name in unit["wanted"])}
+        ids, pixels, bad = decode_unit(self.images, unit, wanted, self.mode)
+        # Every row has the same columns, and no column is empty.
+        none = np.zeros((1, 1, 1, 1), np.uint8)
+        columns = {repr(crop): none for crop in self.crops.values()}
         return {
             "shard": unit["shard"],
             "wanted": list(unit["wanted"]),
             "ids": ids,
             "bad": [f"{identifier}\t{reason}" for identifier, reason in bad],
-            "crops": list(pixels),
-            "shapes": [str(value.shape) for value in pixels.values()],
-            "pixels": [value.tobytes() for value in pixels.values()],
+            "peak_memory_bytes": cluster.peak_memory(),
+            **columns,
+            **(pixels if ids else {}),
         }
 
 
@@ -115,6 +122,7 @@ class ExtractUnit:
         from dpt_ray.models.encoder import load_encoder
 
         torch.set_num_threads(threads)
+        self.computing = threading.Lock()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.batch_size = batch_size
         self.outputs = {output.name: output for output in outputs}
@@ -127,26 +135,24 @@ class ExtractUnit:
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Publishes the unit's shard of every output that wants it."""
         started = time.perf_counter()
-        pixels = {
-            crop: np.frombuffer(data, np.uint8).reshape(_shape(shape))
-            for crop, shape, data in zip(unit["crops"], unit["shapes"], unit["pixels"], strict=True)
-        }
         for name in unit["wanted"]:
-            output = self.outputs[name]
-            self._publish(output, unit, pixels[repr(output.crop)])
+            self._publish(self.outputs[name], unit)
         return {
             "shard": unit["shard"],
             "seconds": time.perf_counter() - started,
             "peak_memory_bytes": cluster.peak_memory(),
+            "reader_peak_memory_bytes": unit["peak_memory_bytes"],
         }
 
-    def _publish(self, output: Output, unit: dict[str, Any], pixels: np.ndarray) -> None:
+    def _publish(self, output: Output, unit: dict[str, Any]) -> None:
         from dpt_ray.data.shards import write_features, write_moments
 
-        values = self._compute(output, pixels) if len(pixels) else np.zeros((0, 1), np.float32)
+        ids, values = list(unit["ids"]), np.zeros((0, 1), np.float32)
+        if ids:
+            with self.computing:
+                values = self._compute(output, unit[repr(output.crop)])
         write = write_features if output.is_encoder else write_moments
         suffix = ".parquet" if output.is_encoder else ".arrow"
-        ids = list(unit["ids"])
 
         def payload(path: Path) -> None:
             write(path, ids, values)
@@ -190,10 +196,6 @@ def _output(task: Task) -> Output:
 def _wants(output: Output, unit: Unit) -> bool:
     """Moments are what the denoiser trains on: never of validation or test images."""
     return output.is_encoder or unit.get("split", "train") == "train"
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.strip("()").split(","))
 
 
 def _collect(output: Output, images: Artifact, facts: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,13 @@ def make(task: Task) -> dict[str, Any]:
         real_weight = settings["real_weight"]
     found = fit_rows(labelled, more, real_weight, len(real.classes), settings)
     facts = describe(found, real, len(labelled), len(more) if more else 0)
+    facts["unreadable_labels"] = task.inputs["labels"].manifest["rows"] - len(labelled)
+    if facts["unreadable_labels"]:
+        logging.getLogger("dpt_ray").warning(
+            "%s: %d labelled images cannot be read and are left out",
+            task.node.name,
+            facts["unreadable_labels"],
+        )
     save_classifier(task.out, "", found, real.classes, facts)
     return facts
 

@@ -7,6 +7,7 @@ none again. The noise of an image is drawn on the CPU from a hash of (seed, clas
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,23 +106,17 @@ class GenerateUnit:
     """An actor that samples and publishes a shard."""
 
     def __init__(self, sampler: Sampler) -> None:
-        import json
-
         import torch
 
-        from dpt_ray.artifacts import Artifact
         from dpt_ray.models.autoencoder import load_autoencoder
-        from dpt_ray.models.uvit import UViT, UViTConfig
-        from dpt_ray.models.weights import load_strict, load_weights
+        from dpt_ray.stages.train_diffusion import load_denoiser
 
         torch.set_num_threads(sampler.threads)
+        self.computing = threading.Lock()
         self.sampler = sampler
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.config = json.loads(Artifact(sampler.denoiser).read_bytes("config.json"))
-        self.model = UViT(UViTConfig(**self.config["model"]))
-        weights = f"{sampler.denoiser}/model.safetensors"
-        load_strict(self.model, load_weights(weights), weights)
-        self.model.eval().requires_grad_(False).to(self.device)
+        self.model, self.config = load_denoiser(sampler.denoiser)
+        self.model.to(self.device)
         precision: Any = sampler.precision
         self.autoencoder = load_autoencoder(sampler.autoencoder, precision).to(self.device)
 
@@ -132,7 +127,8 @@ class GenerateUnit:
 
         started = time.perf_counter()
         items = [(label, index) for index in range(*unit["indices"]) for label in range(*unit["classes"])]
-        images = self._sample(items)
+        with self.computing:
+            images = self._sample(items)
         n = len(items)
         columns = {
             "id": [image_id("gen", label, index) for label, index in items],

@@ -15,7 +15,8 @@ from dpt_ray.stages.checkpoints import CHECKPOINTS, checkpoint_names
 from dpt_ray.stages.node import Task
 from dpt_ray.stages.watching import LOG, read_log
 
-WEIGHT_FILES = ("model.safetensors", "nnet_ema.pth", "nnet.pth")  # this project's, the published ones
+# This project's, a published U-ViT's, and an autoencoder's in diffusers' format.
+WEIGHT_FILES = ("model.safetensors", "nnet_ema.pth", "nnet.pth", "diffusion_pytorch_model.safetensors")
 INITIAL = "initial.safetensors"
 CONTINUED = "continued.json"
 

@@ -58,6 +58,7 @@ def make(task: Task) -> dict[str, Any]:
         grid=picture_rows(task.inputs["index"], task.inputs["samples"], PICTURES),
         curves=_curves(task),
         quarantined=int(task.inputs["features"].manifest["quarantined"]),
+        warnings=_warnings(task),
     )
     task.out.write_bytes(PAGE, page.render_report(data).encode())
     return {"rows": len(data.stages)}
@@ -136,6 +137,14 @@ def _curves(task: Task) -> dict[str, list[tuple[int, float]]]:
         if records := read_log(task.inputs[key]):
             curves[name] = [(int(record["step"]), record["loss"]) for record in records]
     return curves
+
+
+def _warnings(task: Task) -> list[str]:
+    classifier = task.inputs["classifier"].manifest
+    if not (lost := classifier.get("unreadable_labels")):
+        return []
+    drawn = classifier["labelled"] + lost
+    return [f"{lost} of the {drawn} labelled images cannot be read; nothing was fitted on them."]
 
 
 def _versions(task: Task) -> dict[str, str]:

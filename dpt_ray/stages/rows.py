@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpt_ray.artifacts import Artifact
+from dpt_ray.config import ConfigError
 from dpt_ray.data.shards import read_features
 from dpt_ray.data.units import read_index
 from dpt_ray.learners.linear_classifier import Rows, row_normalise
@@ -44,8 +45,23 @@ class RealRows:
         return Rows(self.features, _int64(self.label.take(pa.array(rows))), rows)
 
     def labelled(self, labels: Artifact) -> Rows:
-        """The rows of a `labels` artifact."""
-        return self.joined(pq.read_table(labels.local_file(LABELS)))
+        """The rows of a `labels` artifact whose images could be read.
+
+        Raises ConfigError, naming the classes, where none of a class's labelled images could.
+        """
+        table = pq.read_table(labels.local_file(LABELS))
+        readable = table.filter(pc.is_in(table["id"], value_set=self.ids))
+        kept = set(pc.unique(readable["label"]).to_pylist())
+        lost = [label for label in pc.unique(table["label"]).to_pylist() if label not in kept]
+        if lost:
+            names = ", ".join(self.classes[label] for label in lost[:5])
+            first = table["id"].filter(pc.equal(table["label"], lost[0]))[0].as_py()
+            raise ConfigError(
+                f"labels: no labelled image of class {names} can be read ({len(lost)} such classes; "
+                f"{first} and others are in the features' quarantine.parquet); label another image of it, "
+                "draw more (labels.per_class) or otherwise (labels.seed)"
+            )
+        return self.joined(readable)
 
     def pseudo_labelled(self, pseudo_labels: Artifact) -> Rows:
         """The training rows with their pseudo-labels."""
@@ -57,10 +73,7 @@ class RealRows:
         where = pc.index_in(table["id"].combine_chunks(), self.ids)
         if where.null_count:
             lost = table["id"].filter(pc.is_null(where))[0].as_py()
-            raise ValueError(
-                f"image {lost} has a label but no features ({where.null_count} such); it was "
-                "unreadable: remove it from the list"
-            )
+            raise ValueError(f"image {lost} has a pseudo-label but no features ({where.null_count} such)")
         return Rows(self.features, _int64(table["label"]), where.to_numpy())
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dpt_ray.artifacts import Artifact
 from dpt_ray.config import ConfigError
 from dpt_ray.data.shards import MomentsReader
 from dpt_ray.data.units import read_index
@@ -140,6 +141,18 @@ def _labels(task: Task) -> tuple[np.ndarray, dict[str, int]]:
     values = labels.cast(pa.int64()).to_numpy()
     counts = np.bincount(values, minlength=len(classes) + 1)[: len(classes)]
     return values, dict(zip(classes, counts.tolist(), strict=True))
+
+
+def load_denoiser(folder: str) -> tuple[Any, dict[str, Any]]:
+    """The network of a denoiser's folder, local or a URI, on the CPU, and its `config.json`."""
+    from dpt_ray.models.uvit import UViT, UViTConfig
+    from dpt_ray.models.weights import load_strict, load_weights
+
+    config = Artifact(folder).read_json(CONFIG)
+    model = UViT(UViTConfig(**config["model"]))
+    weights = f"{folder}/{WEIGHTS}"
+    load_strict(model, load_weights(weights), weights)
+    return model.eval().requires_grad_(False), config
 
 
 def save_denoiser(folder: Path, ema: dict[str, Any], config: Any, task: Task, scale: float) -> None:

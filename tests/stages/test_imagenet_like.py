@@ -133,11 +133,13 @@ def bucket_content():
     odd = odd_images(random) | unreadable_images(random)
     train += [(f"{CLASSES[label]}_{kind}", label, data) for kind, (label, data) in odd.items()]
     few = [key for key, _ in numbered[: 2 * len(CLASSES)]]
+    listed = {"2imgs_class.txt": [*few, "n01443537_truncated"], "readable.txt": few}
+    listed["unreadable.txt"] = ["n01443537_truncated", *(key for key in few if "n01443537" not in key)]
     return {
         "imagenet/train-000000.tar": tar_shard(train[::2]),
         "imagenet/train-000001.tar": tar_shard(train[1::2]),
         "imagenet/val-000000.tar": tar_shard(val),
-        "2imgs_class.txt": "".join(f"{key}.JPEG\n" for key in few).encode(),
+        **{name: "".join(f"{key}.JPEG\n" for key in keys).encode() for name, keys in listed.items()},
         "vit_300ep.pth.tar": msn_checkpoint(),
         "autoencoder_kl.pth": (DATA / "autoencoder_kl.pth").read_bytes(),
     }
@@ -216,7 +218,7 @@ def test_every_stage_is_published_on_the_object_store(finished):
     rows = {
         name: finished.artifact(name).manifest["rows"] for name in ("index", "labels", "features", "moments")
     }
-    assert rows == {"index": 130, "labels": 12, "features": 127, "moments": 97}
+    assert rows == {"index": 130, "labels": 13, "features": 127, "moments": 97}
     assert finished.artifact("pseudo_labels").manifest["rows"] == 127
     assert (
         finished.artifact("samples").manifest["rows"]
@@ -237,6 +239,25 @@ def test_unreadable_images_are_in_the_quarantine_with_the_reason(finished):
     assert reasons["n03000684_text"].startswith("not an image")
     assert features.manifest["quarantined"] == 3
     assert "3 unreadable images were set aside" in report(finished)
+
+
+def test_a_labelled_image_that_cannot_be_read_is_left_out_and_counted(finished):
+    classifier = finished.artifact("classifier")
+    assert (classifier.manifest["labelled"], classifier.manifest["unreadable_labels"]) == (12, 1)
+    assert "1 of the 13 labelled images cannot be read" in report(finished)
+    readable = ("name=readable", "labels.file=s3://dpt/readable.txt")
+    assert finished.make("classifier", *readable) == ["labels", "classifier"]
+    other = flow(load_config(finished.path, readable))["classifier"].artifact(Store("s3://dpt/out"))
+    assert other.manifest["unreadable_labels"] == 0
+    assert other.read_bytes("model.safetensors") == classifier.read_bytes("model.safetensors")
+
+
+def test_a_class_that_loses_all_its_labels_ends_the_run_by_name(finished):
+    with pytest.raises(ConfigError) as caught:
+        finished.make("classifier", "name=unreadable", "labels.file=s3://dpt/unreadable.txt")
+    text = str(caught.value)
+    assert text.startswith("labels: no labelled image of class n01443537 can be read (1 such classes; ")
+    assert "n01443537_truncated" in text and "label another image" in text and "\n" not in text
 
 
 def report(finished):

@@ -84,3 +84,14 @@ def test_the_settings_of_a_training_that_is_not_done_decide_nothing(config):
 
     assert digest("diffusion.steps=2", "diffusion.seed=4") == digest()
     assert digest("diffusion.schedule=stable_diffusion") != digest()
+
+
+def test_an_autoencoders_folder_in_diffusers_format_is_read_as_its_file_is(config, tmp_path):
+    from dpt_ray.models.autoencoder import load_autoencoder, open_autoencoder
+
+    given = open_autoencoder("kl", DATA / "autoencoder_kl.pth", size=16)
+    given.vae.save_pretrained(tmp_path / "vae")
+    settings = load_config(config, [f"autoencoder.weights={tmp_path}/vae"])
+    runs.run(settings, Display(Console(quiet=True)), ["autoencoder"])
+    made = flow(settings)["autoencoder"].artifact(Store(settings.output))
+    assert load_autoencoder(made.uri).identity == given.identity
