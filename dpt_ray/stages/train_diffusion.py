@@ -97,8 +97,7 @@ def _train(task: Task, worker: training.Worker, reader: MomentsReader) -> None:
     if window := settings["shuffle_shards"]:
         order = ShardWindows(settings["seed"], settings["batch_size"], reader.sizes, window)
     else:
-        reader.hold(range(len(reader.sizes)))
-        reader.wait()
+        _hold_all(reader)
     labels, _ = _labels(task)
 
     def load_batch(rows: np.ndarray, step: int) -> dict[str, torch.Tensor]:
@@ -126,6 +125,16 @@ def _train(task: Task, worker: training.Worker, reader: MomentsReader) -> None:
     )
     if ema is not None:
         task.out.publish_files(lambda folder: save_denoiser(folder, ema, config, task, autoencoder["scale"]))
+
+
+def _hold_all(reader: MomentsReader) -> None:
+    """Waits until all moments are on this node."""
+    try:
+        reader.hold(range(len(reader.sizes)))
+        reader.wait()
+    except ValueError as error:
+        remedy = "or set diffusion.shuffle_shards: then a node holds a part of the moments"
+        raise ValueError(f"{error}, {remedy}") from error
 
 
 def _labels(task: Task) -> tuple[np.ndarray, dict[str, int]]:

@@ -58,6 +58,13 @@ class Latents:
         task.out.publish(facts | about)
         return task
 
+    def elsewhere(self) -> "Latents":
+        """A copy of the store that is not on this machine's disk."""
+        copy = Latents(Store(f"memory://{uuid.uuid4().hex}"))
+        fs, root = fsspec.core.url_to_fs(copy.store.uri)
+        fs.put(f"{self.store.uri}/store", f"{root}/store", recursive=True)
+        return copy
+
     def label(self, values: list[int], ids: list[str] | None = None) -> None:
         """Publishes pseudo-labels; the confidence falls from 1 by 1/100 a row."""
         ids = ids or [f"image-{row}" for row in range(len(values))]
@@ -352,16 +359,24 @@ def test_a_shuffle_in_windows_trains_the_same_from_a_store_elsewhere_and_keeps_t
 
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    elsewhere = Latents(Store(f"memory://{uuid.uuid4().hex}"))
-    fs, root = fsspec.core.url_to_fs(elsewhere.store.uri)
-    fs.put(f"{latents.store.uri}/store", f"{root}/store", recursive=True)
+    elsewhere = latents.elsewhere()
     task = elsewhere.task("diffusion.shuffle_shards=1", "diffusion.batch_size=8")
-    fs.rm(task.out.path(""), recursive=True)
+    task.out.fs.rm(task.out.path(""), recursive=True)
     elsewhere.make("diffusion.shuffle_shards=1", "diffusion.batch_size=8")
     assert same(load_file(task.out.local_file("model.safetensors")), local)
     assert len([*cache.folder().glob("*/*.arrow")]) <= 2
 
     assert not same(weights(latents.make("diffusion.batch_size=8")), local)  # another order
+
+
+def test_moments_too_large_for_the_node_are_told_in_one_line_with_what_to_set(latents, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    elsewhere = latents.elsewhere()
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: cache.shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(StageError, match=r"1 files.*0\.0 GB free.*TMPDIR.*diffusion.shuffle_shards") as error:
+        train_diffusion.make(elsewhere.task())
+    assert "\n" not in str(error.value)
 
 
 def split_moments(latents, rows):
