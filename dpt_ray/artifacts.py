@@ -18,13 +18,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from dpt_ray.cache import RemoteFile
+
 SHARDS = "shards"
+
+T = TypeVar("T")
 
 
 def identity(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -37,8 +41,8 @@ def identity(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapp
 def local_copy(uri: str | Path) -> Path:
     """A local path with the content of a file: the file itself, or a copy of a remote one.
 
-    A remote file is downloaded once per content into this user's temporary folder, whole or not at
-    all, so that the processes of a node share it. Raises ValueError where nothing is there.
+    A remote file is downloaded once per content, whole or not at all, and the processes of a node
+    share the copy. Raises ValueError where nothing is there, or no room for the copy.
     """
     fs, path = url_to_fs(str(uri), use_listings_cache=False)
     if not fs.isfile(path):
@@ -46,17 +50,7 @@ def local_copy(uri: str | Path) -> Path:
     if isinstance(fs, LocalFileSystem):
         return Path(path)
     # ukey changes with what the file system knows of the content: an ETag, or size and time.
-    key = hashlib.sha256(f"{uri} {fs.ukey(path)}".encode()).hexdigest()[:32]
-    cache = Path(tempfile.gettempdir()) / f"dpt_ray-{os.getuid()}"
-    cache.mkdir(mode=0o700, exist_ok=True)
-    copy = cache / key / Path(path).name
-    if not copy.exists():
-        copy.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=copy.parent) as scratch:
-            part = Path(scratch) / copy.name
-            fs.get_file(path, str(part))
-            part.replace(copy)
-    return copy
+    return RemoteFile(fs, path, f"{uri} {fs.ukey(path)}", fs.size(path)).opened(lambda copy: copy)
 
 
 def sha256(uri: str | Path) -> str:
@@ -196,6 +190,17 @@ class Artifact:
     def listed_shards(self) -> list[dict[str, Any]]:
         """The shards that the published manifest (of this extent) names, in its order."""
         return list(self.manifest["shards"])
+
+    def open_shard(self, shard: Mapping[str, Any], open_file: Callable[[Path], T]) -> T:
+        """`open_file(path)` of a shard's payload, where it lies or in this node's copy of it."""
+        remote = self.remote_shard(shard)
+        return remote.opened(open_file) if remote else open_file(Path(self.path(shard["file"])))
+
+    def remote_shard(self, shard: Mapping[str, Any]) -> RemoteFile | None:
+        """The payload of a shard that is not on this machine; None of one that is."""
+        if self.is_local:
+            return None
+        return RemoteFile(self.fs, self.path(shard["file"]), shard["sha256"], shard["bytes"])
 
     def publish(self, manifest: Mapping[str, Any]) -> None:
         """Writes the last manifest: from now on the artifact exists."""

@@ -177,6 +177,8 @@ class Diffusion(Optimisation):
     `init_from`: weights to start from, a published checkpoint or a denoiser of this project, also of
     another number of classes. `min_snr_gamma`: weights of the loss (arXiv 2303.09556). `min_confidence`:
     pseudo-labels below it train the null class only. `preview_every`: steps between pictures.
+    `shuffle_shards`: for moments that do not fit on a node's disk: rows are shuffled within windows of so
+    many of their shards (256 rows each), of which a node holds two, and not across all.
     """
 
     model: Denoiser
@@ -189,6 +191,7 @@ class Diffusion(Optimisation):
     min_snr_gamma: Positive | None = None
     min_confidence: Fraction | None = None
     preview_every: Count | None = None
+    shuffle_shards: Count | None = None
 
     @model_validator(mode="after")
     def _together(self) -> Diffusion:

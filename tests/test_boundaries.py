@@ -12,7 +12,7 @@ SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
 
 # From the ground up; a module imports from its own layer or from lower ones.
 LAYERS = [
-    {"yaml_file", "sections", "config", "artifacts", "lease"},
+    {"yaml_file", "sections", "config", "artifacts", "cache", "lease"},
     {"data", "diffusion", "models"},
     {"learners", "training", "evaluation", "report"},
     {"stages"},

@@ -120,6 +120,8 @@ def test_the_name_is_on_the_page_and_nowhere_else():
         ("diffusion.label_dropout=0.2", below("denoiser")),
         ("diffusion.min_snr_gamma=5", below("denoiser")),
         ("diffusion.min_confidence=0.5", below("denoiser")),
+        ("diffusion.shuffle_shards=64", below("denoiser")),
+        ("diffusion.shuffle_shards=null", set()),
         ("generate.guidance=1.4", below("samples")),
         ("generate.guidance_interval=[0.1, 0.9]", below("samples")),
         ("generate.nfe=20", below("samples")),

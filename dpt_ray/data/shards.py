@@ -7,6 +7,7 @@ in the memory-mapped file.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def read_features(artifact: Artifact) -> tuple[pa.Array, np.ndarray]:
     row = 0
     for shard in shards:
         table = pq.read_table(artifact.local_file(shard["file"])).combine_chunks()
-        block = _matrix(table["feature"].chunk(0))
+        block = matrix(table["feature"].chunk(0))
         if features is None:
             features = np.empty((sum(s["rows"] for s in shards), block.shape[1]), np.float32)
         features[row : row + len(block)] = block
@@ -46,38 +47,11 @@ def read_features(artifact: Artifact) -> tuple[pa.Array, np.ndarray]:
 
 def write_moments(path: Path, ids: Sequence[str], moments: np.ndarray) -> None:
     """Writes rows of `id` and `moments` (n, ...) float16 as an uncompressed Arrow IPC file."""
-    flat = _fixed(moments.reshape(len(moments), -1).astype(np.float16), pa.float16())
+    values = math.prod(moments.shape[1:])
+    flat = _fixed(moments.reshape(len(moments), values).astype(np.float16), pa.float16())
     table = pa.table({"id": pa.array(ids, pa.string()), "moments": flat})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-
-
-class MomentsReader:
-    """Random access to the moments of an artifact: `ids`, and rows (n, variants, 2C, H, W) float16."""
-
-    def __init__(self, artifact: Artifact) -> None:
-        self.shape: tuple[int, ...] = tuple(artifact.manifest["shape"])
-        ids: list[pa.Array] = []
-        self._blocks: list[np.ndarray] = []
-        for shard in artifact.listed_shards():
-            source = pa.memory_map(str(artifact.local_file(shard["file"])))
-            table = pa.ipc.open_file(source).read_all()
-            for batch in table.to_batches():
-                ids.append(batch["id"])
-                self._blocks.append(_matrix(batch["moments"]))
-        self.ids = pa.chunked_array(ids, pa.string()).combine_chunks()
-        self._starts = np.cumsum([0, *(len(block) for block in self._blocks)])
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def rows(self, rows: np.ndarray) -> np.ndarray:
-        """The moments of the given rows, in their order."""
-        which = np.searchsorted(self._starts, rows, side="right") - 1
-        out = np.empty((len(rows), *self.shape), np.float16)
-        for place, (block, row) in enumerate(zip(which, rows - self._starts[which], strict=True)):
-            out[place] = self._blocks[block][row].reshape(self.shape)
-        return out
 
 
 def write_images(path: Path, images: Sequence[np.ndarray], columns: dict[str, Any]) -> None:
@@ -108,8 +82,8 @@ def _fixed(values: np.ndarray, kind: pa.DataType) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def _matrix(column: pa.FixedSizeListArray) -> np.ndarray:
-    """The rows of a fixed-size list as a matrix, without a copy."""
+def matrix(column: pa.FixedSizeListArray) -> np.ndarray:
+    """The rows of a fixed-size list as a matrix (n, list size), without a copy."""
     size = column.type.list_size
     values = column.values.slice(column.offset * size, len(column) * size)
     return values.to_numpy(zero_copy_only=True).reshape(-1, size)

@@ -18,7 +18,7 @@ _UNHASHED = {
     *("weights", "init_from", "file", "keep_in_train", "config", "choose"),
 }
 # Options that count where they are used: leaving them out is what was done before there were any.
-_OPTIONS = {"min_snr_gamma", "min_confidence"}
+_OPTIONS = {"min_snr_gamma", "min_confidence", "shuffle_shards"}
 
 Nodes = dict[str, Node]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from dpt_ray.artifacts import Artifact
 from dpt_ray.config import ConfigError
-from dpt_ray.data.shards import MomentsReader
+from dpt_ray.data.moments import MomentsReader, read_moment_ids
 from dpt_ray.data.units import read_index
 from dpt_ray.sections import Denoiser
 from dpt_ray.stages import training
@@ -64,12 +65,18 @@ def _network(task: Task) -> Any:
 
 def train(task: Task, worker: training.Worker) -> None:
     """The training function of one worker."""
+    with closing(MomentsReader(task.inputs["moments"])) as reader:
+        _train(task, worker, reader)
+
+
+def _train(task: Task, worker: training.Worker, reader: MomentsReader) -> None:
     import torch
 
     from dpt_ray.diffusion.schedules import SCHEDULES
     from dpt_ray.learners.denoise import denoise_step
     from dpt_ray.models.uvit import UViT, flops
     from dpt_ray.models.weights import load_strict, load_weights
+    from dpt_ray.training.order import ShardWindows
 
     settings, config = task.settings, _network(task)
     autoencoder = task.inputs["autoencoder"].manifest
@@ -87,10 +94,16 @@ def train(task: Task, worker: training.Worker) -> None:
         dropout,
         settings["min_snr_gamma"],
     )
-    reader = MomentsReader(task.inputs["moments"])
+    order = None
+    if window := settings["shuffle_shards"]:
+        order = ShardWindows(settings["seed"], settings["batch_size"], reader.sizes, window)
+    else:
+        _hold_all(reader)
     labels, _ = _labels(task)
 
     def load_batch(rows: np.ndarray, step: int) -> dict[str, torch.Tensor]:
+        if order:
+            reader.hold(order.shards(step))
         moments = torch.from_numpy(reader.rows(rows))
         moments = moments if moments.shape[1] > 1 else moments[:, 0]
         return {"moments": moments, "label": torch.from_numpy(labels[rows])}
@@ -110,9 +123,20 @@ def train(task: Task, worker: training.Worker) -> None:
         watch_every=every,
         on_watch=preview.publish if preview else None,
         blocks=model.blocks,
+        order=order,
     )
     if ema is not None:
         task.out.publish_files(lambda folder: save_denoiser(folder, ema, config, task, autoencoder["scale"]))
+
+
+def _hold_all(reader: MomentsReader) -> None:
+    """Waits until all moments are on this node."""
+    try:
+        reader.hold(range(len(reader.sizes)))
+        reader.wait()
+    except ValueError as error:
+        remedy = "or set diffusion.shuffle_shards: then a node holds a part of the moments"
+        raise ValueError(f"{error}, {remedy}") from error
 
 
 def _labels(task: Task) -> tuple[np.ndarray, dict[str, int]]:
@@ -122,7 +146,7 @@ def _labels(task: Task) -> tuple[np.ndarray, dict[str, int]]:
     are like, not what a class is.
     """
     classes = task.inputs["index"].read_json("classes.json")
-    ids = MomentsReader(task.inputs["moments"]).ids
+    ids = read_moment_ids(task.inputs["moments"])
     if task.settings["condition"] == "none":
         return np.zeros(len(ids), np.int64), {}
     source = task.inputs["labels"]

@@ -161,6 +161,7 @@ def fit(
     watch_every: int | None = None,
     on_watch: Any = None,
     blocks: Sequence[Any] = (),
+    order: Any = None,
 ) -> dict[str, Any] | None:
     """Trains on this worker, from the newest published checkpoint on; the EMA weights by name.
 
@@ -215,6 +216,7 @@ def fit(
                 gradient_accumulation=gradient_accumulation,
                 watch_every=watch_every,
                 on_watch=on_watch,
+                order=order,
             )
             return result.ema if worker.rank == 0 else None
         except NonFiniteLoss as error:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dpt_ray.training.ema import EMA
 from dpt_ray.training.optimizer import Schedule, adamw, learning_rate
-from dpt_ray.training.order import batch_rows
+from dpt_ray.training.order import Order, batch_rows
 from dpt_ray.training.random import GROUP, StepRandom
 from dpt_ray.training.sharding import averaging, gather, unwrapped, whole
 from dpt_ray.training.state import pack, restore
@@ -88,11 +88,13 @@ def train(
     gradient_accumulation: int = 1,
     watch_every: int | None = None,
     on_watch: Callable[[int, Mapping[str, Tensor]], None] = lambda step, ema: None,
+    order: Order | None = None,
 ) -> TrainResult:
     """Trains `model` (in place, on `device`; where world_size > 1, made DDP or sharded by the caller).
 
     `load_batch(rows, step)` returns this worker's tensors on the CPU, first dimension len(rows);
-    it runs in a background thread, one step ahead. `step_fn(model, batch, random)` returns the mean
+    it runs in a background thread, one step ahead. The rows are those of `order(step)`, the shuffle of
+    all `n_rows` where it is not given. `step_fn(model, batch, random)` returns the mean
     loss over exactly the positions random.lo..random.hi. `on_log` is called on rank 0 every
     `log_every` steps and at the end; `on_checkpoint(step, tensors, meta)` on every rank every
     `checkpoint_every` steps and at the end, where only rank 0 gets tensors. With such a pair
@@ -122,8 +124,8 @@ def train(
     lo = rank * size
 
     def load(step: int) -> Batch:
-        rows = batch_rows(settings.seed, step, settings.batch_size, n_rows)[lo : lo + size]
-        batch = load_batch(rows, step)
+        rows = order(step) if order else batch_rows(settings.seed, step, settings.batch_size, n_rows)
+        batch = load_batch(rows[lo : lo + size], step)
         return {k: v.pin_memory() if device.type == "cuda" else v for k, v in batch.items()}
 
     model.train()

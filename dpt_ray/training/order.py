@@ -1,10 +1,18 @@
-"""Which images a training step sees: a pure function of (seed, step)."""
+"""Which images a training step sees: a pure function of (seed, step).
+
+The epochs, each with every row once, lie end to end in a line; step s takes positions s * batch_size up
+to (s + 1) * batch_size of it, so a batch may span epochs. How many workers share a batch changes nothing.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
+
+# The rows of a step's global batch, in the order of its positions.
+Order = Callable[[int], np.ndarray]
 
 
 @lru_cache(maxsize=2)
@@ -17,20 +25,104 @@ def _epoch_permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 def batch_rows(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
     """Rows (batch_size,) int64 in 0..n-1 of the global batch of `step`, counted from 0.
 
-    The epochs, one permutation of all n rows each, lie end to end; step s takes positions
-    s * batch_size up to (s + 1) * batch_size of that line, so a batch may span epochs.
+    An epoch is one permutation of all n rows.
     Raises ValueError where seed or step is negative or batch_size or n is not positive.
     """
+    _check(seed, step, batch_size, n)
+
+    def piece_at(position: int) -> tuple[np.ndarray, int]:
+        epoch, offset = divmod(position, n)
+        return _epoch_permutation(seed, epoch, n), offset
+
+    return _cut(piece_at, step * batch_size, (step + 1) * batch_size)
+
+
+class ShardWindows:
+    """A two-level shuffle for rows that do not all fit where they are read.
+
+    In each epoch the shards are permuted and divided into windows of at most `per_window` shards, as
+    equal as can be; then the rows of each window are permuted. A batch so comes from one window, or from
+    two where one ends amid it (from more only if it is larger than a window): just the window that is
+    being read and the next have to be at hand.
+
+    What it costs: batches of one window share that window's accident. For a quantity with variance S
+    between the means of S shards and V over all rows, a batch of B rows out of a window of N shards has a
+    mean with variance near V/B + S/N * (1 - N/shards), against V/B of the full shuffle, and for as many
+    steps as the window lasts the second term stays the same. Where rows lie in the shards at random, S is
+    V over the rows of a shard, and a window of many batches costs nothing that can be seen. Where each
+    shard holds one class (a folder per class is listed so), S is V, and N has to be several times B for
+    the same.
+    """
+
+    def __init__(self, seed: int, batch_size: int, sizes: Sequence[int], per_window: int) -> None:
+        """`sizes` are the rows of each shard; ValueError where there are none, or a number makes no sense."""
+        self.seed, self.batch_size, self.per_window = seed, batch_size, per_window
+        self.sizes = np.asarray(sizes, np.int64)
+        self.n = int(self.sizes.sum())
+        _check(seed, 0, batch_size, self.n)
+        self._first_rows = np.cumsum(self.sizes) - self.sizes
+        self._nonempty = np.flatnonzero(self.sizes)
+        self.windows = -(-len(self._nonempty) // per_window)  # of an epoch
+        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+        self._window = lru_cache(maxsize=2)(self._draw_window)
+
+    def __call__(self, step: int) -> np.ndarray:
+        """Rows (batch_size,) int64 of the global batch of `step`, counted from 0."""
+        _check(self.seed, step, self.batch_size, self.n)
+
+        def piece_at(position: int) -> tuple[np.ndarray, int]:
+            number = self._number(position)
+            epoch, window = divmod(number, self.windows)
+            return self._window(number), position - epoch * self.n - int(self._epoch(epoch)[1][window])
+
+        return _cut(piece_at, step * self.batch_size, (step + 1) * self.batch_size)
+
+    def shards(self, step: int) -> np.ndarray:
+        """The shards to have at hand at `step`: of the windows that its rows are in, then of the next.
+
+        While a batch spans two windows, these are all. Windows of two batches and more have so been asked
+        for before the step that reads them first, and mostly long before.
+        """
+        first = self._number(step * self.batch_size)
+        last = self._number((step + 1) * self.batch_size - 1)
+        return np.concatenate([self._shards(number) for number in range(first, max(last, first + 1) + 1)])
+
+    def _number(self, position: int) -> int:
+        """The window, counted over all epochs, at a position of the line."""
+        epoch, offset = divmod(position, self.n)
+        return epoch * self.windows + int(np.searchsorted(self._epoch(epoch)[1], offset, side="right")) - 1
+
+    def _shards(self, number: int) -> np.ndarray:
+        epoch, window = divmod(number, self.windows)
+        return self._epoch(epoch)[0][window]
+
+    def _draw_epoch(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """The shards of each window of an epoch, and where in the epoch the window begins."""
+        shards = np.random.default_rng([self.seed, epoch]).permutation(self._nonempty)
+        windows = np.array_split(shards, self.windows)
+        rows = np.array([self.sizes[window].sum() for window in windows])
+        return windows, np.cumsum(rows) - rows
+
+    def _draw_window(self, number: int) -> np.ndarray:
+        epoch, window = divmod(number, self.windows)
+        ranges = [self._first_rows[k] + np.arange(self.sizes[k]) for k in self._shards(number)]
+        return np.random.default_rng([self.seed, epoch, 1 + window]).permutation(np.concatenate(ranges))
+
+
+def _cut(piece_at: Callable[[int], tuple[np.ndarray, int]], position: int, end: int) -> np.ndarray:
+    """Positions up to `end` of the line, where `piece_at` gives the permuted rows around a position and
+    its place among them."""
+    parts = []
+    while position < end:
+        rows, offset = piece_at(position)
+        parts.append(rows[offset : offset + end - position])
+        position += len(parts[-1])
+    return np.concatenate(parts)
+
+
+def _check(seed: int, step: int, batch_size: int, n: int) -> None:
     if seed < 0 or step < 0 or batch_size < 1 or n < 1:
         raise ValueError(
             f"seed {seed}, step {step}, batch_size {batch_size}, n {n}: "
             "seed and step start at 0, batch_size and n at 1"
         )
-    position, end = step * batch_size, (step + 1) * batch_size
-    parts = []
-    while position < end:
-        epoch, start = divmod(position, n)
-        stop = min(n, start + end - position)
-        parts.append(_epoch_permutation(seed, epoch, n)[start:stop])
-        position += stop - start
-    return np.concatenate(parts)

@@ -1,8 +1,11 @@
 """The denoiser's training in this process, on a handful of hand-made latents: guards and bad input."""
 
+import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dpt_ray import cache
 from dpt_ray.artifacts import Store
 from dpt_ray.config import ConfigError, load_config
+from dpt_ray.data.moments import MomentsReader, read_moment_ids
 from dpt_ray.data.shards import write_moments
 from dpt_ray.stages import train_diffusion
 from dpt_ray.stages.execute import StageError
@@ -52,6 +57,13 @@ class Latents:
         about = {"settings": dict(task.node.settings), "inputs": references, "version": task.node.version}
         task.out.publish(facts | about)
         return task
+
+    def elsewhere(self) -> "Latents":
+        """A copy of the store that is not on this machine's disk."""
+        copy = Latents(Store(f"memory://{uuid.uuid4().hex}"))
+        fs, root = fsspec.core.url_to_fs(copy.store.uri)
+        fs.put(f"{self.store.uri}/store", f"{root}/store", recursive=True)
+        return copy
 
     def label(self, values: list[int], ids: list[str] | None = None) -> None:
         """Publishes pseudo-labels; the confidence falls from 1 by 1/100 a row."""
@@ -337,6 +349,51 @@ def test_pseudo_labels_below_the_confidence_train_the_null_class(latents):
     task = latents.task("diffusion.min_confidence=0.985")
     with pytest.raises(ConfigError, match=r"class-2, class-3 .*lower min_confidence 0.985"):
         train_diffusion.make(task)
+
+
+def test_a_shuffle_in_windows_trains_the_same_from_a_store_elsewhere_and_keeps_two_windows_here(
+    latents, tmp_path, monkeypatch
+):
+    split_moments(latents, 8)
+    local = weights(latents.make("diffusion.shuffle_shards=1", "diffusion.batch_size=8"))
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    elsewhere = latents.elsewhere()
+    task = elsewhere.task("diffusion.shuffle_shards=1", "diffusion.batch_size=8")
+    task.out.fs.rm(task.out.path(""), recursive=True)
+    elsewhere.make("diffusion.shuffle_shards=1", "diffusion.batch_size=8")
+    assert same(load_file(task.out.local_file("model.safetensors")), local)
+    assert len([*cache.folder().glob("*/*.arrow")]) <= 2
+
+    assert not same(weights(latents.make("diffusion.batch_size=8")), local)  # another order
+
+
+def test_moments_too_large_for_the_node_are_told_in_one_line_with_what_to_set(latents, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    elsewhere = latents.elsewhere()
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: cache.shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(StageError, match=r"1 files.*0\.0 GB free.*TMPDIR.*diffusion.shuffle_shards") as error:
+        train_diffusion.make(elsewhere.task())
+    assert "\n" not in str(error.value)
+
+
+def split_moments(latents, rows):
+    """Publishes the same moments in shards of so many rows."""
+    moments = latents.store.artifact("moments", "made-by-hand")
+    reader = MomentsReader(moments)
+    reader.hold([0])
+    ids, values = read_moment_ids(moments).to_pylist(), reader.rows(np.arange(ROWS))
+    shards = []
+    for start in range(0, ROWS, rows):
+        part = slice(start, start + rows)
+
+        def write(path, part=part):
+            write_moments(path, ids[part], values[part])
+
+        shards.append(moments.publish_shard(f"part-{start}", ".arrow", rows, write))
+    moments.publish({"shape": [1, 2, 4, 4], "shards": shards})
 
 
 def test_gradient_checkpointing_changes_no_bit_and_accumulation_only_the_last_ones(latents):

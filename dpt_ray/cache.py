@@ -1,0 +1,104 @@
+"""This node's copies of remote files: one for each content, whole or not at all, shared by its processes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import fsspec
+
+T = TypeVar("T")
+
+
+def folder() -> Path:
+    """Where the copies lie: in the temporary folder (TMPDIR), readable by this user alone."""
+    path = Path(tempfile.gettempdir()) / f"dpt_ray-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file that is elsewhere. `content` changes when its bytes do; `size` in bytes, where known."""
+
+    fs: fsspec.AbstractFileSystem
+    path: str
+    content: str
+    size: int | None
+
+    @property
+    def key(self) -> str:
+        """The name of the copy's folder."""
+        return hashlib.sha256(self.content.encode()).hexdigest()[:32]
+
+    @property
+    def copy(self) -> Path:
+        """Where its copy is, or will be."""
+        return folder() / self.key / Path(self.path).name
+
+    def opened(self, open_copy: Callable[[Path], T]) -> T:
+        """`open_copy(path)` of the copy, downloaded if it is not there; nobody removes it meanwhile.
+
+        Raises ValueError where the disk is full, OSError where the download breaks off.
+        """
+        with self._locked():
+            if not self.copy.exists():
+                self._download()
+            return open_copy(self.copy)
+
+    def remove(self) -> None:
+        """Removes the copy. Who has it open or mapped keeps what is in it."""
+        with self._locked():
+            self.copy.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.copy.parent.rmdir()
+
+    def _download(self) -> None:
+        copy = self.copy
+        part = copy.with_name(f"{copy.name}.part")  # one of a killed process is overwritten
+        try:
+            copy.parent.mkdir(exist_ok=True)
+            self.fs.get_file(self.path, str(part))
+            size = part.stat().st_size
+            if self.size is not None and size != self.size:
+                raise OSError(f"{self.path}: {size} of {self.size} bytes came; try again")
+            part.replace(copy)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _too_small(self.size or 0, 1) from error
+            raise
+        finally:
+            part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keeps other threads and processes from this copy. The lock of a process that dies is free."""
+        locks = folder() / "locks"
+        locks.mkdir(exist_ok=True)
+        with (locks / self.key).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def check_space(files: Iterable[RemoteFile]) -> None:
+    """Raises ValueError where the files that have no copy yet do not fit on the disk."""
+    missing = [file.size or 0 for file in files if not file.copy.exists()]
+    if sum(missing) > shutil.disk_usage(folder()).free:
+        raise _too_small(sum(missing), len(missing))
+
+
+def _too_small(size: int, files: int) -> ValueError:
+    free = shutil.disk_usage(folder()).free
+    return ValueError(
+        f"{folder()}: {size / 1e9:.1f} GB ({files} files) are to be copied to this node, whose disk has "
+        f"{free / 1e9:.1f} GB free; free some, or set TMPDIR (where Ray is started) to a folder with more"
+    )
