@@ -31,7 +31,8 @@ def message(path, *overrides):
 def test_every_configuration_in_the_repository_is_valid(path):
     if "study" in read_yaml(path):
         study, runs = load_study(path)
-        labelled = len(study.labels_per_class) * len(study.encoder_seeds) * study.draws
+        repeats = len(study.labels_per_class) * len(study.encoder_seeds) * study.draws
+        labelled = repeats * (1 + len(study.variants))
         assert len(runs) == labelled + len(study.references) * len(study.encoder_seeds)
     else:
         assert load_config(path).name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,15 @@ from dpt_ray.sections import Denoiser
 from dpt_ray.stages import training
 from dpt_ray.stages.initial import INITIAL, publish_initial
 from dpt_ray.stages.node import Task
-from dpt_ray.stages.preview import Preview
-from dpt_ray.stages.rows import PSEUDO_LABELS
+from dpt_ray.stages.preview import AveragedSampler, Preview
+from dpt_ray.stages.rows import PSEUDO_LABELS, TrainingFeatures
+from dpt_ray.stages.training_frechet import TrainingFrechet
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+
+# (step, averaged weights of the denoiser) -> numbers for the log
+Look = Callable[[int, Mapping[str, Any]], dict[str, float]]
 
 
 def make(task: Task) -> dict[str, Any]:
@@ -66,6 +72,7 @@ def train(task: Task, worker: training.Worker) -> None:
     import torch
 
     from dpt_ray.diffusion.schedules import SCHEDULES
+    from dpt_ray.learners.alignment import AlignedDenoiser, denoiser_weights
     from dpt_ray.learners.denoise import denoise_step
     from dpt_ray.models.uvit import UViT, flops
     from dpt_ray.models.weights import load_strict, load_weights
@@ -73,10 +80,13 @@ def train(task: Task, worker: training.Worker) -> None:
     settings, config = task.settings, _network(task)
     autoencoder = task.inputs["autoencoder"].manifest
     torch.manual_seed(settings["seed"])  # the initial weights: the same on every worker
-    model = UViT(config)
+    denoiser = UViT(config)
     if settings["init_from"]:
-        load_strict(model, load_weights(task.out.local_file(INITIAL)), settings["init_from"])
-    model.gradient_checkpointing = task.compute.gradient_checkpointing
+        load_strict(denoiser, load_weights(task.out.local_file(INITIAL)), settings["init_from"])
+    denoiser.gradient_checkpointing = task.compute.gradient_checkpointing
+    reader, alignment = MomentsReader(task.inputs["moments"]), settings["alignment"]
+    features = TrainingFeatures(task.inputs["features"], reader.ids) if alignment else None
+    model = AlignedDenoiser(denoiser, features.dim) if features else denoiser
     dropout = 1.0 if settings["condition"] == "none" else settings["label_dropout"]
     step_fn = denoise_step(
         SCHEDULES[settings["schedule"]],
@@ -85,18 +95,26 @@ def train(task: Task, worker: training.Worker) -> None:
         config.num_classes,
         dropout,
         settings["min_snr_gamma"],
+        alignment,
     )
-    reader = MomentsReader(task.inputs["moments"])
     labels, _ = _labels(task)
 
     def load_batch(rows: np.ndarray, step: int) -> dict[str, torch.Tensor]:
         moments = torch.from_numpy(reader.rows(rows))
         moments = moments if moments.shape[1] > 1 else moments[:, 0]
-        return {"moments": moments, "label": torch.from_numpy(labels[rows])}
+        batch = {"moments": moments, "label": torch.from_numpy(labels[rows])}
+        return batch | {"features": torch.from_numpy(features.rows(rows))} if features else batch
+
+    def exported(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+        return denoiser_weights(weights) if features else weights
 
     # The backward pass costs two forward passes: a gradient by the weights and one by the input.
-    every = settings["preview_every"]
-    preview = Preview(task, config, worker.device) if every and worker.rank == 0 else None
+    looks = _looks(task, config, worker.device, features or reader.ids) if worker.rank == 0 else []
+
+    def look(step: int, weights: Mapping[str, Any]) -> dict[str, float]:
+        found = [see(step, exported(weights)) for every, see in looks if step % every == 0]
+        return {name: value for numbers in found for name, value in numbers.items()}
+
     ema = training.fit(
         task,
         worker,
@@ -106,11 +124,28 @@ def train(task: Task, worker: training.Worker) -> None:
         len(reader),
         flops_per_image=3 * flops(config),
         gradient_accumulation=task.compute.gradient_accumulation,
-        watch_every=every,
-        on_watch=preview.publish if preview else None,
+        watch_every=math.gcd(*(every for every, _ in looks)) or None,
+        on_watch=look,
     )
     if ema is not None:
-        task.out.publish_files(lambda folder: save_denoiser(folder, ema, config, task, autoencoder["scale"]))
+        weights = exported(ema)
+        task.out.publish_files(
+            lambda folder: save_denoiser(folder, weights, config, task, autoencoder["scale"])
+        )
+
+
+def _looks(task: Task, config: Any, device: str, real: TrainingFeatures | pa.Array) -> list[tuple[int, Look]]:
+    """What is looked at while the denoiser trains, and every how many steps."""
+    previews, distances = task.settings["preview_every"], task.settings["frechet_every"]
+    if not previews and not distances:
+        return []
+    sampler = AveragedSampler(task, config, device)
+    looks: list[tuple[int, Look]] = [(previews, Preview(task, sampler))] if previews else []
+    if distances:
+        if not isinstance(real, TrainingFeatures):
+            real = TrainingFeatures(task.inputs["features"], real)
+        looks.append((distances, TrainingFrechet(task, sampler, real, device)))
+    return looks
 
 
 def _labels(task: Task) -> tuple[np.ndarray, dict[str, int]]:
@@ -141,7 +176,7 @@ def _labels(task: Task) -> tuple[np.ndarray, dict[str, int]]:
     return values, dict(zip(classes, counts.tolist(), strict=True))
 
 
-def save_denoiser(folder: Path, ema: dict[str, Any], config: Any, task: Task, scale: float) -> None:
+def save_denoiser(folder: Path, ema: Mapping[str, Any], config: Any, task: Task, scale: float) -> None:
     """Writes a denoiser's weights and what is needed to sample from them."""
     from safetensors.torch import save_file
 

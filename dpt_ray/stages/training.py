@@ -164,7 +164,7 @@ def fit(
 
     `flops_per_image`, of a whole training step, makes the log tell the MFU: the share of the device's
     measured matmul peak that these are. `on_watch(step, ema)` is called on rank 0 every `watch_every`
-    steps.
+    steps; the numbers it returns go into the log's record of that step.
     """
     from torch.nn.parallel import DistributedDataParallel
 
@@ -198,6 +198,9 @@ def fit(
 
             ray.train.report({"step": step, **log.last})  # all workers wait here for each other
 
+    def watch(step: int, ema: Any) -> None:
+        log.amend(on_watch(step, ema))
+
     while True:
         try:
             result = train(
@@ -214,7 +217,7 @@ def fit(
                 on_checkpoint=on_checkpoint,
                 gradient_accumulation=gradient_accumulation,
                 watch_every=watch_every,
-                on_watch=on_watch,
+                on_watch=watch,
             )
             return result.ema if worker.rank == 0 else None
         except NonFiniteLoss as error:
