@@ -293,6 +293,7 @@ def test_names_from_the_data_cannot_become_markup() -> None:
         grid=[GridRow(evil, [picture], [picture])],
         pseudo_label_classes=[ClassRow(evil, 0.5, 0.5, 3)],
         curves={evil: [(0, 1.0), (1, 0.5)]},
+        curve_note=evil,
     )
     source = render_report(data)
     page = Page(source)
