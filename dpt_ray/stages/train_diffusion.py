@@ -74,18 +74,14 @@ def train(task: Task, worker: training.Worker) -> None:
     from dpt_ray.diffusion.schedules import SCHEDULES
     from dpt_ray.learners.alignment import AlignedDenoiser, denoiser_weights
     from dpt_ray.learners.denoise import denoise_step
-    from dpt_ray.models.uvit import UViT, flops
-    from dpt_ray.models.weights import load_strict, load_weights
+    from dpt_ray.models.uvit import flops
 
     settings, config = task.settings, _network(task)
     autoencoder = task.inputs["autoencoder"].manifest
-    torch.manual_seed(settings["seed"])  # the initial weights: the same on every worker
-    denoiser = UViT(config)
-    if settings["init_from"]:
-        load_strict(denoiser, load_weights(task.out.local_file(INITIAL)), settings["init_from"])
-    denoiser.gradient_checkpointing = task.compute.gradient_checkpointing
     reader, alignment = MomentsReader(task.inputs["moments"]), settings["alignment"]
+    labels, _ = _labels(task)
     features = TrainingFeatures(task.inputs["features"], reader.ids) if alignment else None
+    denoiser = _initial_denoiser(task, config)
     model = AlignedDenoiser(denoiser, features.dim) if features else denoiser
     dropout = 1.0 if settings["condition"] == "none" else settings["label_dropout"]
     step_fn = denoise_step(
@@ -97,7 +93,6 @@ def train(task: Task, worker: training.Worker) -> None:
         settings["min_snr_gamma"],
         alignment,
     )
-    labels, _ = _labels(task)
 
     def load_batch(rows: np.ndarray, step: int) -> dict[str, torch.Tensor]:
         moments = torch.from_numpy(reader.rows(rows))
@@ -105,16 +100,14 @@ def train(task: Task, worker: training.Worker) -> None:
         batch = {"moments": moments, "label": torch.from_numpy(labels[rows])}
         return batch | {"features": torch.from_numpy(features.rows(rows))} if features else batch
 
-    def exported(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-        return denoiser_weights(weights) if features else weights
-
-    # The backward pass costs two forward passes: a gradient by the weights and one by the input.
-    looks = _looks(task, config, worker.device, features or reader.ids) if worker.rank == 0 else []
+    looks = _looks(task, config, worker.device, reader.ids, features) if worker.rank == 0 else []
 
     def look(step: int, weights: Mapping[str, Any]) -> dict[str, float]:
-        found = [see(step, exported(weights)) for every, see in looks if step % every == 0]
+        weights = denoiser_weights(weights) if features else weights
+        found = [see(step, weights) for every, see in looks if step % every == 0]
         return {name: value for numbers in found for name, value in numbers.items()}
 
+    intervals = [every for every in (settings["preview_every"], settings["frechet_every"]) if every]
     ema = training.fit(
         task,
         worker,
@@ -122,19 +115,35 @@ def train(task: Task, worker: training.Worker) -> None:
         step_fn,
         load_batch,
         len(reader),
+        # The backward pass costs two forward passes: a gradient by the weights and one by the input.
         flops_per_image=3 * flops(config),
         gradient_accumulation=task.compute.gradient_accumulation,
-        watch_every=math.gcd(*(every for every, _ in looks)) or None,
+        watch_every=math.gcd(*intervals) or None,
         on_watch=look,
     )
     if ema is not None:
-        weights = exported(ema)
-        task.out.publish_files(
-            lambda folder: save_denoiser(folder, weights, config, task, autoencoder["scale"])
-        )
+        kept = denoiser_weights(ema) if features else ema
+        task.out.publish_files(lambda folder: save_denoiser(folder, kept, config, task, autoencoder["scale"]))
 
 
-def _looks(task: Task, config: Any, device: str, real: TrainingFeatures | pa.Array) -> list[tuple[int, Look]]:
+def _initial_denoiser(task: Task, config: Any) -> Any:
+    """The network before its first step: the same on every worker."""
+    import torch
+
+    from dpt_ray.models.uvit import UViT
+    from dpt_ray.models.weights import load_strict, load_weights
+
+    torch.manual_seed(task.settings["seed"])
+    denoiser = UViT(config)
+    if source := task.settings["init_from"]:
+        load_strict(denoiser, load_weights(task.out.local_file(INITIAL)), source)
+    denoiser.gradient_checkpointing = task.compute.gradient_checkpointing
+    return denoiser
+
+
+def _looks(
+    task: Task, config: Any, device: str, ids: pa.Array, features: TrainingFeatures | None
+) -> list[tuple[int, Look]]:
     """What is looked at while the denoiser trains, and every how many steps."""
     previews, distances = task.settings["preview_every"], task.settings["frechet_every"]
     if not previews and not distances:
@@ -142,8 +151,7 @@ def _looks(task: Task, config: Any, device: str, real: TrainingFeatures | pa.Arr
     sampler = AveragedSampler(task, config, device)
     looks: list[tuple[int, Look]] = [(previews, Preview(task, sampler))] if previews else []
     if distances:
-        if not isinstance(real, TrainingFeatures):
-            real = TrainingFeatures(task.inputs["features"], real)
+        real = features or TrainingFeatures(task.inputs["features"], ids)
         looks.append((distances, TrainingFrechet(task, sampler, real, device)))
     return looks
 
