@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,8 @@ from dpt_ray.sections import (
 from dpt_ray.yaml_file import ConfigError as ConfigError
 from dpt_ray.yaml_file import build, merge, parse_overrides, read_yaml
 from dpt_ray.yaml_file import to_yaml as to_yaml
+
+VariantName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 
 class Config(Section):
@@ -94,17 +97,37 @@ class Config(Section):
 
 
 class Study(Section):
-    """A list of ordinary runs: every number of labels x encoder seed x label draw, and references.
+    """A list of ordinary runs: every number of labels x encoder seed x label draw, variants, references.
 
-    Label draws are nested in encoder seeds: no two seeds see the same draw. `references` are runs whose
-    denoiser is trained without labels ("none") or with all true labels, one for each encoder seed.
+    Label draws are nested in encoder seeds: no two seeds see the same draw. `variants` are other sections
+    by name, mostly of a line; each is run wherever the base is, on the same encoder, labels and noise.
+    `references` are runs whose denoiser is trained without labels ("none") or with all true labels, one
+    for each encoder seed.
     """
 
     labels_per_class: Counts
     encoder_seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)]
     draws: Count
+    variants: dict[VariantName, dict[str, Any]] = Field(default_factory=dict)
     references: Annotated[tuple[Literal["none", "true_labels"], ...], Field(strict=False)] = ()
     concurrent_runs: Count = 1
+
+    @model_validator(mode="after")
+    def _sections(self) -> Study:
+        varied = {key for changes in self.variants.values() for key in changes}
+        if unknown := varied - Config.model_fields.keys():
+            raise ValueError(f"variants change {', '.join(sorted(unknown))}, which is no section of a run")
+        return self
+
+
+def run_name(study: str, per_class: int, seed: int, draw: int, variant: str = "") -> str:
+    """The name of one run of a study; the base has no variant."""
+    return f"{study}{variant and '-' + variant}-n{per_class}-e{seed}-d{draw}"
+
+
+def reference_name(study: str, condition: str, seed: int) -> str:
+    """The name of a reference run of a study."""
+    return f"{study}-{condition.replace('_', '-')}-e{seed}"
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, dict[str, Config]]:
@@ -113,20 +136,18 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, 
     study = build(Study, tree.pop("study", None) or {}, f"{path}: study")
     name = tree.get("name", "study")
     runs = {}
-    for per_class in study.labels_per_class:
-        for draw in range(study.draws):
-            for seed in study.encoder_seeds:
-                key = f"{name}-n{per_class}-e{seed}-d{draw}"
-                runs[key] = _variant(tree, key, per_class, seed, draw)
-    for condition in study.references:
-        for seed in study.encoder_seeds:
-            key = f"{name}-{condition.replace('_', '-')}-e{seed}"
-            variant = _variant(tree, key, study.labels_per_class[0], seed, 0)
-            runs[key] = merge(variant, {"diffusion": {"condition": condition}})
+    for per_class, draw, seed in product(study.labels_per_class, range(study.draws), study.encoder_seeds):
+        for variant, changes in {"": {}, **study.variants}.items():
+            key = run_name(name, per_class, seed, draw, variant)
+            runs[key] = merge(_repeat(tree, key, per_class, seed, draw), changes)
+    for condition, seed in product(study.references, study.encoder_seeds):
+        key = reference_name(name, condition, seed)
+        repeat = _repeat(tree, key, study.labels_per_class[0], seed, 0)
+        runs[key] = merge(repeat, {"diffusion": {"condition": condition}})
     return study, {key: build(Config, run, f"{path}: {key}") for key, run in runs.items()}
 
 
-def _variant(tree: dict[str, Any], name: str, per_class: int, seed: int, draw: int) -> dict[str, Any]:
+def _repeat(tree: dict[str, Any], name: str, per_class: int, seed: int, draw: int) -> dict[str, Any]:
     """A run of a study; the denoiser and the noise vary with the draw, so that draws are whole repeats."""
     draw_seed = 1000 * seed + draw
     changes = {

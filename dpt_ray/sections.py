@@ -176,7 +176,10 @@ class Diffusion(Optimisation):
     settings are not used; it knows the classes it was trained on, whatever the labels here.
     `init_from`: weights to start from, a published checkpoint or a denoiser of this project, also of
     another number of classes. `min_snr_gamma`: weights of the loss (arXiv 2303.09556). `min_confidence`:
-    pseudo-labels below it train the null class only. `preview_every`: steps between pictures.
+    pseudo-labels below it train the null class only. `alignment`: the weight lambda of the alignment of
+    the middle block with the images' stage-1 features (REPA, arXiv 2410.06940, pooled; 0.5 there).
+    `preview_every`: steps between pictures. `frechet_every`: steps between small Frechet distances, in
+    the features of the run's encoder and with its guidance.
     `shuffle_shards`: for moments that do not fit on a node's disk: rows are shuffled within windows of so
     many of their shards (256 rows each), of which a node holds two, and not across all.
     """
@@ -190,7 +193,9 @@ class Diffusion(Optimisation):
     init_from: str | None = None
     min_snr_gamma: Positive | None = None
     min_confidence: Fraction | None = None
+    alignment: Positive | None = None
     preview_every: Count | None = None
+    frechet_every: Count | None = None
     shuffle_shards: Count | None = None
 
     @model_validator(mode="after")
@@ -201,6 +206,13 @@ class Diffusion(Optimisation):
             raise ValueError("give weights (used as they are) or init_from (trained on), not both")
         if self.min_confidence is not None and self.condition != "pseudo_labels":
             raise ValueError(f"min_confidence needs condition pseudo_labels, not {self.condition}")
+        if self.weights and self.alignment:
+            raise ValueError("alignment is for training, and weights are used as they are: leave one out")
+        if self.frechet_every and self.frechet_every % self.log_every:
+            raise ValueError(
+                f"frechet_every {self.frechet_every} must be a multiple of log_every {self.log_every}, "
+                "whose records it goes into"
+            )
         return self
 
 

@@ -31,7 +31,8 @@ def message(path, *overrides):
 def test_every_configuration_in_the_repository_is_valid(path):
     if "study" in read_yaml(path):
         study, runs = load_study(path)
-        labelled = len(study.labels_per_class) * len(study.encoder_seeds) * study.draws
+        repeats = len(study.labels_per_class) * len(study.encoder_seeds) * study.draws
+        labelled = repeats * (1 + len(study.variants))
         assert len(runs) == labelled + len(study.references) * len(study.encoder_seeds)
     else:
         assert load_config(path).name
@@ -93,6 +94,11 @@ def test_a_missing_section_is_named(tmp_path):
         (["compute.train_workers=3"], ["pretrain.batch_size 64", "multiple of 8", "train_workers (3)"]),
         (["compute.train_workers=3", "pretrain.batch_size=192"], ["diffusion.batch_size 64"]),
         (["compute.gradient_accumulation=16"], ["diffusion.batch_size 64", "gradient_accumulation (16)"]),
+        (
+            ["diffusion.weights=u.pth", "diffusion.condition=true_labels", "diffusion.alignment=0.5"],
+            ["alignment is for training", "leave one out"],
+        ),
+        (["diffusion.frechet_every=50"], ["frechet_every 50 must be a multiple of log_every 20"]),
         (["diffusion.min_confidence=0.5", "diffusion.condition=none"], ["min_confidence", "pseudo_labels"]),
         (["evaluate.referee.batch_size=96", "evaluate.referee.contrast_group=64"], ["contrast_group 64"]),
         (["retrain.images_per_class=500"], ["500", "generate.images_per_class is 128", "raise it"]),
@@ -120,6 +126,37 @@ def test_overrides_win_over_the_file_and_leave_the_rest():
     assert (config.generate.nfe, config.sweep.l2, config.compute.train_workers) == (7, (0.1, 1.0), 0)
     assert config.generate.images_per_class == 128
     assert config.compute.actors == 2
+
+
+def study(folder, **variants):
+    section = {"labels_per_class": [1], "encoder_seeds": [4], "draws": 2, "variants": variants}
+    return write(folder, base=str(DIGITS), name="s", study=section)
+
+
+def test_a_variant_of_a_study_is_the_base_but_for_what_it_names(tmp_path):
+    path = study(tmp_path, wide={"diffusion": {"model": {"dim": 128}}})
+    runs = load_study(path)[1]
+    assert list(runs) == ["s-n1-e4-d0", "s-wide-n1-e4-d0", "s-n1-e4-d1", "s-wide-n1-e4-d1"]
+    for draw in range(2):
+        base, wide = (runs[f"s{variant}-n1-e4-d{draw}"].model_dump() for variant in ("", "-wide"))
+        assert base["labels"]["seed"] == base["diffusion"]["seed"] == 4000 + draw
+        assert (base["name"], wide["name"]) == (f"s-n1-e4-d{draw}", f"s-wide-n1-e4-d{draw}")
+        assert (base["diffusion"]["model"].pop("dim"), wide["diffusion"]["model"].pop("dim")) == (64, 128)
+        assert base | {"name": ""} == wide | {"name": ""}
+
+
+@pytest.mark.parametrize(
+    ("variants", "part"),
+    [
+        ({"a": {"difusion": {}}}, "study: variants change difusion, which is no section of a run"),
+        ({"A b": {}}, "study: variants"),
+        ({"a": {"diffusion": {"dim": 3}}}, "s-a-n1-e4-d0: diffusion.dim: 3: unknown key"),
+    ],
+)
+def test_a_wrong_variant_is_named(tmp_path, variants, part):
+    with pytest.raises(ConfigError) as caught:
+        load_study(study(tmp_path, **variants))
+    assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("override", ["steps", "=3", "a..b=1", ".a=1"])

@@ -83,6 +83,7 @@ def test_the_flow_is_the_designed_one():
         "compute.compile=true",
         "compute.fsdp=true",
         "diffusion.preview_every=100",
+        "diffusion.frechet_every=100",
         "pretrain.log_every=3",
         "pretrain.checkpoint_every=7",
         "diffusion.log_every=3",
@@ -122,6 +123,7 @@ def test_the_name_is_on_the_page_and_nowhere_else():
         ("diffusion.min_confidence=0.5", below("denoiser")),
         ("diffusion.shuffle_shards=64", below("denoiser")),
         ("diffusion.shuffle_shards=null", set()),
+        ("diffusion.alignment=0.5", below("denoiser")),
         ("generate.guidance=1.4", below("samples")),
         ("generate.guidance_interval=[0.1, 0.9]", below("samples")),
         ("generate.nfe=20", below("samples")),
@@ -146,6 +148,14 @@ def test_a_denoiser_of_true_labels_does_not_depend_on_the_few():
     base = ["diffusion.condition=true_labels"]
     assert not {"denoiser", "samples", "sample_features"} & changed("labels.seed=1", base=base)
     assert "denoiser" in changed(*base)
+
+
+def test_what_a_training_is_watched_by_is_there_before_it():
+    nodes = flow(load_config(DIGITS, ["diffusion.frechet_every=100", "diffusion.condition=true_labels"]))
+    assert set(nodes["denoiser"].needs) - set(nodes["denoiser"].inputs) == {"features", "encoder"}
+    order = [node.name for step in steps([nodes["denoiser"]]) for node in step.nodes]
+    assert order.index("features") < order.index("denoiser")
+    assert "features" not in flow(load_config(DIGITS))["denoiser"].needs
 
 
 def test_a_run_without_conditions_ends_with_its_images():

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dpt_ray.diffusion.loss import Prediction, latents_from_moments, min_snr_weight, training_loss
 from dpt_ray.diffusion.schedules import Schedule
+from dpt_ray.learners.alignment import alignment_loss
 from dpt_ray.training.loop import Batch, StepFn
 from dpt_ray.training.random import StepRandom
 
@@ -18,6 +19,7 @@ def denoise_step(
     num_classes: int,
     label_dropout: float,
     min_snr_gamma: float | None = None,
+    alignment: float | None = None,
 ) -> StepFn:
     """The step function of the denoiser, for batches {"moments", "label"}.
 
@@ -25,6 +27,8 @@ def denoise_step(
     flipped image beside them; label (B,) int64. A dropped label becomes the null class
     `num_classes`: with probability `label_dropout` (classifier-free guidance, arXiv 2207.12598;
     1 trains the unconditional model). `min_snr_gamma` weights the samples' losses (arXiv 2303.09556).
+    `alignment` is the weight lambda of the alignment with "features" (B, dim) of the clean images, which
+    the batch then has too; the model is then an `AlignedDenoiser`.
     """
 
     def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
@@ -39,9 +43,20 @@ def denoise_step(
         labels = torch.where(dropped, num_classes, batch["label"])
         t = schedule.training_times(random.uniform("time"))
         noise = random.normal("noise", shape)
-        loss = training_loss(model, latents, labels, t, noise, schedule, prediction)
+        projections: list[Tensor] = []
+
+        def network(x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
+            if alignment is None:
+                return model(x, time, labels)
+            output, projection = model(x, time, labels)
+            projections.append(projection)
+            return output
+
+        loss = training_loss(network, latents, labels, t, noise, schedule, prediction)
         if min_snr_gamma is not None:
             loss = loss * min_snr_weight(t, schedule, prediction, min_snr_gamma)
+        if alignment is not None:
+            loss = loss + alignment * alignment_loss(projections[0], batch["features"])
         return loss.mean()
 
     return step

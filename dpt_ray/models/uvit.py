@@ -211,6 +211,10 @@ class UViT(nn.Module):
         time (B,) is the network time of the schedule (0 ... 1000); labels (B,) int64, the null
         class being `config.null_class`.
         """
+        return self.with_middle(x, time, labels)[0]
+
+    def with_middle(self, x: Tensor, time: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the prediction and, beside it, the middle block's patch tokens (B, patches, dim)."""
         sinusoid = time_sinusoid(time, self.config.dim).to(x.dtype)
         label = self.label_emb(labels)
         condition = None
@@ -224,7 +228,7 @@ class UViT(nn.Module):
         for block in self.in_blocks:
             tokens = self._run(block, tokens, None, condition)
             skips.append(tokens)
-        tokens = self._run(self.mid_block, tokens, None, condition)
+        tokens = middle = self._run(self.mid_block, tokens, None, condition)
         for block in self.out_blocks:
             tokens = self._run(block, tokens, skips.pop(), condition)
 
@@ -232,7 +236,8 @@ class UViT(nn.Module):
         if condition is not None:
             shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
             patches = patches * (1 + scale) + shift
-        return self.final_layer(self._unpatchify(self.decoder_pred(patches)))
+        prediction = self.final_layer(self._unpatchify(self.decoder_pred(patches)))
+        return prediction, middle[:, _EXTRA_TOKENS:]
 
     def _run(self, block: nn.Module, x: Tensor, skip: Tensor | None, condition: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

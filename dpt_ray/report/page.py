@@ -111,6 +111,7 @@ class ReportData:
     frechet: Sequence[FrechetRow] = ()
     grid: Sequence[GridRow] = ()
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    curve_note: str = ""
     quarantined: int = 0
     warnings: Sequence[str] = ()
 

@@ -57,7 +57,7 @@ def steps(targets: Sequence[Node]) -> list[Step]:
     placed: set[int] = set()
     while members:
         for name, group in members.items():
-            inputs = {id(source) for node in group for source in node.inputs.values()}
+            inputs = {id(source) for node in group for source in node.needs.values()}
             if inputs <= placed:
                 order.append(Step(tuple(group)))
                 placed |= {id(node) for node in group}
@@ -93,7 +93,7 @@ def _make(step: Step, store: Store, compute: Compute, run_started: str, progress
         Task(
             node,
             node.artifact(store),
-            {key: source.artifact(store) for key, source in node.inputs.items()},
+            {key: source.artifact(store) for key, source in node.needs.items()},
             compute,
             run_started,
             progress,

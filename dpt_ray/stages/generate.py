@@ -6,7 +6,6 @@ none again. The noise of an image is drawn on the CPU from a hash of (seed, clas
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from dataclasses import dataclass
@@ -153,39 +152,25 @@ class GenerateUnit:
         """Images (n, H, W, C) uint8 of (class, index) pairs."""
         import torch
 
-        from dpt_ray.diffusion.guidance import guided_denoiser
-        from dpt_ray.diffusion.schedules import SCHEDULES
-        from dpt_ray.diffusion.solvers import SOLVERS
+        from dpt_ray.diffusion.sampling import Sampling, image_noise, sample
 
-        schedule, sampler = SCHEDULES[self.config["schedule"]], self.sampler
-        interval = sampler.guidance_interval
-        null_class = self.config["model"]["num_classes"]
+        sampler, null_class = self.sampler, self.config["model"]["num_classes"]
+        sampling = Sampling(
+            self.config["schedule"],
+            self.config["prediction"],
+            sampler.solver,
+            sampler.nfe,
+            sampler.guidance,
+            sampler.guidance_interval,
+        )
+        shape = self.autoencoder.latent_shape
         parts = []
         for start in range(0, len(items), sampler.batch_size):
             batch = items[start : start + sampler.batch_size]
-            noise = torch.stack([self._noise(label, index) for label, index in batch])
+            noise = torch.stack([image_noise(sampler.seed, *item, shape) for item in batch])
             # An unconditional denoiser knows the null class only.
             known = self.config["condition"] != "none"
             labels = torch.tensor([label if known else null_class for label, _ in batch])
-            denoiser = guided_denoiser(
-                self.model,
-                schedule,
-                labels.to(self.device),
-                self.config["prediction"],
-                sampler.guidance,
-                null_class,
-                (interval[0], interval[1]) if interval else None,
-            )
-            with torch.no_grad():
-                solver = SOLVERS[sampler.solver]
-                latents = solver(denoiser, noise.to(self.device), schedule, sampler.nfe)
-                parts.append(self.autoencoder.decode(latents).cpu())
+            latents = sample(self.model, noise.to(self.device), labels.to(self.device), null_class, sampling)
+            parts.append(self.autoencoder.decode(latents).cpu())
         return torch.cat(parts).numpy()
-
-    def _noise(self, label: int, index: int) -> Any:
-        import torch
-
-        key = f"{self.sampler.seed}/{label}/{index}".encode()
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
-        shape = self.autoencoder.latent_shape
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

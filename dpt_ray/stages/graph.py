@@ -14,11 +14,11 @@ from dpt_ray.stages.node import Node
 
 # Settings that say how often to save or look, or where a hashed file lies, but not what comes out.
 _UNHASHED = {
-    *("checkpoint_every", "log_every", "preview_every", "sampling", "max_bad_fraction"),
+    *("checkpoint_every", "log_every", "preview_every", "frechet_every", "sampling", "max_bad_fraction"),
     *("weights", "init_from", "file", "keep_in_train", "config", "choose"),
 }
 # Options that count where they are used: leaving them out is what was done before there were any.
-_OPTIONS = {"min_snr_gamma", "min_confidence", "shuffle_shards"}
+_OPTIONS = {"min_snr_gamma", "min_confidence", "alignment", "shuffle_shards"}
 
 Nodes = dict[str, Node]
 
@@ -46,6 +46,7 @@ def _add(
     version: int = 1,
     extent: str = "",
     group: str = "",
+    watched: Mapping[str, Node] | None = None,
 ) -> Node:
     """Adds a node; weight files and label lists count by their content, not by their path."""
     values = settings.model_dump(mode="json") if isinstance(settings, Section) else dict(settings or {})
@@ -55,7 +56,9 @@ def _add(
     for key in ("weights", "file", "init_from"):
         if source := values.get(key):
             hashed["sha256"] = _content(f"{name}.{key}", source)
-    nodes[name] = Node(name, stage or name, maker, version, hashed, inputs or {}, extent, group, unhashed)
+    nodes[name] = Node(
+        name, stage or name, maker, version, hashed, inputs or {}, extent, group, unhashed, watched or {}
+    )
     return nodes[name]
 
 
@@ -115,10 +118,14 @@ def _second_stage(config: Config, nodes: Nodes) -> None:
         known = {key: inputs[key] for key in ("index", "autoencoder")}
         denoiser = _add(nodes, "denoiser", "import_model", published, known)
     else:
-        training = config.diffusion.model_dump(mode="json")
-        if config.diffusion.preview_every:
+        training, watched = config.diffusion.model_dump(mode="json"), {}
+        if config.diffusion.alignment:
+            inputs["features"] = nodes["features"]
+        if config.diffusion.preview_every or config.diffusion.frechet_every:
             training["sampling"] = settings
-        denoiser = _add(nodes, "denoiser", "train_diffusion", training, inputs)
+        if config.diffusion.frechet_every:
+            watched = {key: nodes[key] for key in ("features", "encoder")}
+        denoiser = _add(nodes, "denoiser", "train_diffusion", training, inputs, watched=watched)
     inputs = {"denoiser": denoiser, "autoencoder": nodes["autoencoder"]}
     _add(nodes, "samples", "generate", settings, inputs, extent=_extent(config))
 

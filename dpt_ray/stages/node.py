@@ -22,7 +22,7 @@ class Node:
     `extent` (such as "k128") names how much of a growing artifact is meant. It is not part of the
     artifact's own identity; it is part of the identity of what is made from that much of it, unless
     that grows along with it. `unhashed` settings (paths of hashed files, intervals of saving) reach the
-    maker without deciding the result.
+    maker without deciding the result, and so do the `watched` artifacts, which must be there as well.
     """
 
     name: str
@@ -34,6 +34,12 @@ class Node:
     extent: str = ""
     group: str = ""
     unhashed: Mapping[str, Any] = field(default_factory=dict)
+    watched: Mapping[str, Node] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> Mapping[str, Node]:
+        """All artifacts that the maker is handed."""
+        return {**self.watched, **self.inputs}
 
     @cached_property
     def digest(self) -> str:
@@ -69,12 +75,12 @@ class Task:
 
 
 def topological(targets: list[Node]) -> list[Node]:
-    """The targets and all they are made from, each once, inputs first."""
+    """The targets and all that making them needs, each once, inputs first."""
     order: dict[int, Node] = {}
 
     def visit(node: Node) -> None:
         if id(node) not in order:
-            for source in node.inputs.values():
+            for source in node.needs.values():
                 visit(source)
             order[id(node)] = node
 

@@ -20,6 +20,7 @@ from dpt_ray.data.shards import read_images
 from dpt_ray.data.units import iterate_pixels, read_index
 from dpt_ray.report import page
 from dpt_ray.stages.node import Task
+from dpt_ray.stages.training_frechet import FACTS
 from dpt_ray.stages.watching import read_log
 
 PAGE = "report.html"
@@ -57,6 +58,7 @@ def make(task: Task) -> dict[str, Any]:
         frechet=[page.FrechetRow(**row) for row in evaluation["frechet"]],
         grid=picture_rows(task.inputs["index"], task.inputs["samples"], PICTURES),
         curves=_curves(task),
+        curve_note=_curve_note(task),
         quarantined=int(task.inputs["features"].manifest["quarantined"]),
         warnings=_warnings(task),
     )
@@ -136,6 +138,11 @@ def _curves(task: Task) -> dict[str, list[tuple[int, float]]]:
     for key, name in (("encoder", "Encoder loss"), ("denoiser", "Denoiser loss")):
         if records := read_log(task.inputs[key]):
             curves[name] = [(int(record["step"]), record["loss"]) for record in records]
+    records = [record for record in read_log(task.inputs["denoiser"]) if "frechet" in record]
+    if records:
+        guidance = records[-1]["frechet_guidance"]
+        name = f"Frechet distance at guidance {guidance:g}"
+        curves[name] = [(int(record["step"]), record["frechet"]) for record in records]
     return curves
 
 
@@ -145,6 +152,22 @@ def _warnings(task: Task) -> list[str]:
         return []
     drawn = classifier["labelled"] + lost
     return [f"{lost} of the {drawn} labelled images cannot be read; nothing was fitted on them."]
+
+
+def _curve_note(task: Task) -> str:
+    """What the Frechet distances of the training's log are distances of, where it has some."""
+    denoiser = task.inputs["denoiser"]
+    if not denoiser.exists(FACTS):
+        return ""
+    facts = denoiser.read_json(FACTS)
+    interval = facts["guidance_interval"]
+    where = f" for t in [{interval[0]:g}, {interval[1]:g}]" if interval else ""
+    return (
+        f"The Frechet distance while training is that of {facts['n_generated']:,} images, sampled from the "
+        f"averaged weights with guidance {facts['guidance']:g}{where} ({facts['solver']}, {facts['nfe']} "
+        f"evaluations), to {facts['n_reference']:,} {facts['reference']} in the features of "
+        f"{facts['extractor']}. It compares steps; it is not the distance in the table above."
+    )
 
 
 def _versions(task: Task) -> dict[str, str]:

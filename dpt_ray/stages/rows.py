@@ -94,6 +94,36 @@ class ImageRows:
         return Rows(self.features, self.label[rows], rows)
 
 
+class TrainingFeatures:
+    """The features of the images a denoiser trains on, row by row with their moments.
+
+    One copy in memory: images x dim x 4 bytes, those of the other splits included.
+    """
+
+    def __init__(self, features: Artifact, ids: pa.Array) -> None:
+        """`ids` are the moments'. Raises ValueError for an id without features."""
+        found, self._features = read_features(features)
+        where = pc.index_in(ids, found)
+        if where.null_count:
+            lost = ids.filter(pc.is_null(where))[0].as_py()
+            raise ValueError(
+                f"{features.uri}: {where.null_count} images have no features, the first is {lost}"
+            )
+        self._where = where.to_numpy()
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature row."""
+        return self._features.shape[1]
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """The features (n, dim) float32 of the given rows of the moments."""
+        return self._features[self._where[rows]]
+
+
 def image_id(kind: str, label: int, index: int) -> str:
     """The id of a generated ("gen") or augmented ("aug") image."""
     return f"{kind}-{label:05d}-{index:07d}"

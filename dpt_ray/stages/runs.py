@@ -145,7 +145,7 @@ def status(config: Config) -> list[dict[str, Any]]:
     rows = []
     for name, node in nodes.items():
         artifact, published = node.artifact(store), name in done
-        waiting = [source.name for source in node.inputs.values() if source.name not in done]
+        waiting = [source.name for source in node.needs.values() if source.name not in done]
         rows.append(
             {
                 "name": name,

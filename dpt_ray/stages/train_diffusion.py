@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -21,11 +23,15 @@ from dpt_ray.sections import Denoiser
 from dpt_ray.stages import training
 from dpt_ray.stages.initial import INITIAL, publish_initial
 from dpt_ray.stages.node import Task
-from dpt_ray.stages.preview import Preview
-from dpt_ray.stages.rows import PSEUDO_LABELS
+from dpt_ray.stages.preview import AveragedSampler, Preview
+from dpt_ray.stages.rows import PSEUDO_LABELS, TrainingFeatures
+from dpt_ray.stages.training_frechet import TrainingFrechet
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+
+# (step, averaged weights of the denoiser) -> numbers for the log
+Look = Callable[[int, Mapping[str, Any]], dict[str, float]]
 
 
 def make(task: Task) -> dict[str, Any]:
@@ -73,18 +79,18 @@ def _train(task: Task, worker: training.Worker, reader: MomentsReader) -> None:
     import torch
 
     from dpt_ray.diffusion.schedules import SCHEDULES
+    from dpt_ray.learners.alignment import AlignedDenoiser, denoiser_weights
     from dpt_ray.learners.denoise import denoise_step
-    from dpt_ray.models.uvit import UViT, flops
-    from dpt_ray.models.weights import load_strict, load_weights
+    from dpt_ray.models.uvit import flops
     from dpt_ray.training.order import ShardWindows
 
     settings, config = task.settings, _network(task)
     autoencoder = task.inputs["autoencoder"].manifest
-    torch.manual_seed(settings["seed"])  # the initial weights: the same on every worker
-    model = UViT(config)
-    if settings["init_from"]:
-        load_strict(model, load_weights(task.out.local_file(INITIAL)), settings["init_from"])
-    model.gradient_checkpointing = task.compute.gradient_checkpointing
+    labels, _ = _labels(task)
+    alignment = settings["alignment"]
+    features = _features(task) if alignment else None
+    denoiser = _initial_denoiser(task, config)
+    model = AlignedDenoiser(denoiser, features.dim) if features else denoiser
     dropout = 1.0 if settings["condition"] == "none" else settings["label_dropout"]
     step_fn = denoise_step(
         SCHEDULES[settings["schedule"]],
@@ -93,24 +99,30 @@ def _train(task: Task, worker: training.Worker, reader: MomentsReader) -> None:
         config.num_classes,
         dropout,
         settings["min_snr_gamma"],
+        alignment,
     )
     order = None
     if window := settings["shuffle_shards"]:
         order = ShardWindows(settings["seed"], settings["batch_size"], reader.sizes, window)
     else:
         _hold_all(reader)
-    labels, _ = _labels(task)
 
     def load_batch(rows: np.ndarray, step: int) -> dict[str, torch.Tensor]:
         if order:
             reader.hold(order.shards(step))
         moments = torch.from_numpy(reader.rows(rows))
         moments = moments if moments.shape[1] > 1 else moments[:, 0]
-        return {"moments": moments, "label": torch.from_numpy(labels[rows])}
+        batch = {"moments": moments, "label": torch.from_numpy(labels[rows])}
+        return batch | {"features": torch.from_numpy(features.rows(rows))} if features else batch
 
-    # The backward pass costs two forward passes: a gradient by the weights and one by the input.
-    every = settings["preview_every"]
-    preview = Preview(task, config, worker.device) if every and worker.rank == 0 else None
+    looks = _looks(task, config, worker.device, features) if worker.rank == 0 else []
+
+    def look(step: int, weights: Mapping[str, Any]) -> dict[str, float]:
+        weights = denoiser_weights(weights) if features else weights
+        found = [see(step, weights) for every, see in looks if step % every == 0]
+        return {name: value for numbers in found for name, value in numbers.items()}
+
+    intervals = [every for every in (settings["preview_every"], settings["frechet_every"]) if every]
     ema = training.fit(
         task,
         worker,
@@ -118,15 +130,49 @@ def _train(task: Task, worker: training.Worker, reader: MomentsReader) -> None:
         step_fn,
         load_batch,
         len(reader),
+        # The backward pass costs two forward passes: a gradient by the weights and one by the input.
         flops_per_image=3 * flops(config),
         gradient_accumulation=task.compute.gradient_accumulation,
-        watch_every=every,
-        on_watch=preview.publish if preview else None,
-        blocks=model.blocks,
+        watch_every=math.gcd(*intervals) or None,
+        on_watch=look,
+        blocks=denoiser.blocks,
         order=order,
     )
     if ema is not None:
-        task.out.publish_files(lambda folder: save_denoiser(folder, ema, config, task, autoencoder["scale"]))
+        kept = denoiser_weights(ema) if features else ema
+        task.out.publish_files(lambda folder: save_denoiser(folder, kept, config, task, autoencoder["scale"]))
+
+
+def _initial_denoiser(task: Task, config: Any) -> Any:
+    """The network before its first step: the same on every worker."""
+    import torch
+
+    from dpt_ray.models.uvit import UViT
+    from dpt_ray.models.weights import load_strict, load_weights
+
+    torch.manual_seed(task.settings["seed"])
+    denoiser = UViT(config)
+    if source := task.settings["init_from"]:
+        load_strict(denoiser, load_weights(task.out.local_file(INITIAL)), source)
+    denoiser.gradient_checkpointing = task.compute.gradient_checkpointing
+    return denoiser
+
+
+def _features(task: Task) -> TrainingFeatures:
+    return TrainingFeatures(task.inputs["features"], read_moment_ids(task.inputs["moments"]))
+
+
+def _looks(task: Task, config: Any, device: str, features: TrainingFeatures | None) -> list[tuple[int, Look]]:
+    """What is looked at while the denoiser trains, and every how many steps."""
+    previews, distances = task.settings["preview_every"], task.settings["frechet_every"]
+    if not previews and not distances:
+        return []
+    sampler = AveragedSampler(task, config, device)
+    looks: list[tuple[int, Look]] = [(previews, Preview(task, sampler))] if previews else []
+    if distances:
+        real = features or _features(task)
+        looks.append((distances, TrainingFrechet(task, sampler, real, device)))
+    return looks
 
 
 def _hold_all(reader: MomentsReader) -> None:
@@ -179,7 +225,7 @@ def load_denoiser(folder: str) -> tuple[Any, dict[str, Any]]:
     return model.eval().requires_grad_(False), config
 
 
-def save_denoiser(folder: Path, ema: dict[str, Any], config: Any, task: Task, scale: float) -> None:
+def save_denoiser(folder: Path, ema: Mapping[str, Any], config: Any, task: Task, scale: float) -> None:
     """Writes a denoiser's weights and what is needed to sample from them."""
     from safetensors.torch import save_file
 

@@ -167,7 +167,8 @@ def fit(
 
     `flops_per_image`, of a whole training step, makes the log tell the MFU: the share of the device's
     measured matmul peak that these are. `on_watch(step, ema)` is called on rank 0 every `watch_every`
-    steps. `blocks` are the parts of the model that are compiled, and gathered from shards, one by one.
+    steps; the numbers it returns go into the log's record of that step. `blocks` are the parts of the
+    model that are compiled, and gathered from shards, one by one.
     """
     from dpt_ray.training.loop import NonFiniteLoss, TrainSettings, train
 
@@ -199,6 +200,9 @@ def fit(
 
             ray.train.report({"step": step, **log.last})  # all workers wait here for each other
 
+    def watch(step: int, ema: Any) -> None:
+        log.amend(on_watch(step, ema))
+
     while True:
         try:
             result = train(
@@ -215,7 +219,7 @@ def fit(
                 on_checkpoint=on_checkpoint,
                 gradient_accumulation=gradient_accumulation,
                 watch_every=watch_every,
-                on_watch=on_watch,
+                on_watch=watch,
                 order=order,
             )
             return result.ema if worker.rank == 0 else None

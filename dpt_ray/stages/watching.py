@@ -56,6 +56,13 @@ class TrainingLog:
         if time.monotonic() - self._written > self.EVERY:
             self._write()
 
+    def amend(self, numbers: Mapping[str, float]) -> None:
+        """Puts more numbers into the newest record."""
+        if numbers:
+            self._records[-1].update(numbers)
+            if self._events:
+                self._events.add({"step": self._records[-1]["step"], **numbers})
+
     def flush(self) -> None:
         """Publishes the log and TensorBoard's event file."""
         self._write()

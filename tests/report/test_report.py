@@ -293,13 +293,14 @@ def test_names_from_the_data_cannot_become_markup() -> None:
         grid=[GridRow(evil, [picture], [picture])],
         pseudo_label_classes=[ClassRow(evil, 0.5, 0.5, 3)],
         curves={evil: [(0, 1.0), (1, 0.5)]},
+        curve_note=evil,
     )
     source = render_report(data)
     page = Page(source)
     assert page.all("b") == []
     assert page.all("script") == []
     assert page.all("img")[0]["alt"] == f"1 real image of class {evil}"
-    assert page.words.count(evil) >= 5  # title twice, grid, bar, table, curve
+    assert page.words.count(evil) >= 7  # title twice, grid, bar, table, curve twice, note
     assert "<script>alert(1)</script>" in page.words  # the configuration, as text
 
 

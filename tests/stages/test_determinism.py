@@ -1,5 +1,8 @@
 """The same payloads whoever computes them: actors, batches and training workers change nothing."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -71,11 +74,16 @@ def test_one_training_worker_gives_the_bits_of_training_in_the_driver(finished, 
     assert run.payloads("encoder") == finished.payloads("encoder")
 
 
-@pytest.mark.parametrize("name", ["encoder", "denoiser"])
-def test_two_training_workers_agree_with_one(name, finished, tmp_path):
-    run = finished.copy_to(tmp_path, "compute.train_workers=2", without=(name,))
-    assert run.make(name) == [name]
-    weights, expected = (load_file(r.artifact(name).path("model.safetensors")) for r in (run, finished))
+@pytest.mark.parametrize(("name", "option"), [("encoder", ""), ("denoiser", "diffusion.alignment=0.5")])
+def test_two_training_workers_agree_with_one(name, option, finished, tmp_path):
+    options = [option] if option else []
+    one = finished.copy_to(tmp_path / "one", *options)
+    two = finished.copy_to(tmp_path / "two", *options, "compute.train_workers=2")
+    one.make(name)
+    if two.artifact(name).published:  # copied
+        shutil.rmtree(Path(two.artifact(name).path("")))
+    assert two.make(name) == [name]
+    weights, expected = (load_file(run.artifact(name).path("model.safetensors")) for run in (two, one))
     assert weights.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_allclose(weights[key], value, rtol=1e-4, atol=1e-4, err_msg=key)

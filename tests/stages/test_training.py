@@ -1,111 +1,26 @@
 """The denoiser's training in this process, on a handful of hand-made latents: guards and bad input."""
 
 import tempfile
-import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from hand_made import CLASSES, ROWS, make_latents, same, weights
 from safetensors.torch import load_file
 
 from dpt_ray import cache
-from dpt_ray.artifacts import Store
-from dpt_ray.config import ConfigError, load_config
+from dpt_ray.config import ConfigError
 from dpt_ray.data.moments import MomentsReader, read_moment_ids
 from dpt_ray.data.shards import write_moments
 from dpt_ray.stages import train_diffusion
 from dpt_ray.stages.execute import StageError
-from dpt_ray.stages.graph import flow
-from dpt_ray.stages.node import Task
 from dpt_ray.stages.watching import read_log
-
-DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
-ROWS, CLASSES = 40, 4
-SMALL = (
-    "data.image_size=4",
-    "diffusion.model={patch_size: 2, dim: 16, depth: 2, heads: 2, modulation: true}",
-    "diffusion.steps=12",
-    "diffusion.batch_size=16",
-    "diffusion.checkpoint_every=4",
-    "diffusion.log_every=2",
-    "compute.train_workers=0",
-)
-
-
-@dataclass(frozen=True)
-class Latents:
-    """A store in which all that a denoiser is trained on is published."""
-
-    store: Store
-
-    def task(self, *overrides: str) -> Task:
-        config = load_config(DIGITS, [*SMALL, *overrides])
-        node = flow(config)["denoiser"]
-        inputs = {key: self.store.artifact(key, "made-by-hand") for key in node.inputs}
-        return Task(node, node.artifact(self.store), inputs, config.compute, "")
-
-    def make(self, *overrides: str) -> Task:
-        """Trains, and publishes as a run does."""
-        task = self.task(*overrides)
-        facts = train_diffusion.make(task)
-        references = {key: f"{source.stage}/{source.reference}" for key, source in task.node.inputs.items()}
-        about = {"settings": dict(task.node.settings), "inputs": references, "version": task.node.version}
-        task.out.publish(facts | about)
-        return task
-
-    def elsewhere(self) -> "Latents":
-        """A copy of the store that is not on this machine's disk."""
-        copy = Latents(Store(f"memory://{uuid.uuid4().hex}"))
-        fs, root = fsspec.core.url_to_fs(copy.store.uri)
-        fs.put(f"{self.store.uri}/store", f"{root}/store", recursive=True)
-        return copy
-
-    def label(self, values: list[int], ids: list[str] | None = None) -> None:
-        """Publishes pseudo-labels; the confidence falls from 1 by 1/100 a row."""
-        ids = ids or [f"image-{row}" for row in range(len(values))]
-        confidence = pa.array(1 - np.arange(len(values)) / 100, pa.float32())
-        table = pa.table({"id": ids, "label": pa.array(values, pa.int32()), "confidence": confidence})
-        out = self.store.artifact("labels", "made-by-hand")
-        out.publish_files(lambda folder: pq.write_table(table, folder / "pseudo_labels.parquet"))
 
 
 @pytest.fixture
 def latents(tmp_path):
-    torch.set_num_threads(1)
-    made = Latents(Store(str(tmp_path)))
-    index, moments, autoencoder = (
-        made.store.artifact(name, "made-by-hand") for name in ("index", "moments", "autoencoder")
-    )
-    index.write_json("classes.json", [f"class-{k}" for k in range(CLASSES)])
-    index.publish({"classes": CLASSES})
-    autoencoder.publish_files(lambda folder: _identity(folder))
-    autoencoder.publish({"latent_shape": [1, 4, 4], "scale": 1.0})
-    values = np.random.default_rng(0).normal(size=(ROWS, 1, 2, 4, 4)).astype(np.float16)
-    values[:, :, 1] = -30
-    ids = [f"image-{row}" for row in range(ROWS)]
-    shard = moments.publish_shard("a", ".arrow", ROWS, lambda path: write_moments(path, ids, values))
-    moments.publish({"shape": [1, 2, 4, 4], "shards": [shard]})
-    made.label([row % CLASSES for row in range(ROWS)])
-    return made
-
-
-def _identity(folder: Path) -> None:
-    from dpt_ray.models.autoencoder import open_autoencoder
-
-    open_autoencoder("identity", None, channels=1, size=4).save(folder)
-
-
-def weights(task):
-    return load_file(task.out.path("model.safetensors"))
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    return make_latents(tmp_path)
 
 
 @pytest.fixture

@@ -1,0 +1,50 @@
+"""Latents of given classes from a trained network: the settings of sampling, and each image's own noise."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpt_ray.diffusion.guidance import guided_denoiser
+from dpt_ray.diffusion.loss import Network, Prediction
+from dpt_ray.diffusion.schedules import SCHEDULES
+from dpt_ray.diffusion.solvers import SOLVERS
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample; `guidance` is w (1 is none) and applies in `guidance_interval` of t, or always."""
+
+    schedule: str
+    prediction: Prediction
+    solver: str
+    nfe: int
+    guidance: float = 1.0
+    guidance_interval: Sequence[float] | None = None
+
+
+@torch.no_grad()
+def sample(network: Network, noise: Tensor, labels: Tensor, null_class: int, sampling: Sampling) -> Tensor:
+    """Return scaled latents (B, C, H, W) from standard normal `noise` of that shape and labels (B,)."""
+    schedule, interval = SCHEDULES[sampling.schedule], sampling.guidance_interval
+    denoiser = guided_denoiser(
+        network,
+        schedule,
+        labels,
+        sampling.prediction,
+        sampling.guidance,
+        null_class,
+        (interval[0], interval[1]) if interval else None,
+    )
+    return SOLVERS[sampling.solver](denoiser, noise, schedule, sampling.nfe)
+
+
+def image_noise(seed: int, label: int, index: int, shape: Sequence[int]) -> Tensor:
+    """The standard normal noise that image `index` of a class starts from, drawn on the CPU."""
+    digest = hashlib.blake2b(f"{seed}/{label}/{index}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    return torch.randn(tuple(shape), generator=generator)
