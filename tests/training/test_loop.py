@@ -2,6 +2,7 @@ import math
 from dataclasses import replace
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
@@ -9,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dpt_ray.training import loop
 from dpt_ray.training.loop import NonFiniteLoss, TrainSettings, train
-from dpt_ray.training.order import batch_rows
+from dpt_ray.training.order import ShardWindows, batch_rows
 
 ROWS = 50
 DATA = torch.randn(ROWS, 6, generator=torch.Generator().manual_seed(0))
@@ -294,6 +296,24 @@ def test_an_error_while_loading_data_ends_the_run_with_that_error():
 
     with pytest.raises(OSError, match="shard is gone"):
         run(load_batch=torn)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_share_the_batches_of_a_shuffle_in_windows(workers, monkeypatch):
+    monkeypatch.setattr(loop, "_mean_over_workers", lambda loss, world_size: 0.0)  # they are not all here
+    shards = [10, 5, 15, 10, 10]
+    seen = {step: [] for step in range(SETTINGS.steps)}
+
+    def noted(rows, step):
+        seen[step].append(rows)
+        return load(rows, step)
+
+    for rank in range(workers):
+        order = ShardWindows(0, SETTINGS.batch_size, shards, 2)
+        run(load_batch=noted, rank=rank, world_size=workers, order=order)
+    expected = ShardWindows(0, SETTINGS.batch_size, shards, 2)
+    for step, parts in seen.items():
+        assert np.concatenate(parts).tolist() == expected(step).tolist()
 
 
 def test_a_batch_that_does_not_split_evenly_is_refused():
