@@ -80,7 +80,7 @@ def _moments(artifact: Artifact, shards: list[dict[str, Any]], chosen: Tensor) -
     for shard, wanted in zip(shards, parts, strict=True):
         if wanted.any():
             _, features = read_feature_shard(artifact, shard)
-            rows = torch.from_numpy(features)[wanted]
+            rows = torch.from_numpy(features[wanted.numpy()])
             if moments is None:
                 moments = Moments.empty(rows.shape[1])
             moments.update(rows)

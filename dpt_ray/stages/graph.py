@@ -186,7 +186,7 @@ def _inception(config: Config, nodes: Nodes) -> None:
             f"inception_{name}",
             "inception",
             settings | (most if name == "samples" else {}),
-            {"images": images, "inception": nodes["inception"]},
+            {"inception": nodes["inception"], "images": images},
             stage="inception_statistics",
             extent=extent if name == "samples" else "",
             group="measure images",
@@ -199,9 +199,9 @@ def _inception(config: Config, nodes: Nodes) -> None:
         except ValueError as error:
             raise ConfigError(f"evaluate.reference: {error}") from error
     inputs = {
+        "inception": nodes["inception"],  # first: a file that cannot serve is told before any training
         "generated": nodes["inception_samples"],
         "real": nodes["inception_reference"],
-        "inception": nodes["inception"],
     }
     _add(nodes, "image_metrics", "image_metrics", reference, inputs)
 
