@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 from collections import Counter
@@ -48,6 +49,7 @@ STAGES = {
     "generate": (["samples"], "Generate images for each class."),
     "retrain": (["retrained"], "Fit the classifier on real and generated images (stage 3)."),
     "sweep": (["sweep"], "Sweep images per class, real weight and lambda; choose on validation."),
+    "measure": (["image_metrics"], "Measure the generated images: FID, sFID, IS, KID, precision, recall."),
     "evaluate": (["evaluation"], "Measure on the test images."),
     "report": (["report"], "Write the page that shows it all."),
 }
@@ -79,8 +81,13 @@ def _run(config: Config, targets: list[str]) -> None:
     outcome, store = runs.run(config, Display(), targets)
     console = Console()
     folder = store.run_folder(config.name)
+    if {"report", "evaluation"} & set(targets):
+        evaluation = runs.shown_json(folder, "evaluation.json")
+        console.print(_accuracy_table(evaluation))
+        _show_metrics(evaluation["frechet"], evaluation["image_metrics"])
+    if "image_metrics" in targets:
+        _show_metrics([], runs.shown_json(folder, "image_metrics.json"))
     if "report" in targets:
-        console.print(_accuracy_table(runs.shown_json(folder, "evaluation.json")))
         console.print(f"report: {runs.shown_uri(folder, 'report.html')}", soft_wrap=True, highlight=False)
     else:
         console.print(f"results: {folder.uri}", soft_wrap=True, highlight=False)
@@ -91,16 +98,36 @@ def _run(config: Config, targets: list[str]) -> None:
 def _accuracy_table(evaluation: dict) -> Table:
     rows = evaluation["accuracy"]
     n_validation, n_test = rows[0]["n_validation"], rows[0]["n_test"]
-    table = Table(title=f"{evaluation['n_labels']} labels")
-    table.add_column("classifier")
-    table.add_column(f"validation top-1 (n={n_validation})", justify="right")
-    table.add_column(f"test top-1 (n={n_test})", justify="right")
+    columns = {"validation": f"validation top-1 (n={n_validation})", "test": f"test top-1 (n={n_test})"}
+    if rows[0]["test_top5"] is not None:
+        columns["test_top5"] = "test top-5"
+    table = Table("classifier", title=f"{evaluation['n_labels']} labels")
+    for title in columns.values():
+        table.add_column(title, justify="right")
     for row in rows:
-        cells = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("validation", "test")]
-        table.add_row(row["name"], *cells)
+        table.add_row(row["name"], *("-" if row[key] is None else f"{row[key]:.3f}" for key in columns))
     if gain := evaluation["gain"]:
         table.caption = f"DPT - probe: {gain['gain']:+.3f} +- {gain['stderr']:.3f} ({gain['kind']})"
     return table
+
+
+def _show_metrics(frechet: list[dict], metrics: dict) -> None:
+    """A table for each way of measuring (a number without it says nothing), and what is left out and why."""
+    ways = itertools.groupby(
+        [*frechet, *metrics["rows"]],
+        lambda row: f"{row['extractor']}; reference: {row['reference']}; resize: {row['resize']}",
+    )
+    for way, rows in ways:
+        table = Table("metric", "images", title=way)
+        table.add_column("value", justify="right")
+        table.add_column("n / n reference", justify="right")
+        for row in rows:
+            spread = "" if row["spread"] is None else f" +- {row['spread']:.2g}"
+            n = f"{row['n_generated']:,} / " + (f"{row['n_reference']:,}" if row["n_reference"] else "-")
+            table.add_row(row["metric"], row["name"], f"{row['value']:.4g}{spread}", n)
+        _show(table)
+    for reason in metrics["left_out"]:
+        Console(markup=False).print(f"not computed: {reason}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -252,11 +252,21 @@ class Sweep(Section):
 
 
 class Evaluate(Section):
-    """What is measured. `referee` is an independent classifier, trained only to measure."""
+    """What is measured. `referee` is an independent classifier, trained only to measure.
+
+    `inception` (the file of FID's Inception weights) has FID, sFID, Inception Score, KID, precision and
+    recall measured, of at most `images` generated images. `reference` is an npz of `mu` and `sigma` (for
+    sFID ADM's `mu_s` and `sigma_s`) for FID, in place of the run's own test images. `resize` to
+    Inception's 299 pixels: "tensorflow" as ADM and pytorch-fid's statistics have it, "clean" is clean-fid.
+    """
 
     controls: bool = True
     augment_strength: Positive = 1.0
     referee: Pretrain | None = None
+    inception: str | None = None
+    reference: str | None = None
+    resize: Literal["tensorflow", "clean"] = "tensorflow"
+    images: Count | None = None
 
 
 class Compute(Section):

@@ -184,6 +184,35 @@ def finished(cluster, tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """A file for FID's Inception with random weights, of a scale at which activations keep theirs."""
+    import math
+    from unittest.mock import patch
+
+    import torch
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    unloaded = patch.object(FeatureExtractorInceptionV3, "load_state_dict")
+    with torch.device("meta"), patch("torch.load"), unloaded:
+        shapes = FeatureExtractorInceptionV3("shapes", ["2048"], "none").state_dict()
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, like in shapes.items():
+        noise = torch.randn(like.shape, generator=generator)
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(0)
+        elif like.ndim > 1:
+            state[name] = noise * math.sqrt(2 / like[0].numel())
+        elif name.endswith(("bn.weight", "running_var")):
+            state[name] = 1 + 0.1 * noise.abs()
+        else:
+            state[name] = 0.1 * noise
+    path = tmp_path_factory.mktemp("inception") / "random_inception.pth"
+    torch.save(state, path)
+    return path
+
+
 def digest(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 

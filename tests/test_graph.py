@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -33,8 +34,8 @@ INPUTS = {
     "referee": "index",
     "referee_features": "index referee",
     "referee_sample_features": "samples referee",
-    "evaluation": "index labels features classifier pseudo_labels retrained sweep referee_features "
-    "referee_sample_features",
+    "evaluation": "index labels features classifier pseudo_labels retrained sweep sample_features "
+    "referee_features referee_sample_features",
     "report": "index labels encoder autoencoder features moments classifier pseudo_labels denoiser samples "
     "sample_features retrained augmented augmented_features sweep referee referee_features "
     "referee_sample_features evaluation",
@@ -229,6 +230,14 @@ def test_images_count_by_their_names_and_sizes(tmp_path):
         (["labels.per_class=", "labels.file=/none/few.csv"], ["labels.file: /none/few.csv", "no such file"]),
         (["encoder.kind=msn", "encoder.weights=/none.pth"], ["encoder.weights: /none.pth", "no such file"]),
         (["autoencoder.kind=kl", "autoencoder.weights=no://x"], ["autoencoder.weights: ", "not known"]),
+        (
+            ["evaluate.inception=/none.pth"],
+            ["evaluate.inception: /none.pth", "pt_inception-2015-12-05-6726825d.pth", "mseitzer/pytorch-fid"],
+        ),
+        (
+            ["evaluate.inception=README.md", "evaluate.reference=/none.npz"],
+            ["evaluate.reference: /none.npz", "no such file"],
+        ),
         (["data.source=tar", "data.uri=/none"], ["data.uri: '/none'", "check the path"]),
         (["data.source=tar", "data.uri=no://x"], ["data.uri: 'no://x'", "not known"]),
     ],
@@ -239,6 +248,75 @@ def test_a_file_that_is_not_there_is_told_by_its_key(overrides, parts):
     for part in parts:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def inception_files(tmp_path):
+    """Overrides that name a weight file (never opened here) and a reference; and where these lie."""
+    weights, reference = tmp_path / "inception.pth", tmp_path / "reference.npz"
+    weights.write_bytes(b"weights")
+    np.savez(reference, mu=np.zeros(2048), sigma=np.zeros((1, 1)))
+    return [f"evaluate.inception={weights}", f"evaluate.reference={reference}"], weights, reference
+
+
+def test_inception_adds_its_nodes_and_changes_no_other_but_what_shows_them(inception_files):
+    base, _, _ = inception_files
+    before, after = digests(), digests(*base)
+    added = {"inception", "inception_samples", "inception_reference", "image_metrics"}
+    assert after.keys() - before.keys() == added
+    assert {name for name in before if before[name] != after[name]} == {"evaluation", "report"}
+    nodes = flow(load_config(DIGITS, base))
+    inputs = {name: {source.name for source in nodes[name].inputs.values()} for name in added}
+    assert inputs == {
+        "inception": set(),
+        "inception_samples": {"samples", "inception"},
+        "inception_reference": {"index", "inception"},
+        "image_metrics": {"inception_samples", "inception_reference", "inception"},
+    }
+    order = [step.name for step in steps([nodes["labels"], nodes["report"]])]
+    assert order.index("measure images") == order.index("image_metrics") - 1  # both sets in one step
+    for target in ("report", "image_metrics"):  # a file that cannot serve is told early
+        order = [step.name for step in steps([nodes["labels"], nodes[target]])]
+        assert order.index("inception") < order.index("denoiser")
+
+
+def test_inception_files_count_by_their_content(inception_files, tmp_path):
+    base, weights, _ = inception_files
+    measured = {"inception_samples", "inception_reference"}
+    shown = {"image_metrics", "evaluation", "report"}
+    copy = tmp_path / "copy.pth"
+    copy.write_bytes(weights.read_bytes())
+    assert changed(f"evaluate.inception={copy}", base=base) == set()
+    copy.write_bytes(b"others")
+    assert changed(f"evaluate.inception={copy}", base=base) == {"inception"} | measured | shown
+    other = tmp_path / "other.npz"
+    np.savez(other, mu=np.ones(2048), sigma=np.zeros((1, 1)))
+    assert changed(f"evaluate.reference={other}", base=base) == shown
+    assert changed("evaluate.resize=clean", base=base) == measured | shown
+    assert changed("evaluate.images=100", base=base) == {"inception_samples"} | shown
+
+
+def test_other_numbers_of_measured_images_are_extents_of_one_artifact(inception_files):
+    base, _, _ = inception_files
+    asked = ([], ["evaluate.images=100"], ["generate.images_per_class=256"])
+    nodes = [flow(load_config(DIGITS, [*base, *more]))["inception_samples"] for more in asked]
+    assert len({node.digest for node in nodes}) == 1
+    assert [node.extent for node in nodes] == ["k128", "k128-n100", "k256"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "problem"),
+    [
+        ({"mu": np.zeros(2048)}, r"lacks \['sigma'\], it has \['mu'\]"),
+        ({"arr_0": np.zeros(3)}, r"lacks \['mu', 'sigma'\]"),
+        ({"mu": np.zeros(192), "sigma": np.zeros((192, 192))}, r"mu has shape \(192,\)"),
+    ],
+)
+def test_a_reference_that_cannot_serve_is_told_before_any_work(inception_files, arrays, problem):
+    base, _, reference = inception_files
+    np.savez(reference, **arrays)
+    with pytest.raises(ConfigError, match=rf"evaluate\.reference: .*reference\.npz.*{problem}"):
+        flow(load_config(DIGITS, base))
 
 
 # Order ---------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from dpt_ray.cli import app
@@ -92,6 +94,25 @@ def test_costs_are_those_computed_by_hand():
     assert large["samples"].gpu_hours == pytest.approx(1.8, rel=0.02)
     huge = costs(load_config(ROOT / "configs" / "imagenet256_uvit_h.yaml"), IMAGENET, 1000)
     assert huge["denoiser"].gpu_hours == pytest.approx(360, rel=0.01)
+
+
+def test_the_cost_of_measuring_is_that_of_inception():
+    """50,000 generated and 50,000 test images; operations counted by torch on tensors without data."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    from dpt_ray.evaluation.inception import activations
+
+    unloaded = patch.object(FeatureExtractorInceptionV3, "load_state_dict")
+    with torch.device("meta"), patch("torch.load"), unloaded:
+        network = FeatureExtractorInceptionV3("shapes", ["2048"], "none")
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        activations(network, torch.zeros(2, 256, 256, 3, dtype=torch.uint8))
+    found = costs(load_config(BASE), IMAGENET, 1000)
+    for name in ("inception_samples", "inception_reference"):
+        assert found[name].rows == 50_000
+        assert found[name].flops == pytest.approx(50_000 * counter.get_total_flops() / 2, rel=0.01)
+    assert costs(load_config(BASE), None, None)["inception_samples"].flops is None
 
 
 def test_what_depends_on_unknown_counts_is_left_open():

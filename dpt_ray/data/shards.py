@@ -33,16 +33,21 @@ def read_features(artifact: Artifact) -> tuple[pa.Array, np.ndarray]:
     features: np.ndarray | None = None
     row = 0
     for shard in shards:
-        table = pq.read_table(artifact.local_file(shard["file"])).combine_chunks()
-        block = matrix(table["feature"].chunk(0))
+        names, block = read_feature_shard(artifact, shard)
         if features is None:
             features = np.empty((sum(s["rows"] for s in shards), block.shape[1]), np.float32)
         features[row : row + len(block)] = block
-        ids += table["id"].chunks
+        ids += names.chunks
         row += len(block)
     if features is None:
         raise ValueError(f"{artifact.uri}: holds no rows")
     return pa.chunked_array(ids).combine_chunks(), features
+
+
+def read_feature_shard(artifact: Artifact, shard: dict[str, Any]) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """The ids and features (n, dim) float32 of a shard that holds rows; the features cannot be written to."""
+    table = pq.read_table(artifact.local_file(shard["file"])).combine_chunks()
+    return table["id"], matrix(table["feature"].chunk(0))
 
 
 def write_moments(path: Path, ids: Sequence[str], moments: np.ndarray) -> None:

@@ -23,12 +23,9 @@ from torch_fidelity.interpolate_compat_tensorflow import (  # type: ignore[impor
     interpolate_bilinear_2d_like_tensorflow1x,
 )
 
+from dpt_ray.evaluation.inception_files import WEIGHTS, WHERE
 from dpt_ray.models.weights import load_weights
 
-# pytorch-fid's release "fid_weights"; torch-fidelity's weights-inception-2015-12-05 is the same file.
-WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
-WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-WEIGHTS_BYTES = 95_628_359
 SIZE = 299
 
 Resize = Literal["tensorflow", "clean"]
@@ -57,11 +54,7 @@ def load_inception(path: str | Path, device: str = "cpu") -> FeatureExtractorInc
     try:
         tensors = load_weights(path)
     except ValueError as error:
-        raise ValueError(
-            f"{error}. FID's Inception weights are {WEIGHTS} (sha256 {WEIGHTS_SHA256[:8]}..., "
-            f"{WEIGHTS_BYTES:,} bytes), in the release fid_weights of github.com/mseitzer/pytorch-fid: "
-            "fetch that file and give its path"
-        ) from error
+        raise ValueError(f"{error}. {WHERE}") from error
     # The constructor unpickles its file without a guard, so it is handed only what load_weights let through.
     checked = io.BytesIO()
     torch.save(tensors, checked)
@@ -88,13 +81,15 @@ def activations(
     x = _as_rgb(images)
     x = _resized_tensorflow(x.to(device)) if resize == "tensorflow" else _resized_clean(x).to(device)
     x = (x - 128) / 128
-    for name, layer in network.named_children():  # in the order of the graph
-        if name == "fc":
-            break
-        x = layer(x)
-        if name == "Mixed_6d":
-            # TensorFlow's mixed_6; its 1x1 branch, mixed_6/conv, comes first in the concatenation.
-            spatial = x[:, :7].permute(0, 2, 3, 1).flatten(1)
+    # cuDNN would round float32 to ten bits (TF32) by default.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for name, layer in network.named_children():  # in the order of the graph
+            if name == "fc":
+                break
+            x = layer(x)
+            if name == "Mixed_6d":
+                # TensorFlow's mixed_6; its 1x1 branch, mixed_6/conv, comes first in the concatenation.
+                spatial = x[:, :7].permute(0, 2, 3, 1).flatten(1)
     pool = x.flatten(1)
     return Activations(pool, spatial, (pool @ network.fc.weight.T).softmax(1))
 

@@ -30,9 +30,9 @@ __all__ = [
     "AccuracyRow",
     "Calibration",
     "ClassRow",
-    "FrechetRow",
     "Gain",
     "GridRow",
+    "MetricRow",
     "ReportData",
     "StageRow",
     "SweepRow",
@@ -59,13 +59,18 @@ class StageRow:
 
 
 @dataclass(frozen=True)
-class FrechetRow:
-    """One Frechet distance with everything that makes it comparable, or not, with another."""
+class MetricRow:
+    """One measure of images with everything that makes it comparable, or not, with another.
 
+    `name` says which images; `spread` is a standard deviation over what `metric` names, None without.
+    """
+
+    metric: str
     name: str
     value: float
+    spread: float | None
     n_generated: int
-    n_reference: int
+    n_reference: int | None
     extractor: str
     reference: str
     resize: str
@@ -108,7 +113,8 @@ class ReportData:
     pseudo_label_classes: Sequence[ClassRow] = ()
     pseudo_label_accuracy: float | None = None
     calibration: Calibration | None = None
-    frechet: Sequence[FrechetRow] = ()
+    metrics: Sequence[MetricRow] = ()
+    metrics_left_out: Sequence[str] = ()
     grid: Sequence[GridRow] = ()
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     curve_note: str = ""
@@ -139,6 +145,7 @@ def render_report(data: ReportData) -> str:
     return environment.get_template("report.html").render(
         data=data,
         compared=compared,
+        with_top5=any(row.test_top5 is not None for row in data.accuracies),
         difference=difference,
         difference_kind=difference_kind,
         accuracy_plot=Markup(

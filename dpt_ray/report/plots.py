@@ -62,13 +62,17 @@ MOST_POINTS = 400
 
 @dataclass(frozen=True)
 class AccuracyRow:
-    """Top-1 of one classifier as fractions; `test` is over `n_test` images, None if unknown."""
+    """Top-1 of one classifier as fractions; `test` is over `n_test` images, None if unknown.
+
+    `test_top5` is None where there are no more than five classes.
+    """
 
     name: str
     validation: float | None
     test: float | None
     n_test: int
     note: str = ""
+    test_top5: float | None = None
 
     @property
     def test_stderr(self) -> float | None:

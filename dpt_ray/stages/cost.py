@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpt_ray.config import Config
+from dpt_ray.stages.inception import KEPT, PART
 
 # One H200: the dense bfloat16 rate measured for an 8192 matrix product, and the share of it that
 # training code usually reaches (published anchors: 20 to 40%).
@@ -20,6 +21,8 @@ UTILISATION = 0.4
 MSN = {"vitb4": (0.896e12, 768), "vitl7": (0.723e12, 1024)}
 # Stable Diffusion's autoencoder at 256 pixels; at other sizes in proportion to the pixels.
 KL_ENCODE, KL_DECODE, KL_CHANNELS, KL_FACTOR = 0.273e12, 0.622e12, 4, 8
+INCEPTION = 11.4e9  # at its 299 pixels
+INCEPTION_BYTES = 8 * (2048**2 + 2023**2)  # the two co-moments of a part, float64
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,17 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     }
     if config.diffusion.condition != "none":
         found["sample_features"] = _features(config, generated)
+    if config.evaluate.inception:
+        measured = min(generated, config.evaluate.images or generated) if generated else None
+        found["inception_samples"] = _inception(measured)
+        found["inception_reference"] = _inception(images.get("test", 0) if images else None)
     return found
+
+
+def _inception(rows: int | None) -> Cost:
+    if rows is None:
+        return Cost()
+    return Cost(rows, -(-rows // PART) * INCEPTION_BYTES + min(rows, KEPT) * 4 * 2048, rows * INCEPTION)
 
 
 def _features(config: Config, rows: int | None) -> Cost:

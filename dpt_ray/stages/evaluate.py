@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dpt_ray.artifacts import Artifact
-from dpt_ray.data.shards import read_features
+from dpt_ray.evaluation.inception_files import NOT_COMPUTED
+from dpt_ray.learners.linear_classifier import Rows, logits
+from dpt_ray.stages.distances import frechet_rows
 from dpt_ray.stages.fit_classifier import accuracy, load_classifier
 from dpt_ray.stages.node import Task
-from dpt_ray.stages.rows import PSEUDO_LABELS, ImageRows, RealRows
+from dpt_ray.stages.rows import PSEUDO_LABELS, RealRows
 
 METHODS = {
     "generated": "DPT, chosen on validation",
@@ -36,7 +38,8 @@ def make(task: Task) -> dict[str, Any]:
         "accuracy": [_measure(name, W, real, note) for name, W, note in classifiers],
         "gain": _paired_gain(classifiers, real),
         "pseudo_labels": _pseudo_labels(task, real),
-        "frechet": _frechet(task) if "referee_features" in task.inputs else [],
+        "frechet": frechet_rows(task),
+        "image_metrics": _image_metrics(task),
     }
     task.out.write_json(RESULT, result)
     return {"rows": len(result["accuracy"]), "result": result}
@@ -78,8 +81,20 @@ def _measure(name: str, W: np.ndarray, real: RealRows, note: str) -> dict[str, A
         "validation": accuracy(W, validation),
         "n_validation": len(validation),
         "test": accuracy(W, test),
+        "test_top5": _top5(W, test),
         "n_test": len(test),
     }
+
+
+def _top5(W: np.ndarray, rows: Rows) -> float | None:
+    """Top-5 accuracy; None without rows, or with five classes or fewer."""
+    import torch
+
+    from dpt_ray.evaluation.accuracy import topk
+
+    if not len(rows) or len(W) <= 5:
+        return None
+    return topk(torch.from_numpy(logits(rows.features, W)), torch.from_numpy(rows.labels), 5)
 
 
 def _paired_gain(classifiers: list[Classifier], real: RealRows) -> dict[str, Any] | None:
@@ -136,41 +151,11 @@ def _pseudo_labels(task: Task, real: RealRows) -> dict[str, Any] | None:
     return {"accuracy": float((given == labels).double().mean()), "n": len(labels), "classes": rows}
 
 
-def _frechet(task: Task) -> list[dict[str, Any]]:
-    """Frechet distance of the generated images in the referee's features, and its floor.
-
-    The reference is the test images. The floor is the distance of as many real training images.
-    """
-    import torch
-
-    from dpt_ray.evaluation.frechet import Moments, frechet_distance
-
-    index = task.inputs["index"]
-    real = RealRows(index, task.inputs["referee_features"])
-    _, raw = read_features(task.inputs["referee_features"])
-    split = np.array(real.split.to_pylist())
-    reference, train = raw[split == "test"], raw[split == "train"]
-    if len(reference) < 2:
-        return []
-    samples = ImageRows(task.inputs["referee_sample_features"])
-    _, generated = read_features(task.inputs["referee_sample_features"])
-    # As many images as there are real ones to compare with: the distance falls with their number.
-    order = np.lexsort((samples.label, samples.index))[: len(train)]
-    common = {
-        "n_reference": len(reference),
-        "extractor": "the referee (a conv net trained on the training images' true labels)",
-        "reference": "real test images",
-        "resize": "none",
-    }
-    target = Moments.of(torch.from_numpy(reference))
-    rows = []
-    for name, features in (
-        ("Generated images", generated[order]),
-        ("Real training images (floor)", train),
-    ):
-        value = frechet_distance(Moments.of(torch.from_numpy(features)), target)
-        rows.append({"name": name, "value": value, "n_generated": len(features), **common})
-    return rows
+def _image_metrics(task: Task) -> dict[str, Any]:
+    """Rows of FID and its like, and what is left out and why."""
+    if "image_metrics" not in task.inputs:
+        return {"rows": [], "left_out": [NOT_COMPUTED]}
+    return task.inputs["image_metrics"].manifest["result"]
 
 
 def _finite(value: float) -> float | None:

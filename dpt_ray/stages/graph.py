@@ -7,6 +7,7 @@ from typing import Any
 
 from dpt_ray.artifacts import sha256
 from dpt_ray.config import Config, ConfigError, to_yaml
+from dpt_ray.evaluation.inception_files import WHERE, check_reference
 from dpt_ray.sections import Section
 from dpt_ray.stages.index import fingerprint
 from dpt_ray.stages.initial import weight_file
@@ -16,6 +17,7 @@ from dpt_ray.stages.node import Node
 _UNHASHED = {
     *("checkpoint_every", "log_every", "preview_every", "frechet_every", "sampling", "max_bad_fraction"),
     *("weights", "init_from", "file", "keep_in_train", "config", "choose"),
+    *("inception", "reference", "images"),
 }
 # Options that count where they are used: leaving them out is what was done before there were any.
 _OPTIONS = {"min_snr_gamma", "min_confidence", "alignment", "shuffle_shards"}
@@ -62,11 +64,11 @@ def _add(
     return nodes[name]
 
 
-def _content(key: str, source: str) -> str:
+def _content(key: str, source: str, hint: str = "") -> str:
     try:
         return sha256(weight_file(source))
     except (ValueError, OSError, ImportError) as error:
-        raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{key}: {' '.join(str(error).split())}{hint}") from error
 
 
 def _images_and_models(config: Config, nodes: Nodes) -> None:
@@ -86,6 +88,9 @@ def _images_and_models(config: Config, nodes: Nodes) -> None:
         _add(nodes, "encoder", "import_model", settings)
     settings = config.autoencoder.model_dump(mode="json", include={"kind", "weights"})
     _add(nodes, "autoencoder", "import_model", settings | {"channels": channels, "size": size})
+    if weights := config.evaluate.inception:
+        digest = _content("evaluate.inception", weights, f". {WHERE}")
+        _add(nodes, "inception", "import_model", {"inception": weights, "sha256": digest})
 
 
 def _first_stage(config: Config, nodes: Nodes) -> None:
@@ -158,12 +163,14 @@ def _measuring(config: Config, nodes: Nodes) -> None:
         referee = _add(nodes, "referee", "pretrain", settings, inputs, stage="encoder")
         _features(config, nodes, "referee_features", nodes["index"], referee)
         _features(config, nodes, "referee_sample_features", nodes["samples"], referee)
+    if config.evaluate.inception:
+        _inception(config, nodes)
     measured = [
         *("index", "labels", "features", "classifier", "pseudo_labels", "retrained", "sweep"),
-        *("referee_features", "referee_sample_features"),
+        *("sample_features", "referee_features", "referee_sample_features", "image_metrics"),
     ]
     inputs = {key: nodes[key] for key in measured if key in nodes}
-    _add(nodes, "evaluation", "evaluate", inputs=inputs)
+    _add(nodes, "evaluation", "evaluate", inputs=inputs, version=2)
     _add(
         nodes,
         "report",
@@ -171,6 +178,39 @@ def _measuring(config: Config, nodes: Nodes) -> None:
         {"title": config.name, "config": to_yaml(config)},
         {key: node for key, node in nodes.items() if key != "report"},
     )
+
+
+def _inception(config: Config, nodes: Nodes) -> None:
+    """What Inception says of generated and test images, and the metrics that follow from it."""
+    asked, samples = config.evaluate, nodes["samples"]
+    settings = {"resize": asked.resize, "image_size": config.data.image_size}
+    # As with images per class: fewer of the same images are another extent.
+    most = {"images": asked.images} if asked.images else {}
+    extent = samples.extent + (f"-n{asked.images}" if asked.images else "")
+    for name, images in (("samples", samples), ("reference", nodes["index"])):
+        _add(
+            nodes,
+            f"inception_{name}",
+            "inception",
+            settings | (most if name == "samples" else {}),
+            {"inception": nodes["inception"], "images": images},
+            stage="inception_statistics",
+            extent=extent if name == "samples" else "",
+            group="measure images",
+        )
+    reference = {"reference": asked.reference}
+    if asked.reference:
+        reference["sha256"] = _content("evaluate.reference", asked.reference)
+        try:
+            check_reference(asked.reference)
+        except ValueError as error:
+            raise ConfigError(f"evaluate.reference: {error}") from error
+    inputs = {
+        "inception": nodes["inception"],  # first: a file that cannot serve is told before any training
+        "generated": nodes["inception_samples"],
+        "real": nodes["inception_reference"],
+    }
+    _add(nodes, "image_metrics", "image_metrics", reference, inputs)
 
 
 def _pretraining(section: Section, objective: str, size: int) -> dict[str, Any]:

@@ -20,6 +20,8 @@ def make(task: Task) -> dict[str, Any]:
     try:
         if task.node.stage == "denoiser":
             return _import_denoiser(task)
+        if task.node.stage == "inception":
+            return _import_inception(task)
         if task.node.stage == "encoder":
             encoder = open_encoder(settings["kind"], name=settings["name"], weights=settings["weights"])
             task.out.publish_files(lambda folder: save_encoder(folder, encoder))
@@ -38,6 +40,16 @@ def make(task: Task) -> dict[str, Any]:
         "latent_shape": list(autoencoder.latent_shape),
         "scale": autoencoder.scale,
     }
+
+
+def _import_inception(task: Task) -> dict[str, Any]:
+    """Publishes FID's Inception, where every actor reaches it."""
+    from dpt_ray.evaluation.inception import load_inception
+    from dpt_ray.models.weights import save_weights
+
+    weights = load_inception(task.settings["inception"]).state_dict()
+    task.out.publish_files(lambda folder: save_weights(weights, folder / "model.safetensors"))
+    return {"parameters": sum(value.numel() for value in weights.values())}
 
 
 def _import_denoiser(task: Task) -> dict[str, Any]:

@@ -47,7 +47,9 @@ def make(task: Task) -> dict[str, Any]:
         n_labels=evaluation["n_labels"],
         n_validation_labels=evaluation["accuracy"][0]["n_validation"],
         accuracies=[
-            page.AccuracyRow(row["name"], row["validation"], row["test"], row["n_test"], row["note"])
+            page.AccuracyRow(
+                row["name"], row["validation"], row["test"], row["n_test"], row["note"], row["test_top5"]
+            )
             for row in evaluation["accuracy"]
         ],
         gain=page.Gain(gain["baseline"], gain["improved"], gain["stderr"], gain["kind"]) if gain else None,
@@ -55,7 +57,10 @@ def make(task: Task) -> dict[str, Any]:
         pseudo_label_classes=[page.ClassRow(**row) for row in quality["classes"]],
         pseudo_label_accuracy=quality["accuracy"],
         calibration=_calibration(bins) if bins["n"] else None,
-        frechet=[page.FrechetRow(**row) for row in evaluation["frechet"]],
+        metrics=[
+            page.MetricRow(**row) for row in (*evaluation["frechet"], *evaluation["image_metrics"]["rows"])
+        ],
+        metrics_left_out=evaluation["image_metrics"]["left_out"],
         grid=picture_rows(task.inputs["index"], task.inputs["samples"], PICTURES),
         curves=_curves(task),
         curve_note=_curve_note(task),

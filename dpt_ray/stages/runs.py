@@ -10,6 +10,7 @@ from typing import Any
 
 from dpt_ray.artifacts import Artifact, Store, local_copy
 from dpt_ray.config import Config, ConfigError, to_yaml
+from dpt_ray.evaluation.inception_files import NOT_COMPUTED
 from dpt_ray.stages import cluster
 from dpt_ray.stages.display import Display
 from dpt_ray.stages.execute import Outcome, execute
@@ -29,6 +30,7 @@ SHOWN = {
     "denoiser": ("denoiser", ""),
     "samples": ("samples", ""),
     "evaluation": ("evaluation.json", "evaluation.json"),
+    "image_metrics": ("image_metrics.json", "image_metrics.json"),
 }
 
 
@@ -77,7 +79,8 @@ def run(config: Config, display: Display, targets: Sequence[str] = ("report",)) 
     nodes = flow(config)
     for name in ("labels", *targets):  # a bad label list is told before any work
         if name not in nodes:
-            raise ConfigError(f"this configuration has no {name.replace('_', ' ')} stage")
+            why = f": {NOT_COMPUTED}" if name == "image_metrics" else ""
+            raise ConfigError(f"this configuration has no {name.replace('_', ' ')} stage{why}")
     # From here on, all that this run will rest on is in use, however far it comes.
     store.run_folder(config.name).write_json(PLANNED, _references(nodes))
     outcome = execute([nodes["labels"], *(nodes[name] for name in targets)], store, config.compute, display)

@@ -49,6 +49,7 @@ def table(study: Study, summary: dict[str, Any], name: str) -> str:
     """The study as Markdown."""
     results = summary["runs"]
     some = next(iter(results.values()))["accuracy"][0]
+    extractor = next((row["extractor"] for row in next(iter(results.values()))["frechet"]), None)
     n_runs = len(study.encoder_seeds) * study.draws
     lines = [
         f"# {name}",
@@ -71,7 +72,7 @@ def table(study: Study, summary: dict[str, Any], name: str) -> str:
     ]
     frechet = [
         "",
-        "Frechet distance in the referee's features (lower is better):",
+        *([f"Frechet distance (lower is better); extractor: {extractor}."] if extractor else []),
         "",
         "| denoiser | distance |",
         "|---|---|",

@@ -190,3 +190,23 @@ def test_errors_name_the_value_and_the_remedy(tmp_path):
     np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.zeros((3, 2)))
     with pytest.raises(ValueError, match=r"expected \(d,\) and \(d, d\)"):
         Moments.load(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize(("n_a", "n_b"), [(20, 400), (20, 25), (400, 400)])
+def test_distance_of_few_rows_is_that_of_the_row_spaces(n_a, n_b):
+    # tr (S_a S_b)^1/2 is the nuclear norm of X_a X_b^T / sqrt((n_a - 1)(n_b - 1)) of the centred rows,
+    # in which no covariance, singular or not, occurs.
+    x, y = correlated(n_a, 300, seed=3), correlated(n_b, 300, seed=4)
+    a, b = x - x.mean(dim=0), y - y.mean(dim=0)
+    cross = torch.linalg.svdvals(a @ b.T).sum() / ((n_a - 1) * (n_b - 1)) ** 0.5
+    traces = a.square().sum() / (n_a - 1) + b.square().sum() / (n_b - 1)
+    expected = (x.mean(dim=0) - y.mean(dim=0)).square().sum() + traces - 2 * cross
+    scale = float(traces)
+    assert frechet_distance(Moments.of(x), Moments.of(y)) == pytest.approx(float(expected), abs=1e-12 * scale)
+
+
+def test_a_set_of_equal_images_has_the_distance_of_its_mean_and_the_other_trace():
+    other = Moments.of(correlated(50, 6, seed=3))
+    point = Moments.of(torch.zeros(7, 6))
+    expected = float(other.mean.square().sum() + other.covariance.trace())
+    assert frechet_distance(point, other) == pytest.approx(expected, rel=1e-12)

@@ -1,4 +1,3 @@
-import math
 import pickle
 from unittest.mock import patch
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from dpt_ray.evaluation import inception
 from dpt_ray.evaluation.inception import activations, load_inception
 
 
@@ -22,31 +20,8 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Random weights under the published names, scaled so that activations neither vanish nor explode."""
-    unloaded = patch.object(FeatureExtractorInceptionV3, "load_state_dict")
-    with torch.device("meta"), patch("torch.load"), unloaded:
-        shapes = FeatureExtractorInceptionV3("shapes", ["2048"], "none").state_dict()
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for name, like in shapes.items():
-        noise = torch.randn(like.shape, generator=generator)
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.tensor(0)
-        elif like.ndim > 1:
-            state[name] = noise * math.sqrt(2 / like[0].numel())
-        elif name.endswith(("bn.weight", "running_var")):
-            state[name] = 1 + 0.1 * noise.abs()
-        else:
-            state[name] = 0.1 * noise
-    path = tmp_path_factory.mktemp("inception") / inception.WEIGHTS
-    torch.save(state, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def network(weights):
-    return load_inception(weights)
+def network(inception_weights):
+    return load_inception(inception_weights)
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +36,16 @@ def found(network, images):
     return activations(network, images)
 
 
-def test_pool_features_and_probabilities_are_torch_fidelitys(weights, images, found):
-    reference = FeatureExtractorInceptionV3("reference", ["2048", "logits_unbiased"], str(weights))
+def test_pool_features_and_probabilities_are_torch_fidelitys(inception_weights, images, found):
+    reference = FeatureExtractorInceptionV3("reference", ["2048", "logits_unbiased"], str(inception_weights))
     pool, logits = reference(images.permute(0, 3, 1, 2))
     assert pool.std() > 1e-2
     torch.testing.assert_close(found.pool, pool, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.probabilities, logits.softmax(1), rtol=1e-4, atol=1e-7)
 
 
-def test_spatial_features_are_seven_channels_of_mixed_6_conv_channels_last(weights, images, found):
-    reference = FeatureExtractorInceptionV3("reference", ["2048"], str(weights))
+def test_spatial_features_are_seven_channels_of_mixed_6_conv_channels_last(inception_weights, images, found):
+    reference = FeatureExtractorInceptionV3("reference", ["2048"], str(inception_weights))
     seen = []
     reference.Mixed_6d.branch1x1.register_forward_hook(lambda module, x, y: seen.append(y))
     reference(images.permute(0, 3, 1, 2))
@@ -81,8 +56,10 @@ def test_spatial_features_are_seven_channels_of_mixed_6_conv_channels_last(weigh
     np.testing.assert_allclose(found.spatial.numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_clean_resize_gives_the_features_of_clean_fids_resizer_and_network(weights, network, images):
-    state = torch.load(weights, weights_only=True)
+def test_clean_resize_gives_the_features_of_clean_fids_resizer_and_network(
+    inception_weights, network, images
+):
+    state = torch.load(inception_weights, weights_only=True)
     with patch.object(cleanfid.inception_pytorch, "load_state_dict_from_url", lambda *a, **k: state):
         reference = cleanfid.inception_pytorch.InceptionV3(resize_input=False, normalize_input=False).eval()
     resize = cleanfid.resize.build_resizer("clean")

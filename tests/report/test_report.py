@@ -18,9 +18,9 @@ from dpt_ray.report.page import (
     AccuracyRow,
     Calibration,
     ClassRow,
-    FrechetRow,
     Gain,
     GridRow,
+    MetricRow,
     ReportData,
     StageRow,
     SweepRow,
@@ -88,7 +88,7 @@ def full_data() -> ReportData:
             AccuracyRow("Self-training on pseudo-labels (control)", 0.79, 0.781, 540),
             AccuracyRow("Augmented labels only (control)", 0.78, 0.772, 540),
             AccuracyRow("DPT (stage 3), paper's setting", 0.84, 0.846, 540, "real weight 1"),
-            AccuracyRow(DPT, 0.88, 0.881, 540, "64 per class, balanced"),
+            AccuracyRow(DPT, 0.88, 0.881, 540, "64 per class, balanced", 0.992),
         ],
         gain=Gain(PROBE, DPT, 0.0147, "paired standard error"),
         sweep=sweep,
@@ -102,10 +102,14 @@ def full_data() -> ReportData:
             [(float(b), float(max(0, b - 0.16)), int(10 + 90 * b**3)) for b in bins],
             [(float(b), float(b + rng.normal(0, 0.03)), int(10 + 80 * b)) for b in bins],
         ),
-        frechet=[
-            FrechetRow("generated", 18.4217, 2560, 1257, "own encoder", "digits train", "none"),
-            FrechetRow("real against real (floor)", 2.113, 628, 629, "own encoder", "digits train", "none"),
+        metrics=[
+            MetricRow("Fréchet distance", name, value, None, n, 600, "own encoder", "digits test", "none")
+            for name, value, n in (("generated", 18.4217, 2560), ("real against real (floor)", 2.113, 628))
+        ] + [
+            MetricRow("FID", "generated", 7.5, None, 2560, None, "Inception", "adm.npz", "tensorflow"),
+            MetricRow("KID", "generated", 0.0123, 0.0021, 600, 600, "Inception", "digits test", "tensorflow"),
         ],
+        metrics_left_out=["sFID needs mu_s and sigma_s, which adm.npz has not"],
         grid=digit_rows(8),
         curves={
             "pretrain loss": [(i * 10, 4 * 0.99**i + 0.6 + rng.normal(0, 0.03)) for i in range(500)],
@@ -230,11 +234,15 @@ def test_a_gain_between_rows_that_are_not_there_is_refused() -> None:
 def test_the_numbers_of_every_section_are_on_the_page(page: Page) -> None:
     for expected in (
         "84.6 %",  # accuracy of the paper's setting
+        "99.2 %",  # top-5
         "76.8 % of the pseudo-labels agree",
         "temperature of 1.83",
         "14.2 % before, 3.1 % after",
         "18.42",  # Frechet distance
         "real against real (floor)",
+        "FID generated 7.5 2,560 – Inception adm.npz tensorflow",  # a count that the file does not tell
+        "0.0123 ± 0.0021",
+        "Not computed: sFID needs mu_s and sigma_s, which adm.npz has not.",
         "1 h 08 min",  # 4105 s of train-diffusion
         "1 h 21 min",  # the sum: 4846.5 s is 80.8 minutes
         "2.02 GB",  # the largest memory
@@ -274,7 +282,7 @@ def test_plots_take_every_colour_from_the_page(source: str) -> None:
 def test_sections_without_data_are_left_out(page: Page) -> None:
     assert page.headings == {
         "h-accuracy", "h-pictures", "h-sweep", "h-pseudo", "h-calibration",
-        "h-frechet", "h-curves", "h-cost", "h-config", "h-versions",
+        "h-metrics", "h-curves", "h-cost", "h-config", "h-versions",
     }  # fmt: skip
     bare = Page(render_report(bare_data()))
     assert bare.headings == {"h-cost", "h-config", "h-versions"}

@@ -1,0 +1,111 @@
+"""The usual measures of generated images, each with what it rests on, and why one is left out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from dpt_ray.evaluation.frechet import Moments, NpzFile, frechet_distance
+from dpt_ray.evaluation.image_statistics import ImageStatistics, some_positions
+from dpt_ray.evaluation.kid import kernel_distance
+from dpt_ray.evaluation.precision_recall import precision_recall
+
+TEST_IMAGES = "real test images"
+NAME = "Generated images"
+SUBSETS, SUBSET_SIZE, NEIGHBOURS = 100, 1000, 3  # as published
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number and all that it takes to compare it: N, extractor, reference and resize.
+
+    `spread` is the standard deviation over what `metric` names (subsets, splits). A count is None where a
+    reference file does not tell it, or where a measure has no reference.
+    """
+
+    metric: str
+    name: str
+    value: float
+    spread: float | None
+    n_generated: int
+    n_reference: int | None
+    extractor: str
+    reference: str
+    resize: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What FID and sFID are measured against: `spatial` is None where the file has none."""
+
+    name: str
+    pool: Moments
+    spatial: Moments | None
+
+    @classmethod
+    def load(cls, file: NpzFile, name: str) -> Reference:
+        """An npz with `mu` and `sigma` and, in ADM's layout, `mu_s` and `sigma_s`."""
+        with np.load(file, allow_pickle=False) as npz:
+            has_spatial = "mu_s" in npz and "sigma_s" in npz
+        return cls(name, Moments.load(file), Moments.load(file, spatial=True) if has_spatial else None)
+
+
+def image_metrics(
+    generated: ImageStatistics,
+    real: ImageStatistics | None,
+    reference: Reference | None,
+    *,
+    extractor: str,
+    resize: str,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows (see `Metric`) of FID, sFID, Inception Score, KID, precision and recall; why any are left out.
+
+    `reference` is a file's; without it FID and sFID are against the `real` images, as KID, precision and
+    recall always are: those compare images and not moments. They take equally many of both.
+    """
+    rows: list[Metric] = []
+    left_out: list[str] = []
+
+    def add(
+        metric: str, value: float, spread: float | None, n: int, n_reference: int | None, against: str
+    ) -> None:
+        rows.append(Metric(metric, NAME, value, spread, n, n_reference, extractor, against, resize))
+
+    n = generated.count
+    if reference is None and real is not None and real.count > 1:
+        reference = Reference(TEST_IMAGES, real.pool, real.spatial)
+    if n < 2 or reference is None:
+        why = "needs at least 2 generated images" if n < 2 else "needs test images or evaluate.reference"
+        left_out.append(f"FID and sFID {why}")
+    else:
+        value = frechet_distance(generated.pool, reference.pool)
+        add("FID", value, None, n, reference.pool.count, reference.name)
+        if reference.spatial is None:
+            left_out.append(f"sFID needs mu_s and sigma_s, which {reference.name} has not")
+        else:
+            value = frechet_distance(generated.spatial, reference.spatial)
+            add("sFID", value, None, n, reference.spatial.count, reference.name)
+
+    m = min(len(generated.kept), len(real.kept) if real else 0)
+    if real is None or m < NEIGHBOURS + 1:
+        left_out.append(f"KID, precision and recall need {NEIGHBOURS + 1} test images and as many generated")
+    else:
+        mine, theirs = generated.kept[:m], real.kept[some_positions(len(real.kept), m)]
+        # Half the images at most: subsets of nearly all of them would have no spread.
+        size = min(SUBSET_SIZE, m // 2)
+        value, spread = kernel_distance(theirs, mine, seed=0, subsets=SUBSETS, subset_size=size)
+        add(f"KID, {SUBSETS} subsets of {size:,}", value, spread, m, m, TEST_IMAGES)
+        precision, recall = precision_recall(theirs, mine, neighbours=NEIGHBOURS)
+        add(f"Precision, {NEIGHBOURS} neighbours", precision, None, m, m, TEST_IMAGES)
+        add(f"Recall, {NEIGHBOURS} neighbours", recall, None, m, m, TEST_IMAGES)
+
+    splits = len(generated.score.counts)
+    if (generated.score.counts == 0).any():
+        left_out.append(f"Inception Score needs an image in each of {splits} splits, there are {n}")
+    else:
+        value, spread = generated.score.score()
+        add(f"Inception Score, {splits} splits", value, spread, n, None, "none")
+
+    return [asdict(row) for row in rows], left_out

@@ -1,0 +1,223 @@
+"""inception: what Inception-v3 says of the generated and of the real test images, part by part.
+
+A part is a fixed range of images, read, decoded and measured by one actor, which publishes their
+statistics (moments, sums of the Inception Score, some features): never all features. More generated
+images add parts and measure none again but the last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpt_ray.artifacts import Artifact
+from dpt_ray.data.crops import Crop
+from dpt_ray.data.units import INDEX, Unit, decode_unit, list_units
+from dpt_ray.stages import cluster
+from dpt_ray.stages.node import Task
+
+if TYPE_CHECKING:
+    from dpt_ray.evaluation.image_statistics import ImageStatistics
+
+WEIGHTS = "model.safetensors"
+PART = 4096  # images at least; the co-moments of a part take 66 MB, whatever their number
+KEPT = 10_000  # images whose features stay, for KID, precision and recall
+BATCH = 64  # at most: at 299 x 299 the first layers of an image take 20 MB
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One set of images to measure: the generated ones (at most so many), or the test images."""
+
+    out: Artifact
+    images: Artifact
+    most: int | None
+    crop: Crop
+    resize: str
+
+    @property
+    def generated(self) -> bool:
+        """Whether the images are a denoiser's; else an index lists them."""
+        return not self.images.exists(INDEX)
+
+    def units(self) -> list[Unit]:
+        """The work units that hold the images, in their order."""
+        units = list_units(self.images)
+        return units if self.generated else [unit for unit in units if unit["split"] == "test"]
+
+
+def make_together(tasks: list[Task]) -> list[dict[str, Any]]:
+    """Publishes the missing parts of every set of images by one pool of actors."""
+    sets = {task.node.name: _measured(task) for task in tasks}
+    parts = {name: list_parts(measured.units(), measured.most) for name, measured in sets.items()}
+    missing = []
+    for name, measured in sets.items():
+        done = measured.out.shards()
+        missing += [part | {"set": name} for part in parts[name] if part["shard"] not in done]
+    facts: dict[str, Any] = {"startup_seconds": 0.0, "peak_memory_bytes": 0}
+    if missing:
+        facts = _run(tasks[0], sets, missing)
+    return [facts | _collect(measured, parts[name]) for name, measured in sets.items()]
+
+
+def list_parts(units: list[Unit], most: int | None) -> list[dict[str, Any]]:
+    """Runs of whole units with at least PART images each, the last with what is left, `most` in all."""
+    parts = []
+    ends = list(accumulate(unit["rows"] for unit in units))
+    total = min([most, *ends[-1:]]) if most else max(ends, default=0)
+    first = start = 0
+    for number, end in enumerate(ends, 1):
+        stop = min(end, total)
+        if start < stop and (stop - start >= PART or stop == total):
+            key = f"{start:08d}-{stop:08d}"
+            parts.append({"shard": key, "units": [first, number], "start": start, "stop": stop})
+            first, start = number, stop
+    return parts
+
+
+def read_statistics(artifact: Artifact) -> ImageStatistics | None:
+    """The statistics of a published set, merged in the order of its images; None of no images."""
+    from dpt_ray.evaluation.image_statistics import ImageStatistics
+
+    total: ImageStatistics | None = None
+    for shard in artifact.listed_shards():
+        part = ImageStatistics.load(artifact.local_file(shard["file"]))
+        if total is None:
+            total = part
+        else:
+            total.merge(part)
+    return total
+
+
+def _run(task: Task, sets: dict[str, Measured], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    started = time.perf_counter()
+    cluster.connect(task.compute)
+    arguments = {
+        "sets": sets,
+        "weights": task.inputs["inception"].file_uri(WEIGHTS),
+        "batch_size": min(BATCH, task.compute.batch_size),
+        "threads": task.compute.threads,
+    }
+    startup, peak = 0.0, 0
+    task.progress(0, len(parts))
+    results = cluster.run_units(parts, None, InceptionPart, arguments, task.compute)
+    for number, result in enumerate(results, 1):
+        startup = startup or time.perf_counter() - started - result["seconds"]
+        peak = max(peak, result["peak_memory_bytes"])
+        task.progress(number, len(parts))
+    return {"startup_seconds": round(startup, 3), "peak_memory_bytes": peak}
+
+
+class InceptionPart:
+    """An actor that measures a part and publishes its statistics."""
+
+    def __init__(self, sets: dict[str, Measured], weights: str, batch_size: int, threads: int) -> None:
+        import torch
+
+        from dpt_ray.evaluation.inception import load_inception
+
+        torch.set_num_threads(threads)
+        self.network = load_inception(weights, "cuda" if torch.cuda.is_available() else "cpu")
+        self.sets, self.batch_size, self.threads = sets, batch_size, threads
+
+    @cluster.naming_shard
+    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
+        """Publishes the statistics of the images start .. stop of a set."""
+        started = time.perf_counter()
+        measured = self.sets[part["set"]]
+        statistics, bad = self._measure(measured, part)
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:  # numpy would add a suffix to a name
+                statistics.save(file)
+
+        measured.out.publish_shard(part["shard"], ".npz", statistics.count, write, unreadable=bad)
+        return {"seconds": time.perf_counter() - started, "peak_memory_bytes": cluster.peak_memory()}
+
+    def _measure(self, measured: Measured, part: dict[str, Any]) -> tuple[ImageStatistics, int]:
+        """The statistics of the images that can be read, and how many cannot."""
+        import torch
+
+        from dpt_ray.evaluation.image_statistics import ImageStatistics, some_positions
+        from dpt_ray.evaluation.inception import Activations, activations
+
+        resize: Any = measured.resize
+        found: list[Activations] = []
+        splits: list[int] = []
+        positions: list[int] = []
+        bad, position = 0, part["start"]
+        for ids, pixels, unreadable in self._decoded(measured, part):
+            rows = min(len(ids), part["stop"] - position)
+            for batch in torch.from_numpy(pixels[:rows]).split(self.batch_size):
+                # An empty unit has no size to be resized from.
+                found += [activations(self.network, batch, resize)] if len(batch) else []
+            positions += range(position, position + rows)
+            splits += [_split(identifier) for identifier in ids[:rows]] if measured.generated else [0] * rows
+            position, bad = position + len(ids) + unreadable, bad + unreadable
+        if not found:
+            raise ValueError("none of the images can be read; repair or remove them")
+        together = Activations(*(torch.cat(values) for values in zip(*found, strict=True)))
+        if measured.generated:  # every class comes once before any comes twice
+            kept = torch.tensor(positions) < KEPT
+        else:
+            total = sum(unit["rows"] for unit in measured.units())
+            kept = torch.isin(torch.tensor(positions), some_positions(total, KEPT))
+        return ImageStatistics.of(together, torch.tensor(splits), kept), bad
+
+    def _decoded(
+        self, measured: Measured, part: dict[str, Any]
+    ) -> Iterator[tuple[list[str], np.ndarray, int]]:
+        """(ids, pixels, number of unreadable images) of each unit, decoded ahead by threads."""
+        mode = str(measured.images.manifest["mode"])
+
+        def decode(unit: Unit) -> tuple[list[str], np.ndarray, int]:
+            ids, pixels, bad = decode_unit(measured.images, unit, {"pixels": measured.crop}, mode)
+            return ids, pixels["pixels"], len(bad)
+
+        first, last = part["units"]
+        with ThreadPoolExecutor(self.threads) as pool:
+            yield from _ahead(pool, decode, measured.units()[first:last], self.threads)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, call: Callable[[Unit], Any], units: Iterable[Unit], count: int
+) -> Iterator[Any]:
+    """call(unit) in order, with `count` of them under way; unlike `pool.map`, never all."""
+    waiting: deque[Future[Any]] = deque()
+    for unit in units:
+        waiting.append(pool.submit(call, unit))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _split(identifier: str) -> int:
+    """Class + index of a generated image: counted off by it, splits are equally large and of all classes."""
+    _, label, index = identifier.split("-")
+    return int(label) + int(index)
+
+
+def _measured(task: Task) -> Measured:
+    settings, images = task.settings, task.inputs["images"]
+    crop = Crop("adm", settings["image_size"])
+    return Measured(task.out, images, settings.get("images"), crop, settings["resize"])
+
+
+def _collect(measured: Measured, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    published = measured.out.shards()
+    shards = [published[part["shard"]] for part in parts]
+    return {
+        "rows": sum(shard["rows"] for shard in shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "unreadable": sum(shard["unreadable"] for shard in shards),
+        "shards": shards,
+    }
