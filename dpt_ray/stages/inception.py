@@ -7,6 +7,7 @@ images add parts and measure none again but the last.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -127,13 +128,15 @@ class InceptionPart:
         torch.set_num_threads(threads)
         self.network = load_inception(weights, "cuda" if torch.cuda.is_available() else "cpu")
         self.sets, self.batch_size, self.threads = sets, batch_size, threads
+        self.computing = threading.Lock()
 
     @cluster.naming_shard
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         """Publishes the statistics of the images start .. stop of a set."""
         started = time.perf_counter()
         measured = self.sets[part["set"]]
-        statistics, bad = self._measure(measured, part)
+        with self.computing:  # a part is published while the next is measured
+            statistics, bad = self._measure(measured, part)
 
         def write(path: Path) -> None:
             with path.open("wb") as file:  # numpy would add a suffix to a name
