@@ -342,7 +342,10 @@ def test_a_model_is_put_in_shards_only_where_workers_are_several(monkeypatch):
 
 @pytest.mark.cluster
 def test_two_workers_that_share_one_model_go_on_from_a_checkpoint_of_one_that_had_it_all(latents, cluster):
-    settings = ("diffusion.steps=12", "diffusion.preview_every=6", "diffusion.precision=bfloat16")
+    settings = (
+        *("diffusion.steps=12", "diffusion.precision=bfloat16", "diffusion.alignment=0.5"),
+        *("diffusion.preview_every=6", "diffusion.frechet_every=12"),
+    )
     whole = latents.make(*settings)
     expected, log = weights(whole), read_log(whole.out)
     whole.out.fs.rm(whole.out.path(""), recursive=True)
@@ -353,6 +356,7 @@ def test_two_workers_that_share_one_model_go_on_from_a_checkpoint_of_one_that_ha
     for key, value in weights(task).items():
         torch.testing.assert_close(value, expected.pop(key), rtol=0, atol=1e-3)
     assert not expected and task.out.exists("previews/000000012.png")
+    assert read_log(task.out)[-1]["frechet"] == pytest.approx(log[-1]["frechet"], rel=0.05)
 
 
 def test_previews_show_the_classes_and_leave_the_training_as_it_is(latents):
