@@ -93,7 +93,7 @@ def on_the_cpu(options: Options, folder: Path) -> str:
             f"{ratio:.2f}",
             ", ".join(waits),
             ", ".join(starts),
-            f"{memory:.0f} MB",
+            memory,
         ]
         lines.append(f"| {name} | {' | '.join(values)} |")
     step = 1000 * options.batch / speed["bare", 1]
