@@ -7,23 +7,19 @@ import pytest
 from dpt_ray.sections import Compute
 from dpt_ray.stages import cluster as stage_cluster
 
-pytestmark = pytest.mark.cluster
 
-
-class Meeting:
-    """Computes under a lock, then publishes only once the other unit is computing or computed."""
-
-    def __init__(self):
-        self.computing, self.all_in = threading.Lock(), threading.Barrier(2, timeout=60)
-
-    def __call__(self, unit):
-        with self.computing:
-            pass
-        self.all_in.wait()
-        return unit
-
-
+@pytest.mark.cluster
 def test_an_actor_publishes_a_unit_while_it_has_the_next(cluster):
+    class Meeting:
+        """Publishes a unit only once another one is being computed or published as well."""
+
+        def __init__(self):
+            self.both = threading.Barrier(2, timeout=60)
+
+        def __call__(self, unit):
+            self.both.wait()
+            return unit
+
     compute = Compute(actors=1)
     stage_cluster.connect(compute)
     units = [{"shard": n} for n in range(4)]
