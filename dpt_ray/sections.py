@@ -79,7 +79,11 @@ class Labels(Section):
 
 
 class Optimisation(Section):
-    """AdamW with warm-up, shared by every training stage. `batch_size` is the global batch."""
+    """AdamW with warm-up, shared by every training stage. `batch_size` is the global batch.
+
+    A training whose loss stays above `diverged_above` times the lowest it was, and above its first, is
+    rolled back once and then stopped.
+    """
 
     steps: Count
     batch_size: Annotated[int, Field(ge=8, multiple_of=8)]
@@ -93,6 +97,7 @@ class Optimisation(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every: Count = 200
     log_every: Count = 20
+    diverged_above: Annotated[float, Field(gt=1)] = 5.0
     seed: Seed = 0
 
 
@@ -273,8 +278,11 @@ class Compute(Section):
     """How to run: recorded, never part of an identity.
 
     `train_workers: 0` trains in the driver's process, without Ray Train's worker processes (their
-    start-up costs more than a small training). `threads` are per worker and actor. `readers` are tasks
-    that decode at a time (by default one for each actor, four where it has a GPU).
+    start-up costs more than a small training). With `min_train_workers` the training is elastic: it runs
+    with as many workers from that to `train_workers` as there is room for, looked at every
+    `resize_seconds`. `max_failures` counts those in a row without a new checkpoint. `threads` are per
+    worker and actor. `readers` are tasks that decode at a time (by default one for each actor, four where
+    it has a GPU).
     `gradient_accumulation` (parts that a worker's batch is computed in) and `gradient_checkpointing` (a
     third more work) save the memory of the denoiser's training; `compile` is torch.compile for all.
     `fsdp`: two or more training workers share one copy of weights, averages and moments (FSDP2) where
@@ -284,6 +292,8 @@ class Compute(Section):
     cpus: Count | None = None
     threads: Count = 1
     train_workers: Annotated[int, Field(ge=0)] = 1
+    min_train_workers: Count | None = None
+    resize_seconds: Positive = 60.0
     actors: Count = 1
     readers: Count | None = None
     actor_cpus: Positive = 0.5
@@ -297,3 +307,12 @@ class Compute(Section):
     max_failures: Annotated[int, Field(ge=0)] = 2
     concurrent_trials: Count = 2
     autoscaling: bool = False
+
+    @model_validator(mode="after")
+    def _elastic(self) -> Compute:
+        if self.min_train_workers and self.min_train_workers > self.train_workers:
+            raise ValueError(
+                f"min_train_workers {self.min_train_workers} is more than train_workers "
+                f"{self.train_workers}: set train_workers to the most that there may be"
+            )
+        return self

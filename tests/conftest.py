@@ -72,21 +72,12 @@ class Cluster:
 @pytest.fixture(scope="session")
 def cluster():
     port, dashboard, agent, client = free_ports(4)
-    log = Path(_scratch, "head.log")
-    head = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"),
-            *(f"--port={port}", "--node-ip-address=127.0.0.1", f"--temp-dir={_scratch}/ray"),
-            *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
-            *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
-            "--disable-usage-stats",
-        ],
-        stdout=log.open("w"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
+    head = ray_start(
+        *("--head", "--num-cpus=2", f"--port={port}", f"--temp-dir={_scratch}/ray"),
+        *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+        *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
     )
     try:
-        wait_until(lambda: "--block" in log.read_text(), head, 180)
         os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
         yield Cluster(os.environ["RAY_ADDRESS"], f"http://127.0.0.1:{dashboard}", head.pid)
     finally:
@@ -94,6 +85,27 @@ def cluster():
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
         kill_session(head)
+
+
+def ray_start(*options, **environment):
+    """`ray start --block` in a session of its own: the process, once its node runs."""
+    log = Path(tempfile.mkstemp(".log", "ray-", _scratch)[1])
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+            *("--node-ip-address=127.0.0.1", *options),
+        ],
+        env=os.environ | environment,
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: "--block" in log.read_text(), process, 180)
+    except BaseException:
+        kill_session(process)
+        raise
+    return process
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ def test_a_missing_section_is_named(tmp_path):
     [
         (["compute.train_workers=3"], ["pretrain.batch_size 64", "multiple of 8", "train_workers (3)"]),
         (["compute.train_workers=3", "pretrain.batch_size=192"], ["diffusion.batch_size 64"]),
+        (["compute.min_train_workers=2"], ["min_train_workers 2", "train_workers 1", "the most"]),
         (["compute.gradient_accumulation=16"], ["diffusion.batch_size 64", "gradient_accumulation (16)"]),
         (
             ["diffusion.weights=u.pth", "diffusion.condition=true_labels", "diffusion.alignment=0.5"],

@@ -119,13 +119,14 @@ class ExtractUnit:
         import torch
 
         from dpt_ray.models.autoencoder import load_autoencoder
+        from dpt_ray.models.batches import Batches
         from dpt_ray.models.encoder import load_encoder
 
         torch.set_num_threads(threads)
         self.computing = threading.Lock()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.batch_size = batch_size
         self.outputs = {output.name: output for output in outputs}
+        self.batches = {output.name: Batches(batch_size) for output in outputs}
         self.models = {}
         for output in outputs:
             load: Any = load_encoder if output.is_encoder else load_autoencoder
@@ -165,16 +166,16 @@ class ExtractUnit:
         """Features (n, dim), or moments (n, variants, 2C, H, W), of a unit, batch by batch."""
         import torch
 
-        model = self.models[output.name]
-        parts = []
-        for batch in torch.from_numpy(pixels.copy()).split(self.batch_size):
-            batch = batch.to(self.device)
+        model, images = self.models[output.name], torch.from_numpy(pixels.copy())
+
+        def compute(start: int, stop: int) -> torch.Tensor:
+            batch = images[start:stop].to(self.device)
             if output.is_encoder:
-                parts.append(model(batch))
-            else:
-                flips = (False, True) if output.flips else (False,)
-                parts.append(torch.stack([model.encode_moments(batch, flip) for flip in flips], 1))
-        return torch.cat(parts).cpu().numpy()
+                return model(batch)
+            flips = (False, True) if output.flips else (False,)
+            return torch.stack([model.encode_moments(batch, flip) for flip in flips], 1)
+
+        return self.batches[output.name](compute, len(images)).cpu().numpy()
 
 
 def _output(task: Task) -> Output:

@@ -108,11 +108,12 @@ class GenerateUnit:
         import torch
 
         from dpt_ray.models.autoencoder import load_autoencoder
+        from dpt_ray.models.batches import Batches
         from dpt_ray.stages.train_diffusion import load_denoiser
 
         torch.set_num_threads(sampler.threads)
         self.computing = threading.Lock()
-        self.sampler = sampler
+        self.sampler, self.batches = sampler, Batches(sampler.batch_size)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model, self.config = load_denoiser(sampler.denoiser)
         self.model.to(self.device)
@@ -164,13 +165,14 @@ class GenerateUnit:
             sampler.guidance_interval,
         )
         shape = self.autoencoder.latent_shape
-        parts = []
-        for start in range(0, len(items), sampler.batch_size):
-            batch = items[start : start + sampler.batch_size]
+
+        def compute(start: int, stop: int) -> torch.Tensor:
+            batch = items[start:stop]
             noise = torch.stack([image_noise(sampler.seed, *item, shape) for item in batch])
             # An unconditional denoiser knows the null class only.
             known = self.config["condition"] != "none"
             labels = torch.tensor([label if known else null_class for label, _ in batch])
             latents = sample(self.model, noise.to(self.device), labels.to(self.device), null_class, sampling)
-            parts.append(self.autoencoder.decode(latents).cpu())
-        return torch.cat(parts).numpy()
+            return self.autoencoder.decode(latents).cpu()
+
+        return self.batches(compute, len(items)).numpy()

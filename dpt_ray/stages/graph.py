@@ -13,9 +13,11 @@ from dpt_ray.stages.index import fingerprint
 from dpt_ray.stages.initial import weight_file
 from dpt_ray.stages.node import Node
 
-# Settings that say how often to save or look, or where a hashed file lies, but not what comes out.
+# Settings that say how often to save or look, when to give up, or where a hashed file lies, but not what
+# comes out.
 _UNHASHED = {
     *("checkpoint_every", "log_every", "preview_every", "frechet_every", "sampling", "max_bad_fraction"),
+    "diverged_above",
     *("weights", "init_from", "file", "keep_in_train", "config", "choose"),
     *("inception", "reference", "images"),
 }

@@ -34,6 +34,7 @@ from dpt_ray.stages.graph import flow
 from dpt_ray.stages.runs import find_store
 
 if TYPE_CHECKING:
+    from dpt_ray.models.batches import Batches
     from dpt_ray.models.encoder import Encoder
 
 WRITERS = {".csv": pyarrow.csv.write_csv, ".parquet": pq.write_table}
@@ -90,6 +91,7 @@ class Labeller:
     """What labels an image: an encoder, the weights (C, dim) of a classifier and its temperature."""
 
     encoder: Encoder
+    batches: Batches
     mode: str
     name: str
     weights: np.ndarray
@@ -100,7 +102,8 @@ class Labeller:
         """Probabilities (n, C) of cropped pixels (n, H, W, C) uint8."""
         import torch
 
-        features = self.encoder(torch.from_numpy(pixels).to(self.encoder.mean.device))
+        images, device = torch.from_numpy(pixels), self.encoder.mean.device
+        features = self.batches(lambda a, b: self.encoder(images[a:b].to(device)), len(images))
         decisions = logits(row_normalise(features.cpu().numpy()), self.weights)
         return softmax(decisions / self.temperature, axis=1)
 
@@ -109,6 +112,7 @@ def load_labeller(config: Config) -> Labeller:
     """The encoder and the best classifier that a run has published. Raises ConfigError if there is none."""
     import torch
 
+    from dpt_ray.models.batches import Batches
     from dpt_ray.models.encoder import load_encoder
 
     store = find_store(config)
@@ -123,6 +127,7 @@ def load_labeller(config: Config) -> Labeller:
     encoder = load_encoder(made["encoder"].uri, config.encoder.precision)
     return Labeller(
         encoder.to("cuda" if torch.cuda.is_available() else "cpu"),
+        Batches(config.compute.batch_size),
         config.data.mode,
         name,
         load_classifier(made[name], prefix),

@@ -52,8 +52,9 @@ def train(task: Task, worker: training.Worker) -> None:
     generator = torch.Generator().manual_seed(settings["seed"])
     network = SmallConvNet(images.shape[1], settings["width"], dim, generator)
     model: torch.nn.Module
+    unit = None
     if settings["objective"] == "simclr":
-        model = ProjectedEncoder(network, dim, generator)
+        model, unit = ProjectedEncoder(network, dim, generator), settings["contrast_group"]
         step_fn, views = simclr_step(settings["temperature"], settings["contrast_group"], strength), 2
     else:
         model = LabelledEncoder(network, dim, index.manifest["classes"], generator)
@@ -65,7 +66,9 @@ def train(task: Task, worker: training.Worker) -> None:
 
     # The backward pass costs two forward passes: a gradient by the weights and one by the input.
     flops = 3 * views * forward_flops(model, images[:1])
-    ema = training.fit(task, worker, model, step_fn, load_batch, len(images), flops_per_image=flops)
+    ema = training.fit(
+        task, worker, model, step_fn, load_batch, len(images), unit=unit, flops_per_image=flops
+    )
     if ema is not None:
         model.load_state_dict(ema)
         encoder = conv_encoder(network, _crop(task))

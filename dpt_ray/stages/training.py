@@ -13,11 +13,12 @@ from typing import Any
 
 from dpt_ray.sections import Optimisation
 from dpt_ray.stages import cluster
-from dpt_ray.stages.checkpoints import load_checkpoint, save_checkpoint
+from dpt_ray.stages.checkpoints import checkpoint_names, load_checkpoint, save_checkpoint
 from dpt_ray.stages.display import following
 from dpt_ray.stages.execute import StageError
 from dpt_ray.stages.initial import continue_shorter
 from dpt_ray.stages.node import Task
+from dpt_ray.stages.notices import Notices
 from dpt_ray.stages.watching import TrainingLog, ray_gauges, read_log
 
 STOPPED = "stopped.json"  # why a training cannot go on, however often it is started
@@ -41,8 +42,8 @@ TrainFunction = Callable[[Task, Worker], None]
 def run(task: Task, function: TrainFunction) -> dict[str, Any]:
     """Runs `function` on the configured number of workers; returns startup and memory facts.
 
-    Raises StageError, one line, for what no restart can mend: a loss that stays not finite, a GPU whose
-    memory is too small, a checkpoint of another model.
+    Raises StageError, one line, for what no restart can mend: a loss that stays not finite or far too
+    high, a GPU whose memory is too small, a checkpoint of another model.
     """
     started, steps = time.time(), int(task.settings["steps"])
     if task.out.exists(STOPPED):  # of an earlier attempt
@@ -84,13 +85,13 @@ def _guarded(task: Task, worker: Worker, function: TrainFunction) -> None:
     """`function`, whose errors that every attempt would meet again are written down, not retried."""
     import torch
 
-    from dpt_ray.training.loop import NonFiniteLoss
+    from dpt_ray.training.guards import UnstableTraining
 
     if task.out.exists(STOPPED):  # another worker's reason made Ray start all of them again
         return
     try:
         function(task, worker)
-    except NonFiniteLoss as error:  # on all workers at the same step: none waits for another
+    except UnstableTraining as error:  # on all workers at the same step: none waits for another
         task.out.write_json(STOPPED, {"reason": str(error)})
     except torch.cuda.OutOfMemoryError as error:
         said = str(error).splitlines()[0][:200]
@@ -117,6 +118,24 @@ def _silent(done: int, total: int) -> None:
 
 
 def _fit(task: Task, function: TrainFunction) -> None:
+    """`function` under Ray Train, which is started again where it gives up after some progress.
+
+    Ray counts the failures of a whole training; among machines that come and go only those in a row
+    without a new checkpoint say that something is wrong.
+    """
+    import ray.train
+
+    while True:
+        before = checkpoint_names(task.out)
+        try:
+            _attempt(task, function)
+            return
+        except ray.train.TrainingFailedError:
+            if task.out.exists(STOPPED) or checkpoint_names(task.out) == before:
+                raise
+
+
+def _attempt(task: Task, function: TrainFunction) -> None:
     """`function` under TorchTrainer. Its runs folder is scratch: Ray keeps its own state there."""
     import tempfile
 
@@ -125,6 +144,7 @@ def _fit(task: Task, function: TrainFunction) -> None:
 
     compute = task.compute
     gpu = compute.train_gpus
+    most, least = compute.train_workers, compute.min_train_workers
 
     def loop() -> None:
         import torch
@@ -139,7 +159,11 @@ def _fit(task: Task, function: TrainFunction) -> None:
     with tempfile.TemporaryDirectory(prefix="dpt_ray-train-") as scratch:
         TorchTrainer(
             loop,
-            scaling_config=ray.train.ScalingConfig(num_workers=compute.train_workers, use_gpu=gpu),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=(least, most) if least else most,
+                use_gpu=gpu,
+                elastic_resize_monitor_interval_s=compute.resize_seconds,
+            ),
             run_config=ray.train.RunConfig(
                 name=task.node.digest,
                 storage_path=scratch,
@@ -158,6 +182,7 @@ def fit(
     *,
     flops_per_image: float | None = None,
     gradient_accumulation: int = 1,
+    unit: int | None = None,
     watch_every: int | None = None,
     on_watch: Any = None,
     blocks: Sequence[Any] = (),
@@ -165,12 +190,16 @@ def fit(
 ) -> dict[str, Any] | None:
     """Trains on this worker, from the newest published checkpoint on; the EMA weights by name.
 
+    `unit` neighbouring positions of the batch (8) stay on one worker. Where there are fewer workers than
+    `compute.train_workers`, each accumulates more parts, so that none needs more memory for it.
     `flops_per_image`, of a whole training step, makes the log tell the MFU: the share of the device's
     measured matmul peak that these are. `on_watch(step, ema)` is called on rank 0 every `watch_every`
     steps; the numbers it returns go into the log's record of that step. `blocks` are the parts of the
     model that are compiled, and gathered from shards, one by one.
     """
-    from dpt_ray.training.loop import NonFiniteLoss, TrainSettings, train
+    from dpt_ray.training.guards import UnstableTraining
+    from dpt_ray.training.loop import TrainSettings, train
+    from dpt_ray.training.random import GROUP
 
     values = {key: task.settings[key] for key in Optimisation.model_fields}
     settings = TrainSettings(**{**values, "betas": tuple(values["betas"])})
@@ -184,17 +213,23 @@ def fit(
     resume = load_checkpoint(task.out)
     gauges = ray_gauges(task.node.name) if worker.in_ray_train and worker.rank == 0 else {}
     log = TrainingLog(task.out, resume[1]["step"] if resume else 0, gauges)
+    notices = Notices(worker.rank)
+    parts = -(-gradient_accumulation * max(1, task.compute.train_workers) // worker.world_size)
+    unit = unit or GROUP
+    parts = max(1, min(parts, settings.batch_size // unit // worker.world_size))
 
     def on_log(record: dict[str, float]) -> None:
+        record |= {"workers": worker.world_size}
         if flops_per_image:
             record |= {"mfu": record["images_per_s"] * flops_per_image / (peak * worker.world_size)}
         log.add(record)
 
     def on_checkpoint(step: int, tensors: dict[str, Any] | None, meta: dict[str, Any]) -> None:
         # One amid bad steps would be none to go back to.
-        if tensors is not None and not meta["bad_in_a_row"]:
+        if tensors is not None and not meta["bad_in_a_row"] and not meta["losses"]["high"]:
             log.flush()
             save_checkpoint(task.out, step, tensors, meta)
+        notices.saved()
         if worker.in_ray_train:
             import ray.train
 
@@ -217,17 +252,19 @@ def fit(
                 resume=resume,
                 on_log=on_log,
                 on_checkpoint=on_checkpoint,
-                gradient_accumulation=gradient_accumulation,
+                gradient_accumulation=parts,
+                unit=unit,
+                save_asked=notices if worker.in_ray_train else lambda: False,
                 watch_every=watch_every,
                 on_watch=watch,
                 order=order,
             )
             return result.ema if worker.rank == 0 else None
-        except NonFiniteLoss as error:
+        except UnstableTraining as error:
             resume = load_checkpoint(task.out)
             if resume is None or not rollbacks_left:
                 tried = "after a rollback" if resume else "before the first checkpoint"
-                raise NonFiniteLoss(error.step, error.in_a_row, f", {tried}") from error
+                raise type(error)(error.step, error.what, f", {tried}") from error
             rollbacks_left -= 1
             if worker.rank == 0:
                 step = resume[1]["step"]

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from dpt_ray.training.ema import EMA
+from dpt_ray.training.guards import BadSteps, Divergence
 from dpt_ray.training.optimizer import Schedule, adamw, learning_rate
-from dpt_ray.training.order import Order, batch_rows
+from dpt_ray.training.order import Order, batch_rows, share
 from dpt_ray.training.random import GROUP, StepRandom
 from dpt_ray.training.sharding import averaging, gather, unwrapped, whole
 from dpt_ray.training.state import pack, restore
@@ -46,6 +47,7 @@ class TrainSettings:
     log_every: int = 20
     checkpoint_every: int = 200
     max_bad_steps: int = 10
+    diverged_above: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,6 @@ class TrainResult:
 
     ema: dict[str, Tensor]
     skipped_steps: int
-
-
-class NonFiniteLoss(RuntimeError):  # noqa: N818
-    """Too many steps in a row had a loss or gradient that is not finite; `step` is the last one."""
-
-    def __init__(self, step: int, in_a_row: int, when: str = "") -> None:
-        super().__init__(
-            f"loss or gradient not finite at step {step}, the last of {in_a_row} in a row{when}: "
-            "lower learning_rate, set grad_clip, or look for bad values in the data"
-        )
-        self.step, self.in_a_row = step, in_a_row
 
 
 def train(
@@ -86,6 +77,8 @@ def train(
         lambda step, tensors, meta: None
     ),
     gradient_accumulation: int = 1,
+    unit: int = GROUP,
+    save_asked: Callable[[], bool] = lambda: False,
     watch_every: int | None = None,
     on_watch: Callable[[int, Mapping[str, Tensor]], None] = lambda step, ema: None,
     order: Order | None = None,
@@ -99,33 +92,40 @@ def train(
     `log_every` steps and at the end; `on_checkpoint(step, tensors, meta)` on every rank every
     `checkpoint_every` steps and at the end, where only rank 0 gets tensors. With such a pair
     (tensors, meta) given as `resume` to every rank, the run goes on as if it had never stopped.
-    `on_watch(step, ema)` may look at the averages on rank 0 every `watch_every` steps. A step counts
-    from 1 in all. A step whose loss or gradient is not finite changes no weight.
-    Raises NonFiniteLoss after `max_bad_steps` of them in a row.
+    `save_asked` is called on every rank every `log_every` steps: where one says True, all come to a
+    checkpoint. `on_watch(step, ema)` may look at the averages on rank 0 every `watch_every` steps. A
+    step counts from 1 in all. The batch is shared out in groups of `unit` neighbouring positions (a
+    multiple of 8), as equally as they go; the gradient is that of the whole batch in any case.
+    A step whose loss or gradient is not finite changes no weight. Raises NonFiniteLoss after
+    `max_bad_steps` of them in a row, and Diverged where the loss stays high (`guards.Divergence`).
     """
     parts = world_size * gradient_accumulation
-    if settings.batch_size % (parts * GROUP):
+    if settings.batch_size % unit or settings.batch_size < parts * unit:
         raise ValueError(
-            f"batch_size {settings.batch_size} must be a multiple of {parts * GROUP}: {GROUP} x "
-            f"{world_size} workers x {gradient_accumulation} accumulated parts"
+            f"batch_size {settings.batch_size} must be a multiple of {unit} and at least {parts * unit}: "
+            f"{unit} x {world_size} workers x {gradient_accumulation} accumulated parts"
         )
     device = torch.device(device)
     core = unwrapped(model)
     ema = EMA(core, settings.ema_decay)
     optimizer = adamw(core, settings.learning_rate, settings.weight_decay, settings.betas)
     first, bad_steps = 0, BadSteps(settings.max_bad_steps)
+    divergence = Divergence(settings.diverged_above)
     if resume:
         tensors, meta = resume
         restore(core, ema, optimizer, tensors)
         first = meta["step"]
         bad_steps = BadSteps(settings.max_bad_steps, meta["skipped_steps"], meta["bad_in_a_row"])
+        divergence = Divergence(settings.diverged_above, **meta.get("losses", {}))  # older ones have none
 
-    size = settings.batch_size // world_size
-    lo = rank * size
+    lo, hi = share(settings.batch_size, rank, world_size, unit)
+    pieces = [share(hi - lo, part, gradient_accumulation, unit) for part in range(gradient_accumulation)]
+    # The mean over the workers of their sums over pieces is the mean over the global batch.
+    weights = [world_size * (b - a) / settings.batch_size for a, b in pieces]
 
     def load(step: int) -> Batch:
         rows = order(step) if order else batch_rows(settings.seed, step, settings.batch_size, n_rows)
-        batch = load_batch(rows[lo : lo + size], step)
+        batch = load_batch(rows[lo:hi], step)
         return {k: v.pin_memory() if device.type == "cuda" else v for k, v in batch.items()}
 
     model.train()
@@ -133,7 +133,7 @@ def train(
     with contextlib.closing(prefetch(load, range(first, settings.steps))) as batches:
         for step, (batch, waited) in enumerate(batches, start=first):
             batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-            loss = _accumulate_gradients(model, step_fn, batch, settings, step, lo, gradient_accumulation)
+            loss = _accumulate_gradients(model, step_fn, batch, settings, step, lo, pieces, weights)
             lr = learning_rate(
                 step,
                 settings.learning_rate,
@@ -147,9 +147,11 @@ def train(
             meter.add(waited)
 
             done, last = step + 1, step + 1 == settings.steps
+            save = last or done % settings.checkpoint_every == 0
             if last or done % settings.log_every == 0:
                 bad_steps.settle()
-                mean_loss = _mean_over_workers(loss, world_size)
+                mean_loss, asked = _over_workers(loss, save_asked(), world_size)
+                save |= asked
                 if rank == 0:
                     on_log(
                         {
@@ -161,18 +163,20 @@ def train(
                             **meter.read(device),
                         }
                     )
+                divergence.add(done, mean_loss)
             if watch_every and done % watch_every == 0:
                 with meter.paused():
                     averages = gather(ema.tensors, rank == 0)
                     if rank == 0:
                         on_watch(done, averages)
-            if last or done % settings.checkpoint_every == 0:
+            if save:
                 bad_steps.settle()
                 with meter.paused():
                     meta = {
                         "step": done,
                         "skipped_steps": bad_steps.skipped,
                         "bad_in_a_row": bad_steps.in_a_row,
+                        "losses": divergence.state(),
                     }
                     packed = pack(core, ema, optimizer, keep=rank == 0)
                     on_checkpoint(done, packed if rank == 0 else None, meta)
@@ -186,24 +190,23 @@ def _accumulate_gradients(
     settings: TrainSettings,
     step: int,
     lo: int,
-    parts: int,
+    pieces: list[tuple[int, int]],
+    weights: list[float],
 ) -> Tensor:
-    """Adds the gradient of this worker's mean loss to the weights' `.grad`; returns that loss."""
-    rows, device = next((len(v), v.device) for v in batch.values())
-    size = rows // parts
-    mean_loss = torch.zeros((), device=device)
-    for part in range(parts):
-        a, b = part * size, (part + 1) * size
+    """Adds the gradient of the weighted sum of the pieces' losses to `.grad`; returns that sum."""
+    device = next(v.device for v in batch.values())
+    total = torch.zeros((), device=device)
+    for (a, b), weight in zip(pieces, weights, strict=True):
         random = StepRandom(settings.seed, step, lo + a, lo + b, device)
-        with averaging(model, now=part == parts - 1):
+        with averaging(model, now=(a, b) == pieces[-1]):
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
                 loss = step_fn(model, {k: v[a:b] for k, v in batch.items()}, random)
-            loss = loss.float() / parts
+            loss = loss.float() * weight
             # A loss that is not finite makes all its gradients NaN, and the average carries them to
             # every worker: all skip the step without asking each other.
             loss.backward(torch.where(loss.isfinite(), 1.0, math.nan))
-        mean_loss += loss.detach()
-    return mean_loss
+        total += loss.detach()
+    return total
 
 
 def _update_weights(optimizer: torch.optim.AdamW, learning_rate: float, grad_clip: float | None) -> Tensor:
@@ -222,10 +225,13 @@ def _update_weights(optimizer: torch.optim.AdamW, learning_rate: float, grad_cli
     return grad_norm
 
 
-def _mean_over_workers(loss: Tensor, world_size: int) -> float:
+def _over_workers(loss: Tensor, asked: bool, world_size: int) -> tuple[float, bool]:
+    """The mean of the workers' losses, and whether any of them has asked."""
+    both = torch.stack([loss, torch.full_like(loss, asked)])
     if world_size > 1:
-        torch.distributed.all_reduce(loss)
-    return loss.item() / world_size
+        torch.distributed.all_reduce(both)
+    total, asking = both.tolist()
+    return total / world_size, asking > 0
 
 
 def prefetch(load: Callable[[int], Batch], steps: range) -> Generator[tuple[Batch, float], None, None]:
@@ -241,37 +247,6 @@ def prefetch(load: Callable[[int], Batch], steps: range) -> Generator[tuple[Batc
             if step + 1 in steps:
                 ahead = thread.submit(load, step + 1)
             yield batch, waited
-
-
-class BadSteps:
-    """Counts the skipped steps, each one step late: the host never waits for the running step."""
-
-    def __init__(self, limit: int, skipped: int = 0, in_a_row: int = 0) -> None:
-        self.limit, self.skipped, self.in_a_row = limit, skipped, in_a_row
-        self._pending: tuple[int, Tensor, torch.cuda.Event | None] | None = None
-
-    def add(self, step: int, bad: Tensor) -> None:
-        """Takes the flag of `step` and counts the one before it."""
-        flag, ready = bad.to("cpu", non_blocking=True), None
-        if bad.is_cuda:
-            ready = torch.cuda.Event()
-            ready.record()
-        self.settle()
-        self._pending = step, flag, ready
-
-    def settle(self) -> None:
-        """Counts what is pending; raises NonFiniteLoss at `limit` bad steps in a row."""
-        if self._pending is None:
-            return
-        step, flag, ready = self._pending
-        self._pending = None
-        if ready is not None:
-            ready.synchronize()
-        bad = bool(flag)
-        self.skipped += bad
-        self.in_a_row = self.in_a_row + 1 if bad else 0
-        if self.in_a_row >= self.limit:
-            raise NonFiniteLoss(step, self.in_a_row)
 
 
 class Meter:

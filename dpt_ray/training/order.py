@@ -126,3 +126,12 @@ def _check(seed: int, step: int, batch_size: int, n: int) -> None:
             f"seed {seed}, step {step}, batch_size {batch_size}, n {n}: "
             "seed and step start at 0, batch_size and n at 1"
         )
+
+
+def share(count: int, part: int, parts: int, unit: int) -> tuple[int, int]:
+    """The positions lo..hi-1 out of 0..count-1 that belong to `part` of `parts`.
+
+    Whole units of neighbouring positions, shared out as equally as they go; count is a multiple of unit.
+    """
+    units = count // unit
+    return units * part // parts * unit, units * (part + 1) // parts * unit

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -36,9 +37,48 @@ def test_two_actors_publish_the_bits_of_one(finished, tmp_path):
         assert run.payloads(name) == finished.payloads(name), name
 
 
+@pytest.fixture
+def small_gpu(monkeypatch):
+    """Networks that run out of memory with more than 40 images; the batches that they were given."""
+    from dpt_ray.models.encoder import Encoder
+    from dpt_ray.models.uvit import UViT
+
+    given = {Encoder: set(), UViT: set()}
+
+    def limited(network):
+        forward = network.forward
+
+        def checked(self, images, *more):
+            given[network].add(len(images))
+            if len(images) > 40:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return forward(self, images, *more)
+
+        monkeypatch.setattr(network, "forward", checked)
+
+    for network in given:
+        limited(network)
+    return given
+
+
+def test_where_the_gpu_is_too_small_the_actors_halve_their_batches(
+    finished, tmp_path, without_ray, small_gpu
+):
+    run = finished.copy_to(tmp_path, without=("features", "moments", "samples"))
+    run.make("samples")
+    agree_but_for_the_last_digits(run, finished)
+    for sizes in small_gpu.values():
+        assert max(sizes) > 40  # tried once, or the test says nothing
+        assert {size for size in sizes if 20 < size <= 40}
+
+
 def test_another_batch_size_changes_only_the_last_digits(finished, tmp_path, without_ray):
     run = finished.copy_to(tmp_path, "compute.batch_size=48", without=("features", "moments", "samples"))
     run.make("samples")
+    agree_but_for_the_last_digits(run, finished)
+
+
+def agree_but_for_the_last_digits(run, finished):
     for name in ("features", "moments", "samples"):
         assert run.artifact(name).manifest["rows"] == finished.artifact(name).manifest["rows"]
     ids, features = read_features(run.artifact("features"))

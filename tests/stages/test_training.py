@@ -25,10 +25,10 @@ def latents(tmp_path):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Makes the moments of steps chosen by `bad(step, attempt)` not a number; counts the attempts at each."""
+    """Multiplies the moments of steps chosen by `bad(step, attempt)`; counts the attempts at each."""
     attempts = {}
 
-    def poison(bad):
+    def poison(bad, factor=np.nan):
         from dpt_ray.training import loop
 
         original = loop.prefetch
@@ -37,7 +37,7 @@ def poisoned(monkeypatch):
             def loaded(step):
                 attempts[step] = attempts.get(step, 0) + 1
                 batch = load(step)
-                return batch | {"moments": batch["moments"] * np.nan} if bad(step, attempts[step]) else batch
+                return batch | {"moments": batch["moments"] * factor} if bad(step, attempts[step]) else batch
 
             return original(loaded, steps)
 
@@ -58,6 +58,19 @@ def test_a_loss_that_stays_not_finite_is_rolled_back_once_and_then_stops_the_sta
     with pytest.raises(StageError, match="after a rollback"):  # the one rollback stays spent
         train_diffusion.make(task)
     assert attempts[6] == 3
+
+
+def test_a_loss_that_stays_far_too_high_is_rolled_back_once_and_then_stops_the_stage(latents, poisoned):
+    attempts = poisoned(lambda step, attempt: step >= 6, factor=1e3)
+    task = latents.task("diffusion.steps=30", "diffusion.checkpoint_every=2", "diffusion.log_every=1")
+    with pytest.raises(StageError, match=r"at step 16, the last of 10 logged .* after a rollback: lower"):
+        train_diffusion.make(task)
+    assert attempts[5] == 1 and attempts[6] == attempts[15] == 2  # no checkpoint of the high losses
+    assert task.out.read_json("rollback.json") == {"from": 16, "to": 6}
+    with pytest.raises(StageError, match="after a rollback"):
+        train_diffusion.make(latents.task("diffusion.steps=30", "diffusion.log_every=1"))
+    task = latents.task("diffusion.steps=30", "diffusion.log_every=1", "diffusion.diverged_above=1e30")
+    train_diffusion.make(task)  # the same artifact, for those who know better
 
 
 def test_a_rollback_that_helps_gives_the_undisturbed_weights_and_is_in_the_log(latents, poisoned):

@@ -1,6 +1,8 @@
+import json
 import math
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dpt_ray.training import loop
-from dpt_ray.training.loop import NonFiniteLoss, TrainSettings, train
+from dpt_ray.training.guards import NonFiniteLoss
+from dpt_ray.training.loop import TrainSettings, train
 from dpt_ray.training.order import ShardWindows, batch_rows
 
 ROWS = 50
@@ -155,8 +158,9 @@ def test_training_follows_plain_torch(whole):
         torch.testing.assert_close(whole[0].ema[key], value, rtol=1e-4, atol=1e-5)
 
 
-def test_accumulated_parts_give_the_whole_batchs_training(whole):
-    result, record = run(gradient_accumulation=4)
+@pytest.mark.parametrize("parts", [4, 3])  # of the 4 groups of 8
+def test_accumulated_parts_give_the_whole_batchs_training(parts, whole):
+    result, record = run(gradient_accumulation=parts)
     for key, value in whole[0].ema.items():
         torch.testing.assert_close(result.ema[key], value, rtol=0, atol=1e-6)
     losses = [r["loss"] for r in record.logs]
@@ -169,8 +173,19 @@ def infinite_on_second_half_of_step_5(model, batch, random):
     return denoise(model, batch, random) + (math.inf if bad else 0.0)
 
 
+def asks_at_the_sixth_step(rank):
+    """Asks for a checkpoint, on the last of two workers only."""
+    calls = []
+
+    def asked():
+        calls.append(None)
+        return rank == 1 and len(calls) == 6
+
+    return asked
+
+
 def worker(rank: int, folder: str) -> None:
-    """One of two processes: a plain run, then one with a bad step; what came of both as a file."""
+    """One of two processes that train in several ways; what came of them as a file."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
@@ -180,17 +195,22 @@ def worker(rank: int, folder: str) -> None:
         timeout=timedelta(seconds=120),
     )
     found = {}
-    for name, step_fn, accumulation in (
-        ("plain", denoise, 2),
-        ("bad", infinite_on_second_half_of_step_5, 1),
+    for name, step_fn, accumulation, resume in (
+        ("plain", denoise, 2, None),
+        ("bad", infinite_on_second_half_of_step_5, 1, None),
+        ("unequal", denoise, 1, None),  # 8 positions and 16
+        ("resumed", denoise, 1, kept(folder, "one")),
     ):
         model = tiny()
         result, record = run(
+            replace(SETTINGS, batch_size=24) if name == "unequal" else SETTINGS,
             step_fn=step_fn,
             model=DistributedDataParallel(model),
             rank=rank,
             world_size=2,
             gradient_accumulation=accumulation,
+            resume=resume,
+            save_asked=asks_at_the_sixth_step(rank) if name == "bad" else lambda: False,
         )
         losses = [r["loss"] for r in record.logs]
         saved = [step for step, (tensors, _) in record.checkpoints.items() if tensors]
@@ -200,13 +220,31 @@ def worker(rank: int, folder: str) -> None:
         found[f"{name}.skipped"] = torch.tensor(result.skipped_steps)
         found[f"{name}.seen"] = torch.tensor(list(record.checkpoints))
         found[f"{name}.saved"] = torch.tensor(saved)
+    if rank == 0:
+        keep(folder, "two", record.checkpoints[8])
     save_file(found, f"{folder}/{rank}.safetensors")
     distributed.destroy_process_group()
 
 
+def keep(folder, name, checkpoint):
+    save_file(checkpoint[0], f"{folder}/{name}.safetensors")
+    Path(folder, f"{name}.json").write_text(json.dumps(checkpoint[1]))
+
+
+def kept(folder, name):
+    return load_file(f"{folder}/{name}.safetensors"), json.loads(Path(folder, f"{name}.json").read_text())
+
+
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory):
+def folder(tmp_path_factory, whole):
+    """Where processes meet; it holds a checkpoint that one worker has made."""
     folder = tmp_path_factory.mktemp("ddp")
+    keep(folder, "one", whole[1].checkpoints[4])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_workers(folder):
     torch.multiprocessing.spawn(worker, (str(folder),), nprocs=2)
     return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
@@ -218,6 +256,27 @@ def test_two_workers_train_as_one(whole, two_workers):
         assert torch.equal(first[f"plain.model.{key}"], second[f"plain.model.{key}"])
     losses = torch.tensor([r["loss"] for r in whole[1].logs], dtype=torch.float64)
     torch.testing.assert_close(first["plain.losses"], losses, rtol=1e-5, atol=0)
+
+
+def test_a_run_goes_on_with_another_number_of_workers(whole, folder, two_workers):
+    expected = [r["loss"] for r in whole[1].logs]
+    assert two_workers[0]["resumed.losses"].tolist() == pytest.approx(expected[4:], rel=1e-5)
+    _, record = run(resume=kept(folder, "two"))
+    assert [r["loss"] for r in record.logs] == pytest.approx(expected[8:], rel=1e-5)
+
+
+def test_workers_with_unequal_shares_train_as_one(two_workers):
+    expected, record = run(replace(SETTINGS, batch_size=24))
+    for key, value in expected.ema.items():
+        torch.testing.assert_close(two_workers[0][f"unequal.ema.{key}"], value, rtol=0, atol=1e-6)
+        assert torch.equal(two_workers[0][f"unequal.model.{key}"], two_workers[1][f"unequal.model.{key}"])
+    losses = [r["loss"] for r in record.logs]
+    assert two_workers[0]["unequal.losses"].tolist() == pytest.approx(losses, rel=1e-5)
+
+
+def test_where_one_worker_asks_all_come_to_a_checkpoint(two_workers):
+    for worker_ in two_workers:
+        assert worker_["bad.seen"].tolist() == [4, 6, 8, 11]
 
 
 def test_all_workers_come_to_a_checkpoint_but_only_the_first_logs_and_holds_it(two_workers):
@@ -298,9 +357,9 @@ def test_an_error_while_loading_data_ends_the_run_with_that_error():
         run(load_batch=torn)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_any_number_of_workers_share_the_batches_of_a_shuffle_in_windows(workers, monkeypatch):
-    monkeypatch.setattr(loop, "_mean_over_workers", lambda loss, world_size: 0.0)  # they are not all here
+    monkeypatch.setattr(loop, "_over_workers", lambda *_: (0.0, False))  # they are not all here
     shards = [10, 5, 15, 10, 10]
     seen = {step: [] for step in range(SETTINGS.steps)}
 
@@ -316,8 +375,8 @@ def test_any_number_of_workers_share_the_batches_of_a_shuffle_in_windows(workers
         assert np.concatenate(parts).tolist() == expected(step).tolist()
 
 
-def test_a_batch_that_does_not_split_evenly_is_refused():
-    with pytest.raises(ValueError, match="batch_size 32 must be a multiple of 48"):
+def test_a_batch_with_too_few_groups_for_the_workers_is_refused():
+    with pytest.raises(ValueError, match="batch_size 32 must be a multiple of 8 and at least 48"):
         run(world_size=3, gradient_accumulation=2)
 
 

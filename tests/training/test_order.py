@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dpt_ray.training.order import ShardWindows, batch_rows
+from dpt_ray.training.order import ShardWindows, batch_rows, share
 
 
 @pytest.mark.parametrize("batch_size", [4, 7, 10, 25])
@@ -126,3 +126,9 @@ def test_impossible_windows_are_refused():
         windows(sizes=[0, 0])
     with pytest.raises(ValueError, match="step -1"):
         windows()(-1)
+
+
+def test_shares_are_whole_units_that_differ_by_one_at_most_and_cover_all():
+    assert [share(1024, part, 3, 8) for part in range(3)] == [(0, 336), (336, 680), (680, 1024)]
+    assert [share(64, part, 4, 8) for part in range(4)] == [(0, 16), (16, 32), (32, 48), (48, 64)]
+    assert [share(384, part, 2, 128) for part in range(2)] == [(0, 128), (128, 384)]

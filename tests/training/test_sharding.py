@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dpt_ray.models.uvit import UViT, UViTConfig
 from dpt_ray.training.ema import EMA
-from dpt_ray.training.loop import NonFiniteLoss, TrainSettings, train
+from dpt_ray.training.guards import NonFiniteLoss
+from dpt_ray.training.loop import TrainSettings, train
 from dpt_ray.training.optimizer import adamw
 from dpt_ray.training.sharding import local, shard
 

@@ -1,0 +1,231 @@
+"""Trainings on a real cluster of several nodes that are killed, added and drained under them."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from conftest import command_line, free_ports, kill_session, ray_start, session_pids
+from gated_training import STEPS, function, gate, gated_task
+from safetensors.torch import load_file
+
+from dpt_ray.stages import training
+from dpt_ray.stages.checkpoints import checkpoint_names
+from dpt_ray.stages.watching import read_log
+
+pytestmark = pytest.mark.cluster
+
+# A node whose raylet refuses connections is dead after 1.5 s instead of 15, and so on.
+QUICK = {
+    "RAY_health_check_initial_delay_ms": "500",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+}
+
+
+class Nodes:
+    """A Ray cluster of nodes of one CPU each on this machine; its head computes nothing."""
+
+    def __init__(self):
+        self.scratch = tempfile.mkdtemp(prefix="dpt", dir="/tmp")
+        self.start()
+
+    def start(self):
+        port, agent, client = free_ports(3)
+        self.address = f"127.0.0.1:{port}"
+        self.head = ray_start(
+            *("--head", "--num-cpus=0", f"--port={port}", f"--temp-dir={self.scratch}/ray"),
+            *("--include-dashboard=false", f"--dashboard-agent-listen-port={agent}"),
+            f"--ray-client-server-port={client}",
+            **QUICK,
+        )
+        self.nodes = []
+
+    def need(self, count):
+        """Adds nodes, or takes idle ones away, until there are so many."""
+        while len(self.nodes) < count:
+            [agent] = free_ports(1)
+            address = (f"--address={self.address}", "--num-cpus=1", f"--dashboard-agent-listen-port={agent}")
+            self.nodes.append(ray_start(*address, **QUICK))
+        while len(self.nodes) > count:
+            kill_session(self.nodes.pop())
+
+    def training(self):
+        """The nodes that training workers run on."""
+        return [node for node in self.nodes if titled(node, "RayTrainWorker")]
+
+    def kill_raylet(self, node):
+        [raylet] = titled(node, "raylet/raylet")
+        os.kill(raylet, signal.SIGKILL)
+
+    def drain(self, node, seconds):
+        """Says that the node will be taken away, as an autoscaler does on a spot notice."""
+        [raylet] = titled(node, "raylet/raylet")
+        [found] = re.findall(r"--node_id=(\w+)", command_line(raylet))
+        drain = (f"--node-id={found}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot")
+        command = (sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={self.address}")
+        deadline = f"--deadline-remaining-seconds={seconds}"
+        subprocess.run([*command, *drain, deadline], check=True, capture_output=True)
+
+    def kill(self):
+        for process in (*self.nodes, self.head):
+            kill_session(process)
+        self.nodes = []
+
+
+def titled(process, title):
+    return [pid for pid in session_pids(process.pid) if title in command_line(pid)]
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    made = Nodes()
+    yield made
+    made.kill()
+    shutil.rmtree(made.scratch, ignore_errors=True)
+
+
+class Training:
+    """A gated training in a process of its own."""
+
+    def __init__(self, folder, nodes, **compute):
+        self.folder, self.nodes, self.log = folder, nodes, Path(folder, "driver.log")
+        self.compute = {"resize_seconds": 1.0, **compute}
+        self.task = gated_task(folder, self.compute)
+
+    def start(self):
+        """The same command at any time."""
+        script = Path(__file__).with_name("gated_training.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), str(self.folder), json.dumps(self.compute)],
+            env=os.environ | QUICK | {"RAY_ADDRESS": self.nodes.address},
+            stdout=self.log.open("a"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def open(self, steps):
+        """Lets the training make so many steps in all."""
+        part = Path(self.folder, "part")
+        part.write_text(str(steps))
+        part.rename(gate(self.folder))
+
+    def until(self, condition, seconds=150):
+        """Waits, while the driver lives, until the condition holds."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            assert time.monotonic() < end, f"waited too long: {read_log(self.task.out)[-1:]}"
+            time.sleep(0.05)
+
+    def saved(self):
+        names = checkpoint_names(self.task.out)
+        return int(names[-1]) if names else 0
+
+    def finish(self):
+        self.open(STEPS)
+        self.process.wait(200)
+        assert self.process.returncode == 0, self.log.read_text()[-3000:]
+        return result(self.task)
+
+    def kill(self):
+        with contextlib.suppress(AttributeError):
+            kill_session(self.process)
+
+
+@pytest.fixture
+def begin(nodes, tmp_path):
+    """Starts a training, and ends what is left of it."""
+    begun = []
+
+    def start(steps, **compute):
+        begun.append(Training(tmp_path, nodes, **compute))
+        begun[-1].open(steps)
+        begun[-1].start()
+        return begun[-1]
+
+    yield start
+    for each in begun:
+        each.kill()
+
+
+def result(task):
+    """Weights, averages and moments of the last checkpoint, and the logged curve."""
+    assert checkpoint_names(task.out)[-1] == f"{STEPS:09d}"
+    tensors = load_file(task.out.path(f"checkpoints/{STEPS:09d}.safetensors"))
+    curve = [[r[key] for key in ("step", "loss", "lr", "grad_norm")] for r in read_log(task.out)]
+    return {key: value.tolist() for key, value in tensors.items()} | {"curve": curve}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The result of the same training in this process, for one worker and, in two parts, for two."""
+    import torch
+
+    torch.set_num_threads(1)
+    results = {}
+    for workers in (1, 2):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        gate(folder).write_text(str(STEPS))
+        task = gated_task(folder, {"train_workers": 0, "gradient_accumulation": workers})
+        training.run(task, function(folder))
+        results[workers] = result(task)
+    return results
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_neither_a_killed_raylet_nor_a_killed_cluster_changes_a_bit(workers, nodes, begin, undisturbed):
+    nodes.need(workers + 1)
+    run = begin(13, train_workers=workers, max_failures=workers - 1)
+    run.until(lambda: run.saved() == 10 and len(nodes.training()) == workers)
+    [killed, *_] = nodes.training()
+    nodes.kill_raylet(killed)  # its workers end with it; the spare node takes its place
+    nodes.nodes.remove(killed)
+    run.until(lambda: len(nodes.training()) == workers)
+    run.open(28)
+    run.until(lambda: run.saved() == 20)
+    kill_session(killed)
+
+    nodes.kill()
+    run.kill()
+    assert run.saved() == 20
+    nodes.start()
+    nodes.need(workers)
+    run.start()
+    assert run.finish() == undisturbed[workers]
+
+
+def test_an_elastic_training_grows_saves_on_a_notice_and_shrinks(nodes, begin, undisturbed):
+    nodes.need(1)
+    run = begin(13, train_workers=2, min_train_workers=1)
+    run.until(lambda: run.saved() == 10)
+    nodes.need(2)
+    run.until(lambda: len(nodes.training()) == 2)
+    run.open(23)
+    run.until(lambda: run.saved() == 20)
+
+    leaving = nodes.training()[0]
+    nodes.drain(leaving, seconds=15)
+    for step in range(24, 30):
+        time.sleep(1)  # as often as Ray Train looks for notices here
+        run.open(step)
+    run.until(lambda: run.saved() > 20)
+    noticed = run.saved()
+    assert 20 < noticed < 30
+    run.until(lambda: nodes.training() == [node for node in nodes.nodes if node is not leaving])
+    # Both have computed the same two halves of the batch: not a bit is another.
+    assert run.finish() == undisturbed[2]
+    workers = [record["workers"] for record in read_log(run.task.out)]
+    assert workers[:10] == [1] * 10
+    assert workers[10:noticed] == [2] * (noticed - 10)
+    assert workers[-1] == 1
