@@ -45,6 +45,7 @@ STAGES = {
     "extract": (["features", "moments"], "Compute features and latents of the images, one decode each."),
     "fit-classifier": (["classifier"], "Fit the stage-1 classifier on the few labels."),
     "pseudo-label": (["pseudo_labels"], "Label every image, with calibrated confidence."),
+    "probe": (["probe"], "Measure stage 1 alone: the linear probe and its pseudo-labels."),
     "train-diffusion": (["denoiser"], "Train the class-conditional diffusion model (stage 2)."),
     "generate": (["samples"], "Generate images for each class."),
     "retrain": (["retrained"], "Fit the classifier on real and generated images (stage 3)."),
@@ -85,6 +86,8 @@ def _run(config: Config, targets: list[str]) -> None:
         evaluation = runs.shown_json(folder, "evaluation.json")
         console.print(_accuracy_table(evaluation))
         _show_metrics(evaluation["frechet"], evaluation["image_metrics"])
+    if "probe" in targets:
+        console.print(_accuracy_table(runs.shown_json(folder, "probe.json")))
     if "image_metrics" in targets:
         _show_metrics([], runs.shown_json(folder, "image_metrics.json"))
     if "report" in targets:

@@ -24,6 +24,7 @@ INPUTS = {
     "moments": "index autoencoder",
     "classifier": "index features labels",
     "pseudo_labels": "index features classifier",
+    "probe": "index features classifier pseudo_labels",
     "denoiser": "index moments autoencoder pseudo_labels",
     "samples": "denoiser autoencoder",
     "sample_features": "samples encoder",
@@ -34,10 +35,10 @@ INPUTS = {
     "referee": "index",
     "referee_features": "index referee",
     "referee_sample_features": "samples referee",
-    "evaluation": "index labels features classifier pseudo_labels retrained sweep sample_features "
-    "referee_features referee_sample_features",
-    "report": "index labels encoder autoencoder features moments classifier pseudo_labels denoiser samples "
-    "sample_features retrained augmented augmented_features sweep referee referee_features "
+    "evaluation": "index features classifier probe retrained sweep sample_features referee_features "
+    "referee_sample_features",
+    "report": "index labels encoder autoencoder features moments classifier pseudo_labels probe denoiser "
+    "samples sample_features retrained augmented augmented_features sweep referee referee_features "
     "referee_sample_features evaluation",
 }
 

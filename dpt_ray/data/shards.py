@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -26,28 +27,49 @@ def write_features(path: Path, ids: Sequence[str], features: np.ndarray) -> None
     pq.write_table(table, path)
 
 
-def read_features(artifact: Artifact) -> tuple[pa.Array, np.ndarray]:
-    """All ids and features (n, dim) float32 of an artifact, in shard order, one copy in memory."""
+def read_features(
+    artifact: Artifact, whole: Collection[str] | None = None, ids: pa.Array | None = None
+) -> tuple[pa.Array, np.ndarray]:
+    """Ids and features (n, dim) float32 of an artifact, in shard order, one copy in memory.
+
+    Of all its shards, or only of those named `whole` and, in the others, of the images `ids`.
+    """
     shards = [shard for shard in artifact.listed_shards() if shard["rows"]]
-    ids: list[pa.Array] = []
-    features: np.ndarray | None = None
-    row = 0
-    for shard in shards:
-        names, block = read_feature_shard(artifact, shard)
-        if features is None:
-            features = np.empty((sum(s["rows"] for s in shards), block.shape[1]), np.float32)
-        features[row : row + len(block)] = block
-        ids += names.chunks
-        row += len(block)
-    if features is None:
+    if not shards:
         raise ValueError(f"{artifact.uri}: holds no rows")
-    return pa.chunked_array(ids).combine_chunks(), features
+    is_whole = [whole is None or shard["shard"] in whole for shard in shards]
+    most = sum(shard["rows"] for shard, all_of_it in zip(shards, is_whole, strict=True) if all_of_it)
+    most += 0 if ids is None else len(ids)
+    found: list[pa.Array] = []
+    dim = pq.read_schema(artifact.local_file(shards[0]["file"])).field("feature").type.list_size
+    features = np.empty((most, dim), np.float32)
+    row = 0
+    for shard, all_of_it in zip(shards, is_whole, strict=True):
+        if not all_of_it and ids is None:
+            continue
+        names, block = read_feature_shard(artifact, shard, None if all_of_it else ids)
+        features[row : row + len(block)] = block
+        found += names.chunks
+        row += len(block)
+    return pa.chunked_array(found, pa.string()).combine_chunks(), features[:row]
 
 
-def read_feature_shard(artifact: Artifact, shard: dict[str, Any]) -> tuple[pa.ChunkedArray, np.ndarray]:
-    """The ids and features (n, dim) float32 of a shard that holds rows; the features cannot be written to."""
-    table = pq.read_table(artifact.local_file(shard["file"])).combine_chunks()
-    return table["id"], matrix(table["feature"].chunk(0))
+def read_feature_shard(
+    artifact: Artifact, shard: dict[str, Any], ids: pa.Array | None = None
+) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """The ids and features (n, dim) float32 of a shard that holds rows, or of the images `ids` in it.
+
+    The features cannot be written to.
+    """
+    file = pq.ParquetFile(artifact.local_file(shard["file"]))
+    names = file.read(["id"])["id"]
+    if ids is None:
+        return names, matrix(file.read(["feature"]).combine_chunks()["feature"].chunk(0))
+    wanted = pc.is_in(names, value_set=ids)
+    if not pc.any(wanted).as_py():  # most shards: their features stay unread
+        return names.slice(0, 0), np.empty((0, file.schema_arrow.field("feature").type.list_size), np.float32)
+    block = matrix(file.read(["feature"]).combine_chunks()["feature"].chunk(0))
+    return names.filter(wanted), block[wanted.to_numpy()]
 
 
 def write_moments(path: Path, ids: Sequence[str], moments: np.ndarray) -> None:

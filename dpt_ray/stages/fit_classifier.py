@@ -27,7 +27,7 @@ def make(task: Task) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(task.compute.threads)
-    real = RealRows(task.inputs["index"], task.inputs["features"])
+    real = RealRows(task.inputs["index"], task.inputs["features"], ("validation",), task.inputs["labels"])
     labelled = real.labelled(task.inputs["labels"])
     settings = task.settings
     more, real_weight = None, 1.0

@@ -105,7 +105,8 @@ def _first_stage(config: Config, nodes: Nodes) -> None:
     labelled = {"index": index, "features": features, "labels": labels}
     classifier = _add(nodes, "classifier", "fit_classifier", config.classifier, labelled)
     scored = {"index": index, "features": features, "classifier": classifier}
-    _add(nodes, "pseudo_labels", "pseudo_label", inputs=scored)
+    labelled_images = _add(nodes, "pseudo_labels", "pseudo_label", inputs=scored)
+    _add(nodes, "probe", "probe", inputs=scored | {"pseudo_labels": labelled_images})
 
 
 def _second_stage(config: Config, nodes: Nodes) -> None:
@@ -168,11 +169,11 @@ def _measuring(config: Config, nodes: Nodes) -> None:
     if config.evaluate.inception:
         _inception(config, nodes)
     measured = [
-        *("index", "labels", "features", "classifier", "pseudo_labels", "retrained", "sweep"),
+        *("index", "features", "classifier", "probe", "retrained", "sweep"),
         *("sample_features", "referee_features", "referee_sample_features", "image_metrics"),
     ]
     inputs = {key: nodes[key] for key in measured if key in nodes}
-    _add(nodes, "evaluation", "evaluate", inputs=inputs, version=2)
+    _add(nodes, "evaluation", "evaluate", inputs=inputs, version=3)
     _add(
         nodes,
         "report",

@@ -31,7 +31,7 @@ def make(task: Task) -> dict[str, Any]:
     from dpt_ray.stages.fit_classifier import load_classifier
 
     W = load_classifier(task.inputs["classifier"])
-    real = RealRows(index, features)
+    real = RealRows(index, features, ("validation",))
     calibration = _calibrate(W, real)
     started = time.perf_counter()
     cluster.connect(task.compute)

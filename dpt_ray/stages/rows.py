@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 
 import numpy as np
@@ -20,10 +21,14 @@ PSEUDO_LABELS = "pseudo_labels.parquet"
 
 
 class RealRows:
-    """The features of the real images, read once, by split and by label list."""
+    """The features of real images, read once: those of whole splits, and those of labelled images."""
 
-    def __init__(self, index: Artifact, features: Artifact) -> None:
-        self.ids, raw = read_features(features)
+    def __init__(
+        self, index: Artifact, features: Artifact, splits: Collection[str], labels: Artifact | None = None
+    ) -> None:
+        whole = {unit["shard"] for unit in index.manifest["units"] if unit["split"] in splits}
+        listed = labels and pq.read_table(labels.local_file(LABELS), columns=["id"])["id"].combine_chunks()
+        self.ids, raw = read_features(features, whole, listed)
         self.features = row_normalise(raw, out=raw)
         table = read_index(index, ["id", "split", "label"])
         where = pc.index_in(self.ids, table["id"].combine_chunks())

@@ -25,6 +25,7 @@ MADE = "artifacts.json"
 SHOWN = {
     "report": ("report.html", "report.html"),
     "pseudo_labels": ("pseudo_labels.parquet", "pseudo_labels.parquet"),
+    "probe": ("probe.json", "probe.json"),
     "retrained": ("classifier", ""),
     "sweep": ("classifier", "generated"),  # where there is one, it takes the place of the configured one
     "denoiser": ("denoiser", ""),

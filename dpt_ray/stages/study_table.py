@@ -8,7 +8,8 @@ from typing import Any
 from dpt_ray.config import Config, Study, reference_name, run_name
 from dpt_ray.evaluation.paired import PairedGain, paired_gain
 from dpt_ray.stages import runs
-from dpt_ray.stages.evaluate import METHODS, PAPER, PROBE
+from dpt_ray.stages.evaluate import METHODS, PAPER
+from dpt_ray.stages.probe import PROBE
 
 DPT = METHODS["generated"]
 SHORT = {

@@ -38,7 +38,7 @@ def make(task: Task) -> dict[str, Any]:
     """Publishes the table of trials and, for each method, the classifier that validation prefers."""
     from dpt_ray.learners.linear_probe import Fit
 
-    real = RealRows(task.inputs["index"], task.inputs["features"])
+    real = RealRows(task.inputs["index"], task.inputs["features"], ("validation",))
     trials = grid(task)
     done = task.out.shards()
     missing = [trial for trial in trials if trial_key(trial) not in done]
@@ -135,17 +135,19 @@ class Reader:
 
     def read(self, trial: Trial) -> tuple[RealRows, Rows, Rows]:
         """(all real rows, the labelled ones, the further ones of the trial's method)."""
-        real = _real(self.inputs["index"], self.inputs["features"])
+        self_training = trial["method"] == "self_training"
+        splits = ("train", "validation") if self_training else ("validation",)
+        real = _real(self.inputs["index"], self.inputs["features"], splits, self.inputs["labels"])
         labelled = real.labelled(self.inputs["labels"])
-        if trial["method"] == "self_training":
+        if self_training:
             return real, labelled, real.pseudo_labelled(self.inputs["self_training"])
         images = _images(self.inputs[trial["method"]])
         return real, labelled, images.first(trial["images_per_class"])
 
 
 @lru_cache(maxsize=1)
-def _real(index: Artifact, features: Artifact) -> RealRows:
-    return RealRows(index, features)
+def _real(index: Artifact, features: Artifact, splits: tuple[str, ...], labels: Artifact) -> RealRows:
+    return RealRows(index, features, splits, labels)
 
 
 @lru_cache(maxsize=2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -238,38 +239,39 @@ def fit(
     def watch(step: int, ema: Any) -> None:
         log.amend(on_watch(step, ema))
 
-    while True:
-        try:
-            result = train(
-                distributed,
-                step_fn,
-                load_batch,
-                settings,
-                n_rows,
-                rank=worker.rank,
-                world_size=worker.world_size,
-                device=worker.device,
-                resume=resume,
-                on_log=on_log,
-                on_checkpoint=on_checkpoint,
-                gradient_accumulation=parts,
-                unit=unit,
-                save_asked=notices if worker.in_ray_train else lambda: False,
-                watch_every=watch_every,
-                on_watch=watch,
-                order=order,
-            )
-            return result.ema if worker.rank == 0 else None
-        except UnstableTraining as error:
-            resume = load_checkpoint(task.out)
-            if resume is None or not rollbacks_left:
-                tried = "after a rollback" if resume else "before the first checkpoint"
-                raise type(error)(error.step, error.what, f", {tried}") from error
-            rollbacks_left -= 1
-            if worker.rank == 0:
-                step = resume[1]["step"]
-                task.out.write_json(ROLLBACK, {"from": error.step, "to": step})
-                log.cut(step, {"rolled_back_from": error.step})
+    with closing(log):
+        while True:
+            try:
+                result = train(
+                    distributed,
+                    step_fn,
+                    load_batch,
+                    settings,
+                    n_rows,
+                    rank=worker.rank,
+                    world_size=worker.world_size,
+                    device=worker.device,
+                    resume=resume,
+                    on_log=on_log,
+                    on_checkpoint=on_checkpoint,
+                    gradient_accumulation=parts,
+                    unit=unit,
+                    save_asked=notices if worker.in_ray_train else lambda: False,
+                    watch_every=watch_every,
+                    on_watch=watch,
+                    order=order,
+                )
+                return result.ema if worker.rank == 0 else None
+            except UnstableTraining as error:
+                resume = load_checkpoint(task.out)
+                if resume is None or not rollbacks_left:
+                    tried = "after a rollback" if resume else "before the first checkpoint"
+                    raise type(error)(error.step, error.what, f", {tried}") from error
+                rollbacks_left -= 1
+                if worker.rank == 0:
+                    step = resume[1]["step"]
+                    task.out.write_json(ROLLBACK, {"from": error.step, "to": step})
+                    log.cut(step, {"rolled_back_from": error.step})
 
 
 def _distributed(model: Any, blocks: Sequence[Any], worker: Worker, fsdp: bool) -> Any:

@@ -43,7 +43,8 @@ class TrainingLog:
     def cut(self, step: int, note: dict[str, float]) -> None:
         """Goes back to `step`; `note` goes into the next record."""
         self._records = [record for record in self._records if record["step"] <= step]
-        self._note, self._events = note, None
+        self._note = note
+        self.close()
 
     def add(self, record: dict[str, float]) -> None:
         """Takes a record, and writes the log if that was not done just now."""
@@ -71,6 +72,12 @@ class TrainingLog:
             for record in self._records:
                 self._events.add(record)
         self._out.write_bytes(EVENTS, self._events.content())
+
+    def close(self) -> None:
+        """Ends TensorBoard's writer, whose thread would outlive its folder; `flush` begins another."""
+        if self._events:
+            self._events.close()
+        self._events = None
 
     def _write(self) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in self._records)
@@ -101,6 +108,11 @@ class Events:
         self._writer.flush()
         [file] = Path(self._folder.name).iterdir()
         return file.read_bytes()
+
+    def close(self) -> None:
+        """Ends the writer and removes its folder."""
+        self._writer.close()
+        self._folder.cleanup()
 
 
 def ray_gauges(stage: str) -> dict[str, Any]:

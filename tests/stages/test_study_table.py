@@ -1,7 +1,8 @@
 """The tables of a study: means, paired differences and standard errors by hand."""
 
 from dpt_ray.config import Study, run_name
-from dpt_ray.stages.evaluate import METHODS, PAPER, PROBE
+from dpt_ray.stages.evaluate import METHODS, PAPER
+from dpt_ray.stages.probe import PROBE
 from dpt_ray.stages.study_table import table
 
 # Test accuracy of the probe, of DPT in the base and in the variant, and the two Frechet distances, by
