@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 
 class Notices:
@@ -18,6 +19,7 @@ class Notices:
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
+        self._notice: Any = None
         self._saved = -math.inf
 
     def saved(self) -> None:
@@ -29,5 +31,7 @@ class Notices:
         import ray.train
 
         notice = ray.train.get_preemption_info()
+        if notice != self._notice:  # the first one, or one more node
+            self._notice, self._saved = notice, -math.inf
         due = time.monotonic() - self._saved > self.AGAIN
         return self._rank == 0 and notice is not None and due
