@@ -121,7 +121,10 @@ class Pretrain(Optimisation):
 
 
 class Encoder(Section):
-    """The frozen encoder: trained here (`pretrain`) or loaded from published weights."""
+    """The frozen encoder: trained here (`pretrain`) or loaded from published weights.
+
+    A timm model without `weights` has those that timm publishes under its `name` on the Hugging Face hub.
+    """
 
     kind: Literal["pretrain", "msn", "timm"] = "pretrain"
     name: str | None = None
@@ -130,13 +133,19 @@ class Encoder(Section):
 
     @model_validator(mode="after")
     def _weights(self) -> Encoder:
-        if self.kind != "pretrain" and not self.weights:
-            raise ValueError(f"kind {self.kind} needs weights: the path or URI of the published file")
+        if self.kind == "msn" and not self.weights:
+            raise ValueError("kind msn needs weights: the path or URI of the published file")
+        if self.kind == "timm" and not self.name:
+            raise ValueError("kind timm needs name: the model's, such as vit_base_patch16_224.mae")
         return self
 
 
 class Autoencoder(Section):
-    """Images to moments and latents back to images; `identity` trains on the pixels themselves."""
+    """Images to moments and latents back to images; `identity` trains on the pixels themselves.
+
+    `weights` is a file with LDM's names or a folder in diffusers' format, also on the Hugging Face hub:
+    `hf://stabilityai/sd-vae-ft-ema`.
+    """
 
     kind: Literal["identity", "kl"] = "identity"
     weights: str | None = None
@@ -146,7 +155,7 @@ class Autoencoder(Section):
     @model_validator(mode="after")
     def _weights(self) -> Autoencoder:
         if self.kind == "kl" and not self.weights:
-            raise ValueError("kind kl needs weights: the path or URI of the published file")
+            raise ValueError("kind kl needs weights: the path or URI of the published file or folder")
         return self
 
 

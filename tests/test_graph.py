@@ -199,7 +199,7 @@ def test_a_label_list_counts_by_its_content(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("section", "kind", "node"), [("encoder", "timm", "encoder"), ("autoencoder", "kl", "autoencoder")]
+    ("section", "kind", "node"), [("encoder", "msn", "encoder"), ("autoencoder", "kl", "autoencoder")]
 )
 def test_a_weight_file_counts_by_its_content(tmp_path, section, kind, node):
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"

@@ -163,13 +163,12 @@ def open_autoencoder(
     channels: int = 3,
     size: int | None = None,
     precision: Precision = "float32",
-    allow_download: bool = False,
 ) -> Autoencoder:
     """The autoencoder for images of `size` pixels: the identity, or a KL one read from `path`.
 
-    `path` is an LDM-named state dict (`autoencoder_kl.pth`, `autoencoder_kl_ema.pth`), a folder in
-    diffusers' format (local or URI), or with `allow_download` a hub id. A folder's own size is used
-    where `size` is not given; `channels` is for the identity only. ValueError for what cannot be.
+    `path` is an LDM-named state dict (`autoencoder_kl.pth`, `autoencoder_kl_ema.pth`) or a folder in
+    diffusers' format, local or a URI: on the hub `hf://stabilityai/sd-vae-ft-ema`. A folder's own size
+    is used where `size` is not given; `channels` is for the identity only. ValueError for what cannot be.
     """
     if kind == "identity":
         if size is None:
@@ -177,12 +176,8 @@ def open_autoencoder(
         return IdentityAutoencoder(channels, size)
     if kind != "kl" or path is None:
         raise ValueError(f"autoencoder {kind!r} from {path}: give identity, or kl and its weights")
-    from diffusers import AutoencoderKL
-
     if Path(path).suffix in (".pth", ".pt", ".ckpt", ".safetensors"):
         vae = _from_ldm(load_weights(path), path)
-    elif allow_download and not Path(path).exists() and "://" not in str(path):
-        vae = AutoencoderKL.from_pretrained(str(path), use_safetensors=True)
     else:
         vae = _from_folder(path)
     return KLAutoencoder(vae, size or vae.config.sample_size, precision)

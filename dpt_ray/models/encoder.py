@@ -128,12 +128,11 @@ def open_encoder(
     blocks: int = 1,
     heads: int | None = None,
     precision: Precision = "float32",
-    allow_download: bool = False,
 ) -> Encoder:
     """The encoder of a published MSN checkpoint, or timm's model `name`, ready for its own crop.
 
-    `weights` is a path or URI; a timm model without one is fetched from the hub only where
-    `allow_download` says so. `blocks` and `heads` are MSN's. ValueError for what does not fit.
+    `weights` is a path or URI; a timm model's are otherwise its own on the hub (`timm_weights`).
+    `blocks` and `heads` are MSN's. ValueError for what does not fit.
     """
     if kind == "msn":
         if weights is None:
@@ -142,7 +141,7 @@ def open_encoder(
     if kind == "timm":
         if name is None:
             raise ValueError("encoder kind timm needs name, such as vit_base_patch16_224.mae")
-        return _open_timm(name, weights, precision, allow_download)
+        return _open_timm(name, weights, precision)
     raise ValueError(f"encoder kind {kind!r} must be msn or timm")
 
 
@@ -197,14 +196,25 @@ def _open_msn(
     return Encoder(network, spec, precision)
 
 
-def _open_timm(name: str, weights: str | Path | None, precision: Precision, allow_download: bool) -> Encoder:
-    if weights is None and not allow_download:
-        raise ValueError(f"encoder {name} has no weights: give a file, or allow the download")
+def timm_weights(name: str) -> str:
+    """The URI of the weights that timm publishes for a model. ValueError where it publishes none."""
     import timm  # slow to import, and workers that run another kind of encoder never need it
 
-    network = _timm_network(name, download=weights is None)
-    if weights is not None:
-        load_strict(network, _without_classifier(load_weights(weights), network), weights)
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if known is None or not known.hf_hub_id:
+        raise ValueError(
+            f"encoder {name!r}: timm publishes no weights of that name; give weights, or a name from "
+            "timm.list_pretrained()"
+        )
+    return f"hf://{known.hf_hub_id}/model.safetensors"
+
+
+def _open_timm(name: str, weights: str | Path | None, precision: Precision) -> Encoder:
+    import timm
+
+    weights = weights or timm_weights(name)
+    network = _timm_network(name)
+    load_strict(network, _without_classifier(load_weights(weights), network), weights)
     data: dict[str, Any] = timm.data.resolve_model_data_config(network)
     size = data["input_size"][-1]
     if data["crop_mode"] != "center" or data["interpolation"] not in ("bilinear", "bicubic"):
@@ -223,12 +233,12 @@ def _open_timm(name: str, weights: str | Path | None, precision: Precision, allo
     return Encoder(network, spec, precision)
 
 
-def _timm_network(name: str, channels: int = 3, download: bool = False) -> Any:
+def _timm_network(name: str, channels: int = 3) -> Any:
     import timm
 
     if not timm.is_model(name):
         raise ValueError(f"encoder {name!r} is no timm model; timm.list_models() has the names")
-    return timm.create_model(name, pretrained=download, num_classes=0, in_chans=channels)
+    return timm.create_model(name, num_classes=0, in_chans=channels)
 
 
 def _without_classifier(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:

@@ -69,8 +69,18 @@ def _add(
 def _content(key: str, source: str, hint: str = "") -> str:
     try:
         return sha256(weight_file(source))
-    except (ValueError, OSError, ImportError) as error:
-        raise ConfigError(f"{key}: {' '.join(str(error).split())}{hint}") from error
+    except Exception as error:  # every kind of storage has errors of its own
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{key}: {source}: {said.removeprefix(f'{source}: ')}{hint}") from error
+
+
+def _timm_weights(name: str) -> str:
+    from dpt_ray.models.encoder import timm_weights
+
+    try:
+        return timm_weights(name)
+    except ValueError as error:
+        raise ConfigError(f"encoder.name: {error}") from error
 
 
 def _images_and_models(config: Config, nodes: Nodes) -> None:
@@ -87,6 +97,8 @@ def _images_and_models(config: Config, nodes: Nodes) -> None:
         _add(nodes, "encoder", "pretrain", settings, {"index": index})
     else:
         settings = config.encoder.model_dump(mode="json", include={"kind", "name", "weights"})
+        if config.encoder.kind == "timm" and not config.encoder.weights:
+            settings["weights"] = _timm_weights(str(config.encoder.name))
         _add(nodes, "encoder", "import_model", settings)
     settings = config.autoencoder.model_dump(mode="json", include={"kind", "weights"})
     _add(nodes, "autoencoder", "import_model", settings | {"channels": channels, "size": size})

@@ -83,6 +83,13 @@ def test_kl_folder_is_read_by_diffusers_and_by_us_with_the_same_identity(tmp_pat
     assert theirs.config.scaling_factor == 0.18215
 
 
+def test_a_folder_on_the_hub_is_read_by_its_uri(tmp_path, hub, kl):
+    kl.save(tmp_path / "vae")
+    for file in ("config.json", WEIGHTS_NAME):
+        hub(f"org/vae-ema/{file}", (tmp_path / "vae" / file).read_bytes())
+    assert open_autoencoder("kl", "hf://org/vae-ema", size=32).identity == kl.identity
+
+
 def test_a_folder_with_the_attention_names_of_older_diffusers_loads(tmp_path, kl):
     kl.save(tmp_path)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

@@ -9,8 +9,9 @@ from torchvision.transforms.v2 import functional
 
 from dpt_ray.data.crops import Crop
 from dpt_ray.models.conv import SmallConvNet
-from dpt_ray.models.encoder import conv_encoder, load_encoder, open_encoder, save_encoder
+from dpt_ray.models.encoder import conv_encoder, load_encoder, open_encoder, save_encoder, timm_weights
 from dpt_ray.models.msn import load_msn
+from dpt_ray.models.weights import load_weights
 
 DATA = Path(__file__).parents[1] / "data"
 MSN = DATA / "msn_vit.pth.tar"
@@ -177,9 +178,18 @@ def test_timm_weights_of_another_model_are_refused_by_name(tmp_path):
         open_encoder("timm", name="test_vit", weights=file)
 
 
-def test_nothing_is_downloaded_unless_allowed():
-    with pytest.raises(ValueError, match="test_vit has no weights"):
-        open_encoder("timm", name="test_vit")
+def test_a_timm_model_without_weights_has_those_of_its_name_on_the_hub(tmp_path, hub):
+    file, _ = timm_file(tmp_path, "test_vit")
+    tensors = load_weights(file)
+    hub("timm/test_vit.r160_in1k/model.safetensors", safetensors.torch.save(tensors))
+    assert timm_weights("test_vit") == "hf://timm/test_vit.r160_in1k/model.safetensors"
+    found = open_encoder("timm", name="test_vit").network.state_dict()
+    assert all(torch.equal(value, tensors[name]) for name, value in found.items())
+
+
+def test_a_timm_name_without_published_weights_is_told():
+    with pytest.raises(ValueError, match="'vit_imaginary': timm publishes no weights"):
+        timm_weights("vit_imaginary")
 
 
 @pytest.mark.parametrize(
