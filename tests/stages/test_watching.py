@@ -23,7 +23,7 @@ def test_the_gauges_of_a_training_are_at_the_nodes_metrics_port(cluster, tmp_pat
         def log(self, folder):
             from dpt_ray.stages.watching import TrainingLog, ray_gauges
 
-            self.log = TrainingLog(Artifact(folder), 0, ray_gauges("denoiser"))
+            self.log = TrainingLog(Artifact(folder), 0, ray_gauges("by hand"))
             self.log.add(RECORD)
 
     worker = Worker.remote()
@@ -32,7 +32,7 @@ def test_the_gauges_of_a_training_are_at_the_nodes_metrics_port(cluster, tmp_pat
     found, end = {}, time.monotonic() + 60
     while len(found) < 3 and time.monotonic() < end:
         text = urllib.request.urlopen(url).read().decode()
-        lines = re.findall(r'^ray_dpt_training_(\w+)\{[^}]*stage="denoiser"[^}]*\} (\S+)$', text, re.M)
+        lines = re.findall(r'^ray_dpt_training_(\w+)\{[^}]*stage="by hand"[^}]*\} (\S+)$', text, re.M)
         found = {name: float(value) for name, value in lines}
         time.sleep(0.5)
     assert found == {"loss": 0.25, "images_per_s": 20.0, "data_wait": 0.125}
