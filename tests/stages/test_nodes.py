@@ -28,7 +28,7 @@ QUICK = {
     "RAY_health_check_initial_delay_ms": "500",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "3",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "25",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
 
