@@ -3,18 +3,19 @@
     python benchmarks/extract.py [--parts models pipeline memory] [--threads 2]
 
 models: MSN ViT-B/4 and Stable Diffusion's autoencoder as the stage runs them (bfloat16, fused attention)
-against one float32 pass with materialised attention, in batches of 16 (2 on a CPU, whose memory 16 would
-fill). pipeline: images/s of the stage through Ray (decoding tasks, one actor with both models) against a
-bare loop over the same units, models and batches that decodes as well, each in a process of its own and
-start-up apart; the models are smaller ones on a CPU, the same as above on a GPU. memory: peaks of the
-driver, of a reading task and of the actor on 2,000 and on 20,000 small images. Weights are random, in the
-published formats. Writes benchmarks/results/extract_DATE.md.
+against one float32 pass with materialised attention, both in batches of 16; such attention takes 16 GB then
+(--public-batch 2 needs 2). pipeline: images/s of the stage through Ray (decoding tasks, one actor with both
+models) against a bare loop over the same units, models and batches that decodes as well, start-up apart; the
+models are smaller ones on a CPU, the same as above on a GPU. memory: peaks of the driver, of a reading task
+and of the actor on 2,000 and on 20,000 small images. Everything is measured in a process of its own; weights
+are random, in the published formats. Writes benchmarks/results/extract_DATE.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from dpt_ray.data.units import decode_unit, list_units
 from dpt_ray.models.autoencoder import KLAutoencoder, load_autoencoder
 from dpt_ray.models.encoder import Encoder, load_encoder
 from dpt_ray.stages import runs
+from dpt_ray.stages.cluster import ALLOCATOR
 from dpt_ray.stages.cost import KL_ENCODE, MSN
 from dpt_ray.stages.display import Display
 from dpt_ray.stages.graph import flow
@@ -183,38 +185,57 @@ Peak memory: {_peaks(ours)}.
 
 
 def models(folder: Path, options: argparse.Namespace) -> str:
-    """Images/s and MFU of both models, ours and as the public code runs them, in turn."""
-    torch.set_num_threads(options.threads)
+    """Images/s and MFU of both models, ours and as the public code runs them."""
     prepare(folder, VITB4, SD_VAE, 256, options)
     write_photographs(folder / "images" / "class", 2, 2)
     make(folder, "encoder", "autoencoder")
-    peak = matmul_peak(DEVICE, torch.bfloat16)
-    random = torch.Generator().manual_seed(0)
+    slow, fast = (apart(who, folder, options) for who in ("public", "ours"))
     lines = []
-    for name, flops, side, count, batch in (
-        ("encoder", MSN["vitb4"][0], 224, *((512, 64) if CUDA else (4, 4))),
-        ("autoencoder", KL_ENCODE, 256, *((512, 64) if CUDA else (8, 8))),
-    ):
-        pixels = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=random)
-        few, plain = (64, 16) if CUDA else (2, 2)
-        slow, expected = _speed(_public(folder, name), pixels[:few], plain)
-        fast, found = _speed(_ours(folder, name), pixels, batch)
-        error = (found[:few] - expected).norm() / expected.norm()
+    for name, flops in (("encoder", MSN["vitb4"][0]), ("autoencoder", KL_ENCODE)):
+        found, expected = (np.load(folder / f"{who}_{name}.npy") for who in ("ours", "public"))
+        error = np.linalg.norm(found[: len(expected)] - expected) / np.linalg.norm(expected)
         lines.append(
-            f"| {name} | {slow:.3g} | {fast:.3g} | **{fast / slow:.1f}** | {fast * flops / peak:.0%} "
-            f"| {error:.1%} |"
+            f"| {name} | {slow[name]:.3g} | {fast[name]:.3g} | **{fast[name] / slow[name]:.1f}** "
+            f"| {fast[name] * flops / fast['peak']:.0%} | {error:.1%} |"
         )
-    memory = f" Peak memory of the GPU {torch.cuda.max_memory_allocated() / 1e9:.1f} GB." if CUDA else ""
+    memory = f" Peak memory {fast['memory'] / 1e9:.1f} GB." if CUDA else ""
     return f"""## Ours over a float32 pass with materialised attention
 
-{options.threads} threads. MFU: operations counted by formula over this device's measured bfloat16 matmul \
-peak, {peak / 1e12:.2f} TFLOP/s. Difference: of our output from the float32 one, in norm, with random \
-weights.{memory}
+{options.threads} threads; batches of {options.public_batch} and, ours, {fast["batch"]}. MFU: operations \
+counted by formula over this device's measured bfloat16 matmul peak, {fast["peak"] / 1e12:.2f} TFLOP/s. \
+Difference: of our output from the float32 one, in norm, with random weights.{memory}
 
 | | float32, materialised (images/s) | ours (images/s) | ratio | MFU of ours | difference |
 |---|---|---|---|---|---|
 {chr(10).join(lines)}
 """
+
+
+def public(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Images/s of the public code's passes."""
+    few = 64 if CUDA else 16
+    return _speeds(folder, "public", _public, few, options.public_batch, options.threads)
+
+
+def ours(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Images/s of our passes, and this device's matmul peak."""
+    count, batch = (512, 64) if CUDA else (16, 16)
+    found = _speeds(folder, "ours", _ours, count, batch, options.threads)
+    memory = torch.cuda.max_memory_allocated() if CUDA else 0
+    return {**found, "batch": batch, "memory": memory, "peak": matmul_peak(DEVICE, torch.bfloat16)}
+
+
+def _speeds(
+    folder: Path, who: str, opened: Callable[[Path, str], Pass], count: int, batch: int, threads: int
+) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    found = {}
+    for name, side in (("encoder", 224), ("autoencoder", 256)):
+        random = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=random)
+        found[name], outputs = _speed(opened(folder, name), pixels, batch)
+        np.save(folder / f"{who}_{name}.npy", outputs.numpy())
+    return found
 
 
 Pass = Callable[[torch.Tensor], torch.Tensor]
@@ -285,20 +306,23 @@ def _peaks(facts: dict[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------------
 
 PARTS = {"models": models, "pipeline": pipeline, "memory": memory}
-APART = {"bare": bare, "stage": stage}
+APART = {"bare": bare, "stage": stage, "public": public, "ours": ours}
 
 
 def apart(what: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """What a process of its own measures."""
+    """What a process of its own measures, all but the public code with the actors' allocator."""
     words = [f"--only={what}", f"--folder={folder}"]
-    words += [f"--{name}={getattr(options, name)}" for name in ("threads", "batch", "units")]
+    names = ("threads", "batch", "units", "public_batch")
+    words += [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     command = [sys.executable, __file__, *words]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    env = os.environ | ({} if what == "public" else ALLOCATOR)
+    return json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--public-batch", type=int, default=16, help="of the float32 pass")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--units", type=int, default=8 if CUDA else 3, help="of 256 images, of pipeline")
