@@ -10,30 +10,12 @@ import numpy as np
 from dpt_ray.evaluation.frechet import Moments, NpzFile, frechet_distance
 from dpt_ray.evaluation.image_statistics import ImageStatistics, some_positions
 from dpt_ray.evaluation.kid import kernel_distance
+from dpt_ray.evaluation.metric import Metric
 from dpt_ray.evaluation.precision_recall import precision_recall
 
 TEST_IMAGES = "real test images"
 NAME = "Generated images"
 SUBSETS, SUBSET_SIZE, NEIGHBOURS = 100, 1000, 3  # as published
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One number and all that it takes to compare it: N, extractor, reference and resize.
-
-    `spread` is the standard deviation over what `metric` names (subsets, splits). A count is None where a
-    reference file does not tell it, or where a measure has no reference.
-    """
-
-    metric: str
-    name: str
-    value: float
-    spread: float | None
-    n_generated: int
-    n_reference: int | None
-    extractor: str
-    reference: str
-    resize: str
 
 
 @dataclass(frozen=True)

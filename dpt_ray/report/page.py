@@ -12,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from dpt_ray.evaluation.metric import Metric
 from dpt_ray.report.pictures import GridRow, grid_png, scale_to
 from dpt_ray.report.plots import (
     MOST_BARS,
@@ -32,7 +33,7 @@ __all__ = [
     "ClassRow",
     "Gain",
     "GridRow",
-    "MetricRow",
+    "Metric",
     "ReportData",
     "StageRow",
     "SweepRow",
@@ -56,24 +57,6 @@ class StageRow:
     rows: int | None
     bytes: int
     peak_memory_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """One measure of images with everything that makes it comparable, or not, with another.
-
-    `name` says which images; `spread` is a standard deviation over what `metric` names, None without.
-    """
-
-    metric: str
-    name: str
-    value: float
-    spread: float | None
-    n_generated: int
-    n_reference: int | None
-    extractor: str
-    reference: str
-    resize: str
 
 
 @dataclass(frozen=True)
@@ -113,7 +96,7 @@ class ReportData:
     pseudo_label_classes: Sequence[ClassRow] = ()
     pseudo_label_accuracy: float | None = None
     calibration: Calibration | None = None
-    metrics: Sequence[MetricRow] = ()
+    metrics: Sequence[Metric] = ()
     metrics_left_out: Sequence[str] = ()
     grid: Sequence[GridRow] = ()
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)

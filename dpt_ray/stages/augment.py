@@ -65,13 +65,8 @@ def _run(task: Task, units: list[dict[str, Any]], augment: AugmentUnit) -> dict[
     cluster.connect(task.compute)
     import ray.data
 
-    startup, peak = 0.0, 0
     results = ray.data.from_items(units).map(augment, **cluster.tasks(task.compute)).iter_rows()
-    for number, result in enumerate(results, 1):
-        startup = startup or time.perf_counter() - started - result["seconds"]
-        peak = max(peak, result["peak_memory_bytes"])
-        task.progress(number, len(units))
-    return {"startup_seconds": round(startup, 3), "peak_memory_bytes": peak}
+    return cluster.follow(results, len(units), task.progress, started)
 
 
 class AugmentUnit:

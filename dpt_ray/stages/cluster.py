@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -102,6 +102,24 @@ def tasks(compute: Compute) -> dict[str, Any]:
 
     readers = compute.readers or compute.actors * (4 if compute.actor_gpus else 1)
     return {"num_cpus": 0.25, "compute": ray.data.TaskPoolStrategy(size=readers)}
+
+
+def follow(
+    results: Iterable[dict[str, Any]], total: int, progress: Callable[[int, int], None], started: float
+) -> dict[str, Any]:
+    """Lets a stage's units run, telling its progress; its start-up seconds and the peaks of its processes.
+
+    A result has the `seconds` of its unit and `..._bytes`, peaks of memory. `started` is when the stage
+    began, by `time.perf_counter`: what passed until the first unit's work is start-up.
+    """
+    startup, peaks = 0.0, {"peak_memory_bytes": 0}
+    progress(0, total)
+    for number, result in enumerate(results, 1):
+        startup = startup or time.perf_counter() - started - result["seconds"]
+        for name in (name for name in result if name.endswith("_bytes")):
+            peaks[name] = max(peaks.get(name, 0), result[name])
+        progress(number, total)
+    return {"startup_seconds": round(startup, 3), **peaks}
 
 
 @contextmanager

@@ -42,8 +42,9 @@ def _rows(index: Artifact, real: Artifact, generated: Artifact, extractor: str) 
     import torch
 
     from dpt_ray.evaluation.frechet import frechet_distance
-    from dpt_ray.evaluation.image_metrics import NAME, TEST_IMAGES, Metric
+    from dpt_ray.evaluation.image_metrics import NAME, TEST_IMAGES
     from dpt_ray.evaluation.image_statistics import some_positions
+    from dpt_ray.evaluation.metric import Metric
 
     splits = {unit["shard"]: unit["split"] for unit in index.manifest["units"]}
     test, train = (

@@ -63,7 +63,6 @@ def make_together(tasks: list[Task]) -> list[dict[str, Any]]:
 def _run(task: Task, images: Artifact, outputs: list[Output], units: list[Unit]) -> dict[str, Any]:
     started = time.perf_counter()
     cluster.connect(task.compute)
-    startup, peaks = 0.0, dict.fromkeys(PEAKS, 0)
     results = cluster.run_units(
         units,
         DecodeUnit(images, {output.name: output.crop for output in outputs}),
@@ -75,12 +74,7 @@ def _run(task: Task, images: Artifact, outputs: list[Output], units: list[Unit])
         },
         task.compute,
     )
-    task.progress(0, len(units))
-    for number, result in enumerate(results, 1):
-        startup = startup or time.perf_counter() - started - result["seconds"]
-        peaks = {name: max(peak, result[name]) for name, peak in peaks.items()}
-        task.progress(number, len(units))
-    return {"startup_seconds": round(startup, 3), **peaks}
+    return cluster.follow(results, len(units), task.progress, started)
 
 
 class DecodeUnit:

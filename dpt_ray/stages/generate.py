@@ -70,14 +70,8 @@ def _run(task: Task, units: list[dict[str, Any]]) -> dict[str, Any]:
         task.compute.threads,
         **{key: task.settings[key] for key in _SETTINGS},
     )
-    startup, peak = 0.0, 0
-    task.progress(0, len(units))
     results = cluster.run_units(units, None, GenerateUnit, {"sampler": sampler}, task.compute)
-    for number, result in enumerate(results, 1):
-        startup = startup or time.perf_counter() - started - result["seconds"]
-        peak = max(peak, result["peak_memory_bytes"])
-        task.progress(number, len(units))
-    return {"startup_seconds": round(startup, 3), "peak_memory_bytes": peak}
+    return cluster.follow(results, len(units), task.progress, started)
 
 
 _SETTINGS = ("guidance", "guidance_interval", "solver", "nfe", "seed", "precision")

@@ -107,14 +107,8 @@ def _run(task: Task, sets: dict[str, Measured], parts: list[dict[str, Any]]) -> 
         "batch_size": min(BATCH, task.compute.batch_size),
         "threads": task.compute.threads,
     }
-    startup, peak = 0.0, 0
-    task.progress(0, len(parts))
     results = cluster.run_units(parts, None, InceptionPart, arguments, task.compute)
-    for number, result in enumerate(results, 1):
-        startup = startup or time.perf_counter() - started - result["seconds"]
-        peak = max(peak, result["peak_memory_bytes"])
-        task.progress(number, len(parts))
-    return {"startup_seconds": round(startup, 3), "peak_memory_bytes": peak}
+    return cluster.follow(results, len(parts), task.progress, started)
 
 
 class InceptionPart:

@@ -41,15 +41,14 @@ def make(task: Task) -> dict[str, Any]:
     done = task.out.shards()
     missing = [shard for shard in shards if shard["shard"] not in done]
     score = ScoreShard(features, task.out, W, calibration["temperature"], real.classes)
-    startup = 0.0
+    facts: dict[str, Any] = {"startup_seconds": 0.0, "peak_memory_bytes": 0}
     if missing:
         rows = ray.data.from_items([{"shard": s["shard"], "file": s["file"]} for s in missing])
-        for number, result in enumerate(rows.map(score, **cluster.tasks(task.compute)).iter_rows(), 1):
-            startup = startup or time.perf_counter() - started - result["seconds"]
-            task.progress(number, len(missing))
+        results = rows.map(score, **cluster.tasks(task.compute)).iter_rows()
+        facts = cluster.follow(results, len(missing), task.progress, started)
     _merge(task.out, shards)
     rows_in_all = sum(shard["rows"] for shard in shards)
-    return {"rows": rows_in_all, "calibration": calibration, "startup_seconds": round(startup, 3)}
+    return {**facts, "rows": rows_in_all, "calibration": calibration}
 
 
 class ScoreShard:
@@ -86,7 +85,7 @@ class ScoreShard:
             pq.write_table(labelled, path)
 
         self.out.publish_shard(shard["shard"], ".parquet", len(best), write)
-        return {"seconds": time.perf_counter() - started}
+        return {"seconds": time.perf_counter() - started, "peak_memory_bytes": cluster.peak_memory()}
 
 
 def _calibrate(W: np.ndarray, real: RealRows) -> dict[str, Any]:

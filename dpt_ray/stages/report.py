@@ -58,7 +58,7 @@ def make(task: Task) -> dict[str, Any]:
         pseudo_label_accuracy=quality["accuracy"],
         calibration=_calibration(bins) if bins["n"] else None,
         metrics=[
-            page.MetricRow(**row) for row in (*evaluation["frechet"], *evaluation["image_metrics"]["rows"])
+            page.Metric(**row) for row in (*evaluation["frechet"], *evaluation["image_metrics"]["rows"])
         ],
         metrics_left_out=evaluation["image_metrics"]["left_out"],
         grid=picture_rows(task.inputs["index"], task.inputs["samples"], PICTURES),

@@ -20,7 +20,7 @@ from dpt_ray.report.page import (
     ClassRow,
     Gain,
     GridRow,
-    MetricRow,
+    Metric,
     ReportData,
     StageRow,
     SweepRow,
@@ -103,11 +103,11 @@ def full_data() -> ReportData:
             [(float(b), float(b + rng.normal(0, 0.03)), int(10 + 80 * b)) for b in bins],
         ),
         metrics=[
-            MetricRow("Fréchet distance", name, value, None, n, 600, "own encoder", "digits test", "none")
+            Metric("Fréchet distance", name, value, None, n, 600, "own encoder", "digits test", "none")
             for name, value, n in (("generated", 18.4217, 2560), ("real against real (floor)", 2.113, 628))
         ] + [
-            MetricRow("FID", "generated", 7.5, None, 2560, None, "Inception", "adm.npz", "tensorflow"),
-            MetricRow("KID", "generated", 0.0123, 0.0021, 600, 600, "Inception", "digits test", "tensorflow"),
+            Metric("FID", "generated", 7.5, None, 2560, None, "Inception", "adm.npz", "tensorflow"),
+            Metric("KID", "generated", 0.0123, 0.0021, 600, 600, "Inception", "digits test", "tensorflow"),
         ],
         metrics_left_out=["sFID needs mu_s and sigma_s, which adm.npz has not"],
         grid=digit_rows(8),
