@@ -20,7 +20,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from dpt_ray.artifacts import Artifact
 from dpt_ray.config import load_config
@@ -297,3 +299,23 @@ def shard_files(artifact: Artifact):
         path = Path(artifact.path(entry["file"]))
         found[key] = (entry["file"], digest(path), path.stat().st_mtime_ns)
     return found
+
+
+class Hub(MemoryFileSystem):
+    """A Hugging Face hub in memory: what is there is what a test has put there."""
+
+    protocol = ("hf",)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("hf://"))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Puts a file at ORGANISATION/NAME/FILE of the hub."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where downloads are kept
+    real = fsspec.get_filesystem_class("hf")
+    fsspec.register_implementation("hf", Hub, clobber=True)
+    yield lambda path, data: Hub().pipe_file(f"hf://{path}", data)
+    fsspec.register_implementation("hf", real, clobber=True)
