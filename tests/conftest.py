@@ -92,15 +92,12 @@ def cluster():
 def ray_start(*options, **environment):
     """`ray start --block` in a session of its own: the process, once its node runs."""
     log = Path(tempfile.mkstemp(".log", "ray-", _scratch)[1])
-    # With another cluster's address a node's processes ask that one who is alive: Ray Train's cleaner then
-    # takes the controller for dead and removes its workers.
-    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
             *("--node-ip-address=127.0.0.1", *options),
         ],
-        env=own | environment,
+        env=os.environ | environment,
         stdout=log.open("w"),
         stderr=subprocess.STDOUT,
         start_new_session=True,

@@ -47,16 +47,20 @@ class Nodes:
             *("--head", "--num-cpus=0", f"--port={port}", f"--temp-dir={self.scratch}/ray"),
             *("--include-dashboard=false", f"--dashboard-agent-listen-port={agent}"),
             f"--ray-client-server-port={client}",
-            **QUICK,
+            **self.environment(),
         )
         self.nodes = []
+
+    def environment(self):
+        """With another cluster's address Ray Train's cleaner asks that one whether the controller lives."""
+        return QUICK | {"RAY_ADDRESS": self.address}
 
     def need(self, count):
         """Adds nodes, or takes idle ones away, until there are so many."""
         while len(self.nodes) < count:
             [agent] = free_ports(1)
             address = (f"--address={self.address}", "--num-cpus=1", f"--dashboard-agent-listen-port={agent}")
-            self.nodes.append(ray_start(*address, **QUICK))
+            self.nodes.append(ray_start(*address, **self.environment()))
         while len(self.nodes) > count:
             kill_session(self.nodes.pop())
 
