@@ -76,10 +76,12 @@ class AccuracyRow:
 
     @property
     def test_stderr(self) -> float | None:
-        """The binomial standard error of `test`, sqrt(p (1 - p) / n)."""
+        """The binomial standard error of `test`."""
         if self.test is None or self.n_test == 0:
             return None
-        return math.sqrt(self.test * (1 - self.test) / self.n_test)
+        from dpt_ray.evaluation.accuracy import binomial_stderr  # brings torch
+
+        return binomial_stderr(self.test, self.n_test)
 
 
 @dataclass(frozen=True)
