@@ -41,8 +41,11 @@ COSTS = ("rows", "size", "PFLOP", "H200 hours")
 # command: (nodes it makes, what it does)
 STAGES = {
     "index": (["index", "labels"], "List the images and the labels, and check them."),
-    "pretrain": (["encoder"], "Train or import the encoder."),
-    "extract": (["features", "moments"], "Compute features and latents of the images, one decode each."),
+    "pretrain": (["labels", "encoder"], "Train or import the encoder."),
+    "extract": (
+        ["labels", "features", "moments"],
+        "Compute features and latents of the images, one decode each.",
+    ),
     "fit-classifier": (["classifier"], "Fit the stage-1 classifier on the few labels."),
     "pseudo-label": (["pseudo_labels"], "Label every image, with calibrated confidence."),
     "probe": (["probe"], "Measure stage 1 alone: the linear probe and its pseudo-labels."),

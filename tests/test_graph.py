@@ -245,10 +245,18 @@ def test_images_count_by_their_names_and_sizes(tmp_path):
 )
 def test_a_file_that_is_not_there_is_told_by_its_key(overrides, parts):
     with pytest.raises(ConfigError) as caught:
-        flow(load_config(DIGITS, overrides))
+        assert flow(load_config(DIGITS, overrides))["report"].digest
     for part in parts:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_stops_only_what_is_made_from_it():
+    nodes = flow(load_config(DIGITS, ["encoder.kind=msn", "encoder.weights=/none.pth"]))
+    without = {name for name, node in nodes.items() if node.missing}
+    assert without == below("encoder")
+    assert {nodes[name].missing for name in without} == {nodes["encoder"].unreadable}
+    assert all(len(node.digest) == 16 for name, node in nodes.items() if name not in without)
 
 
 @pytest.fixture
@@ -317,7 +325,7 @@ def test_a_reference_that_cannot_serve_is_told_before_any_work(inception_files, 
     base, _, reference = inception_files
     np.savez(reference, **arrays)
     with pytest.raises(ConfigError, match=rf"evaluate\.reference: .*reference\.npz.*{problem}"):
-        flow(load_config(DIGITS, base))
+        assert flow(load_config(DIGITS, base))["image_metrics"].digest
 
 
 # Order ---------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def check_reference(source: str | Path) -> None:
         raise ValueError(f"{source}: cannot be read ({reason}); give one with mu and sigma") from error
     if missing:
         raise ValueError(
-            f"{source} lacks {missing}, it has {found}; give statistics of FID's Inception, as ADM's "
+            f"{source}: lacks {missing}, it has {found}; give statistics of FID's Inception, as ADM's "
             "VIRTUAL_imagenet256_labeled.npz"
         )
     if shape != (POOL,):

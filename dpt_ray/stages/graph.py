@@ -46,32 +46,50 @@ def _add(
     settings: Section | Mapping[str, Any] | None = None,
     inputs: Mapping[str, Node] | None = None,
     *,
+    file: tuple[str, str | None] = ("", None),
     stage: str = "",
     version: int = 1,
     extent: str = "",
     group: str = "",
     watched: Mapping[str, Node] | None = None,
 ) -> Node:
-    """Adds a node; weight files and label lists count by their content, not by their path."""
+    """Adds a node; a `file` (the user's key, where it lies) counts by its content, not by its path."""
     values = settings.model_dump(mode="json") if isinstance(settings, Section) else dict(settings or {})
     left_out = _UNHASHED | {key for key in _OPTIONS if values.get(key) is None}
     hashed = {key: value for key, value in values.items() if key not in left_out}
     unhashed = {key: value for key, value in values.items() if key in left_out}
-    for key in ("weights", "file", "init_from"):
-        if source := values.get(key):
-            hashed["sha256"] = _content(f"{name}.{key}", source)
+    key, source, unreadable = *file, ""
+    if source:
+        try:
+            hashed["sha256"] = _content(key, source)
+        except ConfigError as error:
+            unreadable = str(error)
     nodes[name] = Node(
-        name, stage or name, maker, version, hashed, inputs or {}, extent, group, unhashed, watched or {}
+        name,
+        stage or name,
+        maker,
+        version,
+        hashed,
+        inputs or {},
+        extent,
+        group,
+        unhashed,
+        watched or {},
+        unreadable,
     )
     return nodes[name]
 
 
-def _content(key: str, source: str, hint: str = "") -> str:
+def _content(key: str, source: str) -> str:
     try:
-        return sha256(weight_file(source))
+        digest = sha256(weight_file(source))
+        if key == "evaluate.reference":
+            check_reference(source)
     except Exception as error:  # every kind of storage has errors of its own
         said = " ".join(str(error).split()) or type(error).__name__
+        hint = f". {WHERE}" if key == "evaluate.inception" else ""
         raise ConfigError(f"{key}: {source}: {said.removeprefix(f'{source}: ')}{hint}") from error
+    return digest
 
 
 def _timm_weights(name: str) -> str:
@@ -90,7 +108,8 @@ def _images_and_models(config: Config, nodes: Nodes) -> None:
         source["lists"] = [_content("data.keep_in_train", uri) for uri in lists]
     index = _add(nodes, "index", "index", source)
     choose = {"choose": config.sweep is not None}
-    _add(nodes, "labels", "labels", config.labels.model_dump(mode="json") | choose, {"index": index})
+    settings = config.labels.model_dump(mode="json") | choose
+    _add(nodes, "labels", "labels", settings, {"index": index}, file=("labels.file", config.labels.file))
     channels, size = 1 if config.data.mode == "L" else 3, config.data.image_size
     if config.pretrain and config.encoder.kind == "pretrain":
         settings = _pretraining(config.pretrain, "simclr", size)
@@ -99,12 +118,14 @@ def _images_and_models(config: Config, nodes: Nodes) -> None:
         settings = config.encoder.model_dump(mode="json", include={"kind", "name", "weights"})
         if config.encoder.kind == "timm" and not config.encoder.weights:
             settings["weights"] = _timm_weights(str(config.encoder.name))
-        _add(nodes, "encoder", "import_model", settings)
+        _add(nodes, "encoder", "import_model", settings, file=("encoder.weights", settings["weights"]))
     settings = config.autoencoder.model_dump(mode="json", include={"kind", "weights"})
-    _add(nodes, "autoencoder", "import_model", settings | {"channels": channels, "size": size})
+    settings |= {"channels": channels, "size": size}
+    weights = config.autoencoder.weights
+    _add(nodes, "autoencoder", "import_model", settings, file=("autoencoder.weights", weights))
     if weights := config.evaluate.inception:
-        digest = _content("evaluate.inception", weights, f". {WHERE}")
-        _add(nodes, "inception", "import_model", {"inception": weights, "sha256": digest})
+        file = ("evaluate.inception", weights)
+        _add(nodes, "inception", "import_model", {"inception": weights}, file=file)
 
 
 def _first_stage(config: Config, nodes: Nodes) -> None:
@@ -136,7 +157,8 @@ def _second_stage(config: Config, nodes: Nodes) -> None:
         told = {"weights", "model", "schedule", "prediction", "condition"}
         published = config.diffusion.model_dump(mode="json", include=told)
         known = {key: inputs[key] for key in ("index", "autoencoder")}
-        denoiser = _add(nodes, "denoiser", "import_model", published, known)
+        weights = ("diffusion.weights", config.diffusion.weights)
+        denoiser = _add(nodes, "denoiser", "import_model", published, known, file=weights)
     else:
         training, watched = config.diffusion.model_dump(mode="json"), {}
         if config.diffusion.alignment:
@@ -145,7 +167,8 @@ def _second_stage(config: Config, nodes: Nodes) -> None:
             training["sampling"] = settings
         if config.diffusion.frechet_every:
             watched = {key: nodes[key] for key in ("features", "encoder")}
-        denoiser = _add(nodes, "denoiser", "train_diffusion", training, inputs, watched=watched)
+        first = ("diffusion.init_from", config.diffusion.init_from)
+        denoiser = _add(nodes, "denoiser", "train_diffusion", training, inputs, file=first, watched=watched)
     inputs = {"denoiser": denoiser, "autoencoder": nodes["autoencoder"]}
     _add(nodes, "samples", "generate", settings, inputs, extent=_extent(config))
 
@@ -213,19 +236,13 @@ def _inception(config: Config, nodes: Nodes) -> None:
             extent=extent if name == "samples" else "",
             group="measure images",
         )
-    reference = {"reference": asked.reference}
-    if asked.reference:
-        reference["sha256"] = _content("evaluate.reference", asked.reference)
-        try:
-            check_reference(asked.reference)
-        except ValueError as error:
-            raise ConfigError(f"evaluate.reference: {error}") from error
     inputs = {
         "inception": nodes["inception"],  # first: a file that cannot serve is told before any training
         "generated": nodes["inception_samples"],
         "real": nodes["inception_reference"],
     }
-    _add(nodes, "image_metrics", "image_metrics", reference, inputs)
+    file = ("evaluate.reference", asked.reference)
+    _add(nodes, "image_metrics", "image_metrics", {"reference": asked.reference}, inputs, file=file)
 
 
 def _pretraining(section: Section, objective: str, size: int) -> dict[str, Any]:

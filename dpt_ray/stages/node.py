@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from dpt_ray.artifacts import Artifact, Store, identity
+from dpt_ray.config import ConfigError
 from dpt_ray.sections import Compute
 
 
@@ -23,6 +24,8 @@ class Node:
     artifact's own identity; it is part of the identity of what is made from that much of it, unless
     that grows along with it. `unhashed` settings (paths of hashed files, intervals of saving) reach the
     maker without deciding the result, and so do the `watched` artifacts, which must be there as well.
+    `unreadable` is what is wrong with a file of the user's that belongs to the settings, in one line: such
+    a node has no identity, and stops only those who ask for it.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Node:
     group: str = ""
     unhashed: Mapping[str, Any] = field(default_factory=dict)
     watched: Mapping[str, Node] = field(default_factory=dict)
+    unreadable: str = ""
 
     @property
     def needs(self) -> Mapping[str, Node]:
@@ -42,8 +46,15 @@ class Node:
         return {**self.watched, **self.inputs}
 
     @cached_property
+    def missing(self) -> str:
+        """Why this node cannot be made: the first unreadable file among what it needs; "" where none is."""
+        return self.unreadable or next((node.missing for node in self.needs.values() if node.missing), "")
+
+    @cached_property
     def digest(self) -> str:
-        """The identity hash: the folder's name in the store."""
+        """The identity hash: the folder's name in the store. Raises ConfigError where a file is missing."""
+        if self.missing:
+            raise ConfigError(self.missing)
         inputs = {key: node.digest if self.extent else node.reference for key, node in self.inputs.items()}
         return identity(self.stage, self.version, self.settings, inputs)
 

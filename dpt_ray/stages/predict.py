@@ -115,16 +115,17 @@ def load_labeller(config: Config) -> Labeller:
     from dpt_ray.models.batches import Batches
     from dpt_ray.models.encoder import load_encoder
 
-    store = find_store(config)
-    made = {name: node.artifact(store) for name, node in flow(config).items()}
+    store, nodes = find_store(config), flow(config)
+    encoded_by = nodes["encoder"].artifact(store)
+    made = {name: node.artifact(store) for name, node in nodes.items() if not node.missing}
     found = [(name, prefix) for name, prefix in CLASSIFIERS if name in made and made[name].published]
-    if not found or not made["encoder"].published:
+    if not found or not encoded_by.published:
         raise ConfigError(f"run {config.name} has no classifier in {store.uri}; run `dpt run CONFIG` first")
     name, prefix = found[0]
     temperature = 1.0
     if name == "classifier" and made["pseudo_labels"].published:
         temperature = made["pseudo_labels"].manifest["calibration"]["temperature"]
-    encoder = load_encoder(made["encoder"].uri, config.encoder.precision)
+    encoder = load_encoder(encoded_by.uri, config.encoder.precision)
     return Labeller(
         encoder.to("cuda" if torch.cuda.is_available() else "cpu"),
         Batches(config.compute.batch_size),

@@ -15,7 +15,7 @@ from dpt_ray.stages import cluster
 from dpt_ray.stages.display import Display
 from dpt_ray.stages.execute import Outcome, execute
 from dpt_ray.stages.graph import flow
-from dpt_ray.stages.node import Node
+from dpt_ray.stages.node import Node, topological
 
 # Which artifacts a run rests on, by node: those it will, while it goes, and those it does.
 PLANNED = "planned.json"
@@ -78,13 +78,18 @@ def run(config: Config, display: Display, targets: Sequence[str] = ("report",)) 
     """Makes what is missing for the targets (names of nodes) and points the run's folder at it."""
     store = open_store(config)
     nodes = flow(config)
-    for name in ("labels", *targets):  # a bad label list is told before any work
+    for name in targets:
         if name not in nodes:
             why = f": {NOT_COMPUTED}" if name == "image_metrics" else ""
             raise ConfigError(f"this configuration has no {name.replace('_', ' ')} stage{why}")
+        if nodes[name].missing:
+            raise ConfigError(nodes[name].missing)
+    wanted = [nodes[name] for name in targets]
+    if nodes["labels"] in topological(wanted):  # a bad label list is told before any work
+        wanted = [nodes["labels"], *wanted]
     # From here on, all that this run will rest on is in use, however far it comes.
     store.run_folder(config.name).write_json(PLANNED, _references(nodes))
-    outcome = execute([nodes["labels"], *(nodes[name] for name in targets)], store, config.compute, display)
+    outcome = execute(wanted, store, config.compute, display)
     link(config, nodes, store)
     return outcome, store
 
@@ -92,7 +97,7 @@ def run(config: Config, display: Display, targets: Sequence[str] = ("report",)) 
 def link(config: Config, nodes: dict[str, Node], store: Store) -> Artifact:
     """Writes `runs/NAME/`: the resolved configuration, what each node is, and the way to the results."""
     folder = store.run_folder(config.name)
-    published = {name: node for name, node in nodes.items() if node.artifact(store).published}
+    published = {name: node for name, node in nodes.items() if _published(node, store)}
     folder.write_bytes("config.yaml", to_yaml(config).encode())
     folder.write_json(MADE, _references(published))
     if folder.exists(PLANNED):
@@ -117,8 +122,12 @@ def shown_json(folder: Artifact, shown: str) -> Any:
     return json.loads(local_copy(shown_uri(folder, shown)).read_text())
 
 
+def _published(node: Node, store: Store) -> bool:
+    return not node.missing and node.artifact(store).published
+
+
 def _references(nodes: Mapping[str, Node]) -> dict[str, str]:
-    return {name: f"{node.stage}/{node.reference}" for name, node in nodes.items()}
+    return {name: f"{node.stage}/{node.reference}" for name, node in nodes.items() if not node.missing}
 
 
 def _forget(folder: Artifact, shown: str) -> None:
@@ -145,23 +154,26 @@ def _refer(folder: Artifact, shown: str, artifact: Artifact, file: str) -> None:
 def status(config: Config) -> list[dict[str, Any]]:
     """For each node of a run: what it is, whether it is published, and else what is missing for it."""
     store, nodes = find_store(config), flow(config)
-    done = {name for name, node in nodes.items() if node.artifact(store).published}
-    rows = []
-    for name, node in nodes.items():
-        artifact, published = node.artifact(store), name in done
-        waiting = [source.name for source in node.needs.values() if source.name not in done]
-        rows.append(
-            {
-                "name": name,
-                "artifact": f"{node.stage}/{node.reference}",
-                "published": published,
-                "shards": 0 if published else len(artifact.shards()),
-                "bytes": _size(artifact) if published else 0,
-                "why": "" if published else _why(node, store, waiting),
-                "manifest": artifact.manifest if published else None,
-            }
-        )
-    return rows
+    done = {name for name, node in nodes.items() if _published(node, store)}
+    return [_status(node, store, done) for node in nodes.values()]
+
+
+def _status(node: Node, store: Store, done: set[str]) -> dict[str, Any]:
+    row = {"name": node.name, "artifact": node.stage, "published": False, "shards": 0, "bytes": 0}
+    waiting = [source.name for source in node.needs.values() if source.name not in done]
+    if node.missing:
+        return row | {"why": node.unreadable or _waits(waiting), "manifest": None}
+    artifact = node.artifact(store)
+    row["artifact"] = f"{node.stage}/{node.reference}"
+    if node.name in done:
+        found = {"published": True, "bytes": _size(artifact), "why": "", "manifest": artifact.manifest}
+        return row | found
+    why = _waits(waiting) if waiting else _why(node, store)
+    return row | {"shards": len(artifact.shards()), "why": why, "manifest": None}
+
+
+def _waits(waiting: list[str]) -> str:
+    return f"waits for {', '.join(waiting[:3])}{' ...' if len(waiting) > 3 else ''}"
 
 
 def references(store: Store) -> dict[str, list[str]]:
@@ -180,10 +192,8 @@ def _size(artifact: Artifact) -> int:
     return int(artifact.fs.du(artifact.path("")))
 
 
-def _why(node: Node, store: Store, waiting: list[str]) -> str:
-    """Why a node is not done: an input is missing, it differs from what is there, or it is new."""
-    if waiting:
-        return f"waits for {', '.join(waiting[:3])}{' ...' if len(waiting) > 3 else ''}"
+def _why(node: Node, store: Store) -> str:
+    """Why a node whose inputs are there is not done: it differs from what is published, or it is new."""
     others = [store.artifact(node.stage, digest, node.extent) for digest in store.digests(node.stage)]
     changes = [_changes(node, other.manifest) for other in others if other.published]
     if not changes:

@@ -27,6 +27,7 @@ from dpt_ray.config import ConfigError, load_config
 from dpt_ray.data.shards import read_images
 from dpt_ray.stages import inception, runs
 from dpt_ray.stages.display import Display
+from dpt_ray.stages.export import export_model
 from dpt_ray.stages.graph import flow
 
 pytestmark = pytest.mark.cluster
@@ -319,3 +320,22 @@ def test_a_file_of_another_network_ends_the_run_before_anything_is_trained(finis
     with pytest.raises(ConfigError, match=r"inception: .*other\.pth: not the weights of FID's Inception"):
         run.make("image_metrics")
     assert not run.artifact("denoiser").published
+
+
+def test_a_published_denoiser_is_measured_without_encoder_or_training_images(finished, tmp_path):
+    export_model(finished.config, "nnet_ema", tmp_path / "weights")
+    images = tmp_path / "images"
+    shutil.copytree(finished.path.parent / "images" / "test", images / "test")
+    given = (f"diffusion.weights={tmp_path / 'weights'}", "diffusion.condition=true_labels")
+    given += (f"data.uri={images}", "encoder.kind=msn", "encoder.weights=/none.pth", "pretrain=")
+    run = replace(finished, output=tmp_path / "output", overrides=given)
+    made = run.make("image_metrics")
+    assert "image_metrics" in made and not {"labels", "encoder", "features", "moments"} & set(made)
+    expected, (rows, _) = finished.rows()[0], run.rows()
+    assert [row["n_reference"] for row in rows.values()] == [row["n_reference"] for row in expected.values()]
+    with pytest.raises(ConfigError, match=r"^encoder\.weights: /none\.pth: no such file"):
+        run.make("report")
+    status = {row["name"]: row for row in runs.status(run.config)}
+    assert status["image_metrics"]["published"] and not status["encoder"]["published"]
+    assert status["encoder"]["why"].startswith("encoder.weights: /none.pth")
+    assert status["probe"]["why"].startswith("waits for features")
