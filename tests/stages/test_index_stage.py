@@ -47,7 +47,7 @@ def config(tmp_path):
 
 def index(config, *overrides):
     settings = load_config(config, overrides)
-    runs.run(settings, Display(Console(quiet=True)), ["index"])
+    runs.run(settings, Display(Console(quiet=True)), ["labels"])
     return read_index(flow(settings)["index"].artifact(Store(settings.output)))
 
 
