@@ -58,7 +58,7 @@ def make(config, *overrides):
 
 def test_a_published_network_is_read_as_the_denoiser_and_nothing_is_trained(config):
     made, denoiser = make(config)
-    assert set(made) == {"index", "labels", "autoencoder", "denoiser"}
+    assert set(made) == {"index", "autoencoder", "denoiser"}
     told = json.loads(denoiser.read_bytes("config.json"))
     model = UViT(UViTConfig(**told["model"]))
     load_strict(model, load_weights(denoiser.file_uri("model.safetensors")), "denoiser")
