@@ -19,8 +19,7 @@ from dpt_ray.data.export import (
     write_npz,
     write_webdataset,
 )
-from dpt_ray.stages.graph import flow
-from dpt_ray.stages.runs import find_store
+from dpt_ray.stages.runs import find_store, sets_made
 
 FORMATS = ("webdataset", "imagefolder", "npz")
 MODEL_FORMATS = ("nnet_ema", "safetensors")
@@ -37,15 +36,15 @@ def export_samples(config: Config, format: str, out: Path) -> int:
         raise ConfigError(f"format: {format!r} is none of {', '.join(FORMATS)}")
     if format == "npz" and out.suffix != ".npz":
         raise ConfigError(f"out: {str(out)!r} is no .npz file; name it so")
-    nodes, store = flow(config), find_store(config)
-    samples = nodes["samples"].artifact(store)
-    if not samples.published:
+    made = next((made for made in sets_made(config) if "samples" in made), None)
+    if not made:
         raise ConfigError(
             f"the {config.generate.images_per_class} images per class of run {config.name} are not in "
-            f"{store.uri}; run `dpt generate CONFIG` first"
+            f"{find_store(config).uri}; run `dpt generate CONFIG` first"
         )
+    samples = made["samples"]
     labelled = config.diffusion.condition != "none"
-    classes = nodes["index"].artifact(store).read_json("classes.json") if labelled else []
+    classes = made["index"].read_json("classes.json") if labelled else []
     images_per_class = config.generate.images_per_class
     count = count_samples(samples, images_per_class)
     console = Console(stderr=True)
@@ -80,11 +79,11 @@ def export_model(config: Config, format: str, out: Path) -> int:
 
     if format not in MODEL_FORMATS:
         raise ConfigError(f"format: {format!r} is none of {', '.join(MODEL_FORMATS)}")
-    store = find_store(config)
-    denoiser = flow(config)["denoiser"].artifact(store)
-    if not denoiser.published:
+    denoiser = next((made["denoiser"] for made in sets_made(config) if "denoiser" in made), None)
+    if not denoiser:
         raise ConfigError(
-            f"the denoiser of run {config.name} is not in {store.uri}; run `dpt train-diffusion CONFIG` first"
+            f"the denoiser of run {config.name} is not in {find_store(config).uri}; run "
+            "`dpt train-diffusion CONFIG` first"
         )
     model, _ = load_denoiser(denoiser.uri)
     if format == "nnet_ema" and model.config.modulation:

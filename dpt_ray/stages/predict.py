@@ -30,8 +30,7 @@ from dpt_ray.data.manifest import index_manifest
 from dpt_ray.data.tar import index_tar
 from dpt_ray.learners.linear_classifier import logits, row_normalise
 from dpt_ray.stages.fit_classifier import load_classifier
-from dpt_ray.stages.graph import flow
-from dpt_ray.stages.runs import find_store
+from dpt_ray.stages.runs import find_store, sets_made
 
 if TYPE_CHECKING:
     from dpt_ray.models.batches import Batches
@@ -115,17 +114,18 @@ def load_labeller(config: Config) -> Labeller:
     from dpt_ray.models.batches import Batches
     from dpt_ray.models.encoder import load_encoder
 
-    store, nodes = find_store(config), flow(config)
-    encoded_by = nodes["encoder"].artifact(store)
-    made = {name: node.artifact(store) for name, node in nodes.items() if not node.missing}
-    found = [(name, prefix) for name, prefix in CLASSIFIERS if name in made and made[name].published]
-    if not found or not encoded_by.published:
+    for made in sets_made(config):
+        found = [(name, prefix) for name, prefix in CLASSIFIERS if name in made]
+        if found and "encoder" in made:
+            break
+    else:
+        store = find_store(config)
         raise ConfigError(f"run {config.name} has no classifier in {store.uri}; run `dpt run CONFIG` first")
     name, prefix = found[0]
     temperature = 1.0
-    if name == "classifier" and made["pseudo_labels"].published:
+    if name == "classifier" and "pseudo_labels" in made:
         temperature = made["pseudo_labels"].manifest["calibration"]["temperature"]
-    encoder = load_encoder(encoded_by.uri, config.encoder.precision)
+    encoder = load_encoder(made["encoder"].uri, config.encoder.precision)
     return Labeller(
         encoder.to("cuda" if torch.cuda.is_available() else "cpu"),
         Batches(config.compute.batch_size),

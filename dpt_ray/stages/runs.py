@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from dpt_ray.artifacts import Artifact, Store, local_copy
 from dpt_ray.config import Config, ConfigError, to_yaml
@@ -112,6 +114,33 @@ def link(config: Config, nodes: dict[str, Node], store: Store) -> Artifact:
     return folder
 
 
+def sets_made(config: Config) -> Iterator[dict[str, Artifact]]:
+    """What a run has made, by node: with this configuration and its images as they are, and as recorded.
+
+    What was made before images were added, moved or removed belongs together, and stays of use: the
+    second set is what the run of this name rested on, if its configuration was the same but for where
+    images lie and how it was computed. Raises ConfigError if the images cannot be listed and there is none.
+    """
+    store, unlisted = find_store(config), None
+    try:
+        nodes = flow(config)
+        yield {name: node.artifact(store) for name, node in nodes.items() if _published(node, store)}
+    except ConfigError as error:
+        unlisted = error
+    folder = store.run_folder(config.name)
+    if folder.exists(MADE) and _settings(to_yaml(config)) == _settings(folder.read_bytes("config.yaml")):
+        recorded = {name: _referred(store, to) for name, to in folder.read_json(MADE).items()}
+        yield {name: artifact for name, artifact in recorded.items() if artifact.published}
+    elif unlisted:
+        raise unlisted
+
+
+def _settings(text: str | bytes) -> dict[str, Any]:
+    """What of a configuration says what is made of the images."""
+    sections = {key: value for key, value in yaml.safe_load(text).items() if key not in ("compute", "output")}
+    return sections | {"data": {**sections["data"], "uri": None}}
+
+
 def shown_uri(folder: Artifact, shown: str) -> str:
     """The URI of what a run's folder shows under a name (see `_refer`)."""
     return folder.file_uri(shown) if folder.is_local else str(folder.read_json(f"{shown}.json")["uri"])
@@ -128,6 +157,12 @@ def _published(node: Node, store: Store) -> bool:
 
 def _references(nodes: Mapping[str, Node]) -> dict[str, str]:
     return {name: f"{node.stage}/{node.reference}" for name, node in nodes.items() if not node.missing}
+
+
+def _referred(store: Store, reference: str) -> Artifact:
+    stage, _, identity = reference.partition("/")
+    digest, _, extent = identity.partition("@")
+    return store.artifact(stage, digest, extent)
 
 
 def _forget(folder: Artifact, shown: str) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from dpt_ray.data.crops import Crop
 from dpt_ray.learners.linear_probe import Fit
 from dpt_ray.models.conv import SmallConvNet
 from dpt_ray.models.encoder import conv_encoder, save_encoder
-from dpt_ray.stages import predict
+from dpt_ray.stages import predict, runs
 from dpt_ray.stages.fit_classifier import save_classifier
 from dpt_ray.stages.graph import flow
 from dpt_ray.stages.predict import predict_images
@@ -241,3 +242,26 @@ def test_bad_requests_name_what_is_wrong(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=f"images: .*{source}.*{problem}"):
             predict_images(config, str(tmp_path / source), out)
     assert not out.exists()
+
+
+def write_small_images(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGES["image_0"]).save(folder / name / f"{len(list(folder.rglob('*.png')))}.png")
+
+
+def test_a_run_labels_though_its_own_images_have_changed_or_are_gone(tmp_path: Path) -> None:
+    write_small_images(tmp_path / "own", "a", "b")
+    own = ("data.source=folder", f"data.uri={tmp_path / 'own'}")
+    config = publish_run(tmp_path, "classifier", overrides=own)
+    runs.link(config, flow(config), Store(config.output))
+    before = predict.load_labeller(config)
+    write_small_images(tmp_path / "own", "a")
+    assert not flow(config)["classifier"].artifact(Store(config.output)).published
+    np.testing.assert_array_equal(predict.load_labeller(config).weights, before.weights)
+    shutil.rmtree(tmp_path / "own")
+    np.testing.assert_array_equal(predict.load_labeller(config).weights, before.weights)
+    # Other settings are another run; there is nothing to fall back on.
+    other = load_config(DIGITS, [f"output={tmp_path}/output", *own, "classifier.l2=0.5"])
+    with pytest.raises(ConfigError, match=r"data\.uri: .*own' cannot be read"):
+        predict.load_labeller(other)
