@@ -9,6 +9,7 @@ n - 1; the distance stays defined, and the bias is then large.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from os import PathLike
 from typing import IO, Any
@@ -50,7 +51,7 @@ class Moments:
             return cls.empty(x.shape[1])
         if not x.isfinite().all():
             row = int((~x.isfinite().all(dim=1)).nonzero()[0])
-            raise ValueError(f"features row {row} is not finite; quarantine that image")
+            raise ValueError(f"features row {row} is not finite; leave that image out")
         mean = x.mean(dim=0)
         centred = x - mean
         return cls(len(x), mean.cpu(), (centred.T @ centred).cpu())
@@ -97,7 +98,8 @@ class Moments:
     def load(cls, file: NpzFile, *, spatial: bool = False) -> Moments:
         """Moments from an npz written by `save`, or from an ADM reference file.
 
-        `spatial` selects ADM's second pair, `mu_s` and `sigma_s`, for sFID (Nash et al. 2021).
+        `spatial` selects ADM's second pair, `mu_s` and `sigma_s`, for sFID (Nash et al. 2021). Raises
+        ValueError, naming the key, unless both are finite and no variance is negative.
         """
         suffix = "_s" if spatial else ""
         keys = [f"mu{suffix}", f"sigma{suffix}"]
@@ -111,6 +113,13 @@ class Moments:
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
             raise ValueError(f"{file}: {keys} have shapes {shapes}; expected (d,) and (d, d)")
+        for key, values in zip(keys, (mean, covariance), strict=True):
+            if not values.isfinite().all():
+                raise ValueError(f"{file}: {key} is not finite everywhere; fetch or compute the file anew")
+        if (covariance.diagonal() < 0).any():
+            raise ValueError(
+                f"{file}: {keys[1]} has a negative variance on its diagonal; it is no covariance"
+            )
         return cls(count, mean, covariance if count is None else covariance * (count - 1))
 
 
@@ -118,7 +127,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared Frechet distance of two Gaussians, |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2).
 
     Symmetric in a and b, never negative, exact for singular covariances. Biased upwards for few
-    rows; see the module docstring.
+    rows; see the module docstring. Raises ValueError where it is not finite.
     """
     _check_same_width(a, b)
     # With S = L L^T, tr (S_a S_b)^1/2 is the sum of the singular values of L_a^T L_b. Taking them
@@ -128,7 +137,10 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     # rows make it fast as well.
     cross = torch.linalg.svdvals(_factor(a.covariance).T @ _factor(b.covariance)).sum()
     traces = a.covariance.trace() + b.covariance.trace()
-    return max(0.0, float((a.mean - b.mean).square().sum() + traces - 2 * cross))
+    distance = float((a.mean - b.mean).square().sum() + traces - 2 * cross)
+    if not math.isfinite(distance):  # max(0, nan) is 0, the best there is
+        raise ValueError(f"Frechet distance is {distance}: a mean or covariance is not finite or too large")
+    return max(0.0, distance)
 
 
 def _factor(covariance: Tensor) -> Tensor:

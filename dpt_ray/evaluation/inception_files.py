@@ -30,7 +30,8 @@ POOL = 2048
 def check_reference(source: str | Path) -> None:
     """Raises ValueError unless `source` is an npz with `mu` (2048,) and `sigma`, as ADM's or pytorch-fid's.
 
-    `mu_s` and `sigma_s` (for sFID) may be missing. Only the small `mu` is read.
+    `mu_s` and `sigma_s` (for sFID) may be missing. Only the small `mu` is read, which must be
+    finite; `Moments.load` looks at the rest.
     """
     file = local_copy(source)
     if not zipfile.is_zipfile(file):
@@ -39,7 +40,7 @@ def check_reference(source: str | Path) -> None:
         with np.load(file, allow_pickle=False) as npz:
             missing = [key for key in ("mu", "sigma") if key not in npz]
             found = sorted(npz)
-            shape = () if missing else npz["mu"].shape
+            mu = np.empty(0) if missing else npz["mu"]
     except (OSError, zipfile.BadZipFile, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{source}: cannot be read ({reason}); give one with mu and sigma") from error
@@ -48,5 +49,7 @@ def check_reference(source: str | Path) -> None:
             f"{source}: lacks {missing}, it has {found}; give statistics of FID's Inception, as ADM's "
             "VIRTUAL_imagenet256_labeled.npz"
         )
-    if shape != (POOL,):
-        raise ValueError(f"{source}: mu has shape {shape}, Inception's features are ({POOL},)")
+    if mu.shape != (POOL,):
+        raise ValueError(f"{source}: mu has shape {mu.shape}, Inception's features are ({POOL},)")
+    if not np.isfinite(mu).all():
+        raise ValueError(f"{source}: mu is not finite everywhere; fetch or compute the file anew")

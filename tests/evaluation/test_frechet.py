@@ -210,3 +210,36 @@ def test_a_set_of_equal_images_has_the_distance_of_its_mean_and_the_other_trace(
     point = Moments.of(torch.zeros(7, 6))
     expected = float(other.mean.square().sum() + other.covariance.trace())
     assert frechet_distance(point, other) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("spatial", [False, True])
+@pytest.mark.parametrize(
+    ("key", "place", "value", "problem"),
+    [
+        ("mu", 1, np.nan, "is not finite"),
+        ("sigma", (0, 1), np.inf, "is not finite"),
+        ("sigma", (1, 1), np.nan, "is not finite"),
+        ("sigma", (1, 1), -1.0, "negative variance"),
+    ],
+)
+def test_a_reference_that_is_no_gaussian_is_refused_by_file_and_key(
+    tmp_path, spatial, key, place, value, problem
+):
+    suffix = "_s" if spatial else ""
+    arrays = {f"mu{suffix}": np.zeros(2), f"sigma{suffix}": np.eye(2)}
+    np.savez(tmp_path / "reference.npz", **arrays)
+    Moments.load(tmp_path / "reference.npz", spatial=spatial)
+    arrays[key + suffix][place] = value
+    np.savez(tmp_path / "reference.npz", **arrays)
+    with pytest.raises(ValueError, match=rf"reference\.npz: {key}{suffix} .*{problem}"):
+        Moments.load(tmp_path / "reference.npz", spatial=spatial)
+
+
+@pytest.mark.parametrize("broken", ["mean", "covariance"])
+def test_a_distance_that_is_not_finite_is_an_error_and_not_zero(broken):
+    good = gaussian(torch.zeros(2), torch.eye(2))
+    nan = torch.full((2, 2), torch.nan)
+    bad = gaussian(nan[0], torch.eye(2)) if broken == "mean" else gaussian(torch.zeros(2), nan)
+    for pair in ((good, bad), (bad, good)):
+        with pytest.raises(ValueError, match="distance is nan"):
+            frechet_distance(*pair)
