@@ -61,7 +61,11 @@ def check_scores(scores: Tensor, labels: Tensor) -> None:
             "pass (n, classes) and (n,) with n >= 1"
         )
     if not scores.isfinite().all():
-        raise ValueError("scores are not all finite; the classifier diverged, lower its step size")
+        row = int(scores.isfinite().all(dim=1).byte().argmin())
+        raise ValueError(
+            f"scores row {row} is not finite: its features or the classifier's weights are not; "
+            "compute the features with precision=float32"
+        )
     check_labels(labels, scores.shape[1], "labels")
 
 

@@ -107,7 +107,8 @@ def fit(
     `tolerance` * lambda leaves W within about `tolerance` of the optimum; the search stops there, or
     when L no longer changes in its twelfth decimal, or after `max_iterations` (the published fits stop
     early: 10,000 in stage 1, 100 in stage 3). It runs on `device`, by default a GPU where there is one.
-    Raises ValueError for a label outside 0..num_classes-1 or a weight that is not positive.
+    Raises ValueError for a label outside 0..num_classes-1, a weight that is not positive, or features
+    that are not all finite.
     """
     _check(blocks, num_classes)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -117,6 +118,9 @@ def fit(
     def objective_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
         W = torch.from_numpy(flat).reshape(num_classes, dim).to(where)
         value, gradient = problem.objective_and_gradient(W)
+        # A row that is not finite is so here from W = 0 on, where the search would stop without a word.
+        if not (value.isfinite() & gradient.isfinite().all()):
+            raise ValueError(_not_finite(blocks))
         return float(value), gradient.cpu().numpy().ravel()
 
     limit = max_iterations or 100_000
@@ -142,6 +146,18 @@ def _check(blocks: Sequence[Rows], num_classes: int) -> None:
             raise ValueError(f"labels must be one a row and lie in 0..{num_classes - 1}")
         if not rows.weight > 0:
             raise ValueError(f"row weights must be positive, not {rows.weight}")
+
+
+def _not_finite(blocks: Sequence[Rows]) -> str:
+    """Why the objective is not finite: the first such row of the blocks, if it is one."""
+    for number, rows in enumerate(blocks):
+        for row in range(len(rows)) if rows.index is None else rows.index:
+            if not np.isfinite(rows.matrix[row]).all():
+                return (
+                    f"features row {row} of block {number} is not finite; "
+                    "compute them anew with precision=float32, or leave that image out"
+                )
+    return "the objective is not finite; the features or weights are too large"
 
 
 def _problem(blocks: Sequence[Rows], num_classes: int, l2: float, device: torch.device) -> Problem:

@@ -3,6 +3,8 @@
 Each output is an artifact of its own: features by an encoder, or moments by an autoencoder (training
 images only). A work unit is read and decoded by a task and computed and written by an actor.
 Images that cannot be read are set aside in `quarantine.parquet`, and too many of them end the run.
+Numbers that are not finite end it at once: they are the model's fault or its precision's, rarely an
+image's, and a single such row spoils every fit and moment that it enters.
 """
 
 from __future__ import annotations
@@ -146,6 +148,7 @@ class ExtractUnit:
         if ids:
             with self.computing:
                 values = self._compute(output, unit[repr(output.crop)])
+            check_finite(output, ids, values)
         write = write_features if output.is_encoder else write_moments
         suffix = ".parquet" if output.is_encoder else ".arrow"
 
@@ -170,6 +173,24 @@ class ExtractUnit:
             return torch.stack([model.encode_moments(batch, flip) for flip in flips], 1)
 
         return self.batches[output.name](compute, len(images)).cpu().numpy()
+
+
+def check_finite(output: Output, ids: list[str], values: np.ndarray) -> None:
+    """Raises ValueError, naming an image and the remedy, unless `values` (n, ...) are finite when stored."""
+    most = np.finfo(np.float32 if output.is_encoder else np.float16).max
+    fits = (np.abs(values) <= most).reshape(len(values), -1).all(axis=1)  # False for NaN
+    if fits.all():
+        return
+    section, what = ("encoder", "features") if output.is_encoder else ("autoencoder", "moments in float16")
+    remedy = (
+        "the precision is float32 already: check the model's weights, or remove the image"
+        if output.precision == "float32"
+        else f"set {section}.precision=float32"
+    )
+    raise ValueError(
+        f"the {what} of image {ids[int(fits.argmin())]} are not finite ({(~fits).sum()} of {len(ids)} "
+        f"images of this shard); {remedy}"
+    )
 
 
 def _output(task: Task) -> Output:

@@ -112,5 +112,5 @@ def test_errors_name_the_value_and_the_remedy():
         expected_calibration_error(logits.softmax(dim=1), labels, bins=0)
     with pytest.raises(ValueError, match="n >= 1"):
         fit_temperature(logits[:0], labels[:0])
-    with pytest.raises(ValueError, match="not all finite"):
+    with pytest.raises(ValueError, match="not finite"):
         fit_temperature(logits / 0, labels)

@@ -159,6 +159,23 @@ def test_weight_that_is_not_positive_is_refused():
         fit([Rows(X, y), Rows(X, y, weight=0)], 5)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_is_named_and_no_classifier_comes_of_it(value, monkeypatch):
+    X, y = generated()
+    X[130, 3] = value
+    index = np.arange(100, 150)
+    monkeypatch.setattr(linear_probe, "CHUNK_BYTES", 8 * (24 + 2 * 5) * 7)  # 7 rows
+    with pytest.raises(ValueError, match=r"row 130 of block 1 is not finite.*precision=float32"):
+        fit([Rows(X[:100], y[:100]), Rows(X, y[index], index)], 5, device="cpu")
+    fit([Rows(X[:100], y[:100]), Rows(X, y[200:], np.arange(200, 300))], 5, device="cpu")
+
+
+def test_features_too_large_for_a_finite_objective_are_refused():
+    X, y = generated()
+    with pytest.raises(ValueError, match="objective is not finite"):
+        fit([Rows(X.astype(np.float64) * 1e305, y)], 5, device="cpu")
+
+
 def test_rows_are_normalised_in_place_as_in_a_copy():
     raw = np.random.default_rng(0).normal(3, 2, (9000, 6)).astype(np.float32)
     centred = raw.astype(np.float64) - raw.mean(1, keepdims=True, dtype=np.float64)

@@ -1,14 +1,20 @@
 """Real SIGKILLs and broken files: what is published stays, the rest is made as if nothing had happened."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import command_line, kill_group, kill_session, session_pids, shard_files, wait_until
+from safetensors.numpy import load_file, save_file
 
+from dpt_ray.data.crops import Crop
 from dpt_ray.data.shards import read_images
+from dpt_ray.stages.extract import Output, check_finite
 
 pytestmark = pytest.mark.cluster
 
@@ -123,6 +129,33 @@ def test_broken_weights_fail_the_stage_with_one_line_and_publish_nothing(finishe
     assert "Traceback" not in error
     assert not run.artifact("samples").published
     assert run.artifact("samples").shards() == {}
+
+
+def test_features_that_are_not_finite_stop_the_run_with_an_image_and_a_remedy(finished, tmp_path):
+    run = finished.copy_to(tmp_path, "encoder.precision=bfloat16")
+    weights = run.artifact("encoder").path("model.safetensors")
+    state = load_file(weights)
+    save_file({name: np.full_like(values, np.nan) for name, values in state.items()}, weights)
+    code, _, error = run.finish("extract")
+    assert code == 1
+    [told] = [line for line in error.splitlines() if line.startswith("failed: ")]
+    index = pq.read_table(run.artifact("index").local_file("index.parquet"), columns=["id"])
+    [named] = re.findall(r"the features of image (\S+) are not finite", told)
+    assert named in index["id"].to_pylist()
+    assert "set encoder.precision=float32" in told
+    assert "Traceback" not in error
+    assert not run.artifact("features").shards()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 7e4])  # the last is too large for float16
+def test_moments_that_are_not_finite_when_stored_are_refused(value):
+    crop = Crop("adm", 8)
+    output = Output("moments", None, "", crop, False, "float32", 0.0)
+    values = np.zeros((3, 2, 2, 4, 4), np.float32)
+    check_finite(output, ["a", "b", "c"], values)
+    values[1, 0, 1, 2, 3] = value
+    with pytest.raises(ValueError, match=r"image b are not finite \(1 of 3 images.*float32 already"):
+        check_finite(output, ["a", "b", "c"], values)
 
 
 def test_a_broken_shard_is_named_and_what_is_made_of_it_is_not_published(finished, tmp_path):
