@@ -113,7 +113,10 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Temperature scaling of the confidences; bins are (confidence, accuracy, count)."""
+    """Temperature scaling of the confidences; bins are (confidence, accuracy, count).
+
+    Before and after are of the `n` images that the temperature was fitted on.
+    """
 
     temperature: float
     ece_before: float

@@ -1,4 +1,8 @@
-"""evaluate: stage 3 and its controls on the test images, which no stage but this and probe looks at."""
+"""evaluate: stage 3 and its controls on the test images, on which no stage fits or chooses anything.
+
+Their true labels are used here, in probe and for the report's pictures; features, pseudo-labels and
+Inception's statistics are made of them as of any image.
+"""
 
 from __future__ import annotations
 

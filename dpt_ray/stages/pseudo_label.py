@@ -89,7 +89,7 @@ class ScoreShard:
 
 
 def _calibrate(W: np.ndarray, real: RealRows) -> dict[str, Any]:
-    """The temperature fitted on validation, and the calibration error before and after."""
+    """The temperature fitted on validation, and the calibration error of the same images before and after."""
     import torch
 
     from dpt_ray.evaluation.calibration import (

@@ -292,6 +292,10 @@ def test_sections_without_data_are_left_out(page: Page) -> None:
     assert "set aside" not in bare.words
 
 
+def test_the_caption_says_that_the_calibration_was_measured_where_it_was_fitted(page: Page) -> None:
+    assert "The temperature, one number, was fitted on these very images" in page.words
+
+
 def test_names_from_the_data_cannot_become_markup() -> None:
     evil = '<b>"&$x_{$'
     picture = np.zeros((8, 8, 3), np.uint8)
