@@ -187,6 +187,9 @@ def _batches(labeller: Labeller, rows: pa.Table, size: int, pool: ThreadPoolExec
         good = [i for i, pixels in enumerate(found) if not isinstance(pixels, str)]
         if good:
             for i, probs in zip(good, labeller(np.stack([found[i] for i in good])), strict=True):
+                if not np.isfinite(probs).all():
+                    table[i]["error"] = "its features are not finite; set encoder.precision=float32"
+                    continue
                 label = int(probs.argmax())
                 table[i] |= {
                     "label": label,

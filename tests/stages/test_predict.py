@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from dpt_ray.artifacts import Store
@@ -265,3 +266,15 @@ def test_a_run_labels_though_its_own_images_have_changed_or_are_gone(tmp_path: P
     other = load_config(DIGITS, [f"output={tmp_path}/output", *own, "classifier.l2=0.5"])
     with pytest.raises(ConfigError, match=r"data\.uri: .*own' cannot be read"):
         predict.load_labeller(other)
+
+
+def test_an_image_whose_features_are_not_finite_has_no_label(tmp_path: Path) -> None:
+    config = publish_run(tmp_path, "sweep")
+    model = config.output + "/store/encoder"
+    [file] = Path(model).rglob("*.safetensors")
+    save_file({key: torch.full_like(value, torch.nan) for key, value in load_file(file).items()}, file)
+    folder = write_folder(tmp_path / "new")
+    assert predict_images(config, str(folder), tmp_path / "p.parquet") == 0
+    row = read(tmp_path / "p.parquet")["image_0"]
+    assert (row["label"], row["confidence"]) == (None, None)
+    assert row["error"] == "its features are not finite; set encoder.precision=float32"
