@@ -131,9 +131,13 @@ def reference_name(study: str, condition: str, seed: int) -> str:
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, dict[str, Config]]:
-    """The study in a YAML file (a run's sections and `study`) and its runs by name."""
+    """The study in a YAML file (a run's sections and `study`) and its runs by name.
+
+    Raises ConfigError as `load_config` does, and for a base whose labels or encoder a study cannot repeat.
+    """
     tree = merge(read_yaml(path), parse_overrides(overrides))
     study = build(Study, tree.pop("study", None) or {}, f"{path}: study")
+    _check_repeatable(tree, study, path)
     name = tree.get("name", "study")
     runs = {}
     for per_class, draw, seed in product(study.labels_per_class, range(study.draws), study.encoder_seeds):
@@ -147,16 +151,41 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, 
     return study, {key: build(Config, run, f"{path}: {key}") for key, run in runs.items()}
 
 
+def _value(tree: dict[str, Any], section: str, key: str) -> Any:
+    """A value that nobody has checked yet; None where it is left out."""
+    values = tree.get(section)
+    return values.get(key) if isinstance(values, dict) else None
+
+
+def _pretrains(tree: dict[str, Any]) -> bool:
+    return (_value(tree, "encoder", "kind") or Encoder().kind) == "pretrain"
+
+
+def _check_repeatable(tree: dict[str, Any], study: Study, path: str | Path) -> None:
+    if file := _value(tree, "labels", "file"):
+        raise ConfigError(
+            f"{path}: labels.file: {file!r}: a study draws its labels (study.labels_per_class, study.draws); "
+            "leave the list out (labels.file=null)"
+        )
+    if not _pretrains(tree) and len(study.encoder_seeds) > 1:
+        raise ConfigError(
+            f"{path}: study.encoder_seeds: {list(study.encoder_seeds)}: encoder.kind "
+            f"{_value(tree, 'encoder', 'kind')} is one encoder, which no seed changes; give one seed and "
+            "more study.draws"
+        )
+
+
 def _repeat(tree: dict[str, Any], name: str, per_class: int, seed: int, draw: int) -> dict[str, Any]:
     """A run of a study; the denoiser and the noise vary with the draw, so that draws are whole repeats."""
     draw_seed = 1000 * seed + draw
-    changes = {
+    changes: dict[str, Any] = {
         "name": name,
         "labels": {"per_class": per_class, "seed": draw_seed},
-        "pretrain": {"seed": seed},
         "diffusion": {"seed": draw_seed},
         "generate": {"seed": draw_seed},
     }
+    if _pretrains(tree):
+        changes["pretrain"] = {"seed": seed}
     return merge(tree, changes)
 
 

@@ -160,6 +160,40 @@ def test_a_wrong_variant_is_named(tmp_path, variants, part):
     assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
+def published(folder, **study):
+    base = str(DIGITS.parent / "imagenet256_msn_b4_1label.yaml")
+    section = {"labels_per_class": [1], "encoder_seeds": [4], "draws": 2} | study
+    return write(folder, base=base, name="s", study=section)
+
+
+def test_a_study_of_a_published_encoder_has_draws_alone(tmp_path):
+    runs = load_study(published(tmp_path), ["labels.file=null"])[1]
+    assert list(runs) == ["s-n1-e4-d0", "s-n1-e4-d1"]
+    for draw, run in enumerate(runs.values()):
+        assert (run.encoder.kind, run.pretrain, run.labels.file) == ("msn", None, None)
+        assert (run.labels.per_class, run.labels.seed, run.diffusion.seed) == (1, 4000 + draw, 4000 + draw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "parts"),
+    [
+        ({}, [], ["labels.file: 'labels/imagenet_subsets1/1imgs_class.txt'", "labels.file=null"]),
+        (
+            {"encoder_seeds": [0, 1]},
+            ["labels.file=null"],
+            ["study.encoder_seeds: [0, 1]: encoder.kind msn", "give one seed"],
+        ),
+    ],
+)
+def test_a_study_that_cannot_repeat_its_base_says_which_setting_is_in_the_way(
+    tmp_path, changes, overrides, parts
+):
+    with pytest.raises(ConfigError) as caught:
+        load_study(published(tmp_path, **changes), overrides)
+    for part in parts:
+        assert part in str(caught.value)
+
+
 @pytest.mark.parametrize("override", ["steps", "=3", "a..b=1", ".a=1"])
 def test_an_override_that_is_not_key_and_value_is_quoted(override):
     assert message(DIGITS, override) == f"override {override!r}: write key.path=value"
