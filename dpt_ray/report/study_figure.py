@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
-from dpt_ray.report.pictures import GAP_IN_GUTTERS, GridRow, grid_png, scale_to
+from dpt_ray.report.pictures import GAP_IN_GUTTERS, GridRow, Pixels, grid_png, scale_to
 from dpt_ray.report.plots import INK, MARKERS, SERIES, STYLE
 
 DPI = 200
@@ -26,37 +26,54 @@ FIGURE_STYLE = STYLE | {"figure.facecolor": "white", "savefig.facecolor": "white
 
 @dataclass(frozen=True)
 class StudyPoint:
-    """Mean test accuracy (a fraction) over the runs of one method, and its standard error."""
+    """Mean test accuracy (a fraction) over the runs of one method, and its standard error if it has one."""
 
     labels_per_class: int
     method: str
     mean: float
-    stderr: float
+    stderr: float | None
 
 
 @matplotlib.rc_context(FIGURE_STYLE)
 def study_figure(points: Sequence[StudyPoint], rows: Sequence[GridRow]) -> bytes:
     """Return a PNG, 2000 x 880: left the accuracies, right a row of images for each class.
 
-    Methods keep the order in which they appear. Raises ValueError for images of different sizes,
-    and where the images leave no room for the plot.
+    Methods keep the order in which they appear. Images are magnified or shrunk to what room there is
+    beside a plot no narrower than high. Raises ValueError for images of different sizes.
     """
-    side = (HEIGHT - HEADING - MARGIN) // len(rows) - GUTTER
+    plot_height = HEIGHT - HEADING - PLOT_BOTTOM
+    side = _side(rows, WIDTH - MARGIN - NAMES - MARGIN - PLOT_LEFT - plot_height)
+    rows = [
+        replace(
+            row,
+            real=[_within(side, image) for image in row.real],
+            generated=[_within(side, image) for image in row.generated],
+        )
+        for row in rows
+    ]
     strip = Image.open(io.BytesIO(grid_png(rows, scale_to(rows, side), GUTTER)))
     strip_left = WIDTH - MARGIN - strip.width
     plot_width = strip_left - NAMES - MARGIN - PLOT_LEFT
-    plot_height = HEIGHT - HEADING - PLOT_BOTTOM
-    if plot_width < plot_height or strip.height > HEIGHT - HEADING:
-        raise ValueError(
-            f"the pictures take {strip.width} x {strip.height} of {WIDTH} x {HEIGHT} pixels; "
-            "give fewer or smaller images"
-        )
     figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI)
     _accuracies(_axes(figure, PLOT_LEFT, HEADING, plot_width, plot_height), points)
     _pictures(_axes(figure, strip_left, HEADING, strip.width, strip.height), strip, rows)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _side(rows: Sequence[GridRow], width: int) -> int:
+    """The pixels that the side of an image may have, for all of them to fit into `width` and below."""
+    n_columns = max(len(row.real) for row in rows) + max(len(row.generated) for row in rows)
+    gap = GAP_IN_GUTTERS * GUTTER
+    return min((HEIGHT - HEADING - MARGIN) // len(rows), (width - gap) // n_columns) - GUTTER
+
+
+def _within(side: int, image: Pixels) -> Pixels:
+    """The image, shrunk if it is larger than `side`."""
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(picture).reshape(picture.height, picture.width, -1)
 
 
 def _accuracies(axes: Axes, points: Sequence[StudyPoint]) -> None:
@@ -68,7 +85,7 @@ def _accuracies(axes: Axes, points: Sequence[StudyPoint]) -> None:
         axes.errorbar(
             [groups.index(point.labels_per_class) + shift for point in mine],
             [100 * point.mean for point in mine],
-            yerr=[100 * point.stderr for point in mine],
+            yerr=[100 * (point.stderr or 0.0) for point in mine],
             label=method,
             color=SERIES[m % len(SERIES)],
             marker=MARKERS[m % len(MARKERS)],
@@ -85,7 +102,8 @@ def _accuracies(axes: Axes, points: Sequence[StudyPoint]) -> None:
     axes.tick_params(axis="x", length=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
     axes.set_xlabel("labels per class")
-    axes.set_title("Test accuracy (mean ± standard error)", pad=14 * 72 / DPI)
+    errors = any(point.stderr is not None for point in points)
+    axes.set_title("Test accuracy" + (" (mean ± standard error)" if errors else ""), pad=14 * 72 / DPI)
     axes.legend(loc="upper left", bbox_to_anchor=(-0.03, -0.16), ncols=2, columnspacing=1.5)
 
 
