@@ -11,6 +11,7 @@ from dpt_ray.config import ConfigError, load_config
 from dpt_ray.stages.execute import steps
 from dpt_ray.stages.graph import flow
 from dpt_ray.stages.node import Node, topological
+from dpt_ray.stages.sweep import grid
 
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 
@@ -158,6 +159,23 @@ def test_what_a_training_is_watched_by_is_there_before_it():
     order = [node.name for step in steps([nodes["denoiser"]]) for node in step.nodes]
     assert order.index("features") < order.index("denoiser")
     assert "features" not in flow(load_config(DIGITS))["denoiser"].needs
+
+
+def test_the_controls_choose_the_probes_penalty_from_the_configured_one_and_three_decades_below():
+    def sweep(*overrides):
+        return flow(load_config(DIGITS, overrides))["sweep"].settings
+
+    assert sweep()["probe_l2"] == [2.5e-3, 2.5e-4, 2.5e-5, 2.5e-6]
+    assert sweep("classifier.l2=1.0")["probe_l2"] == [1.0, 0.1, 0.01, 0.001]
+    assert "probe_l2" not in sweep("evaluate.controls=false")
+
+
+def test_the_probe_has_trials_only_where_there_are_validation_images():
+    settings = {"images_per_class": [4], "real_weight": [1.0], "l2": [0.1], "probe_l2": [0.1, 0.01]}
+    inputs = ("index", "features", "labels", "generated")
+    chosen = [(trial["method"], trial["l2"]) for trial in grid(settings, inputs, choosing=True)]
+    assert chosen == [("probe", 0.1), ("probe", 0.01), ("generated", 0.1)]
+    assert [trial["method"] for trial in grid(settings, inputs, choosing=False)] == ["generated"]
 
 
 def test_a_run_without_conditions_ends_with_its_images():

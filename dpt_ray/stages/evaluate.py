@@ -20,6 +20,7 @@ from dpt_ray.stages.probe import PROBE, measure
 from dpt_ray.stages.rows import RealRows
 
 METHODS = {
+    "probe": "Linear probe, l2 chosen on validation",
     "generated": "DPT, chosen on validation",
     "self_training": "Self-training on pseudo-labelled real images (control)",
     "augmented": "Augmented labelled images (control)",
@@ -65,11 +66,12 @@ def _classifiers(task: Task) -> list[Classifier]:
 def _chosen(sweep: Artifact) -> list[Classifier]:
     """The setting of each method that validation prefers."""
     found = []
-    for method in ("self_training", "augmented", "generated"):
+    for method in ("probe", "self_training", "augmented", "generated"):
         if chosen := sweep.manifest["chosen"].get(method):
             count = chosen["images_per_class"]
             what = f"{count} images per class, " if count else ""
-            note = f"{what}real weight {chosen['real_weight']}, l2 {chosen['l2']:g}"
+            what += "labels only" if method == "probe" else f"real weight {chosen['real_weight']}"
+            note = f"{what}, l2 {chosen['l2']:g}"
             found.append((METHODS[method], load_classifier(sweep, f"{method}/"), note))
     return found
 
@@ -77,21 +79,22 @@ def _chosen(sweep: Artifact) -> list[Classifier]:
 def _paired_gain(probe: Artifact, classifiers: list[Classifier], real: RealRows) -> dict[str, Any] | None:
     """DPT's gain over the probe on the same test images, with its paired standard error.
 
-    DPT is the setting chosen on validation, or the configured one where nothing was chosen.
+    Both are with the setting chosen on validation, or the configured one where nothing was chosen.
 
     Over the n test images the difference d_i in {-1, 0, 1} of the two hits has standard error
     sd(d) / sqrt(n); it says nothing of other label draws or encoders.
     """
     test = real.of_split("test")
-    named = {name: W for name, W, _ in classifiers}
+    named = {PROBE: load_classifier(probe)} | {name: W for name, W, _ in classifiers}
+    baseline = METHODS["probe"] if METHODS["probe"] in named else PROBE
     dpt = next((name for name in (METHODS["generated"], PAPER) if name in named), None)
     if dpt is None or len(test) < 2:
         return None
-    weights = (load_classifier(probe), named[dpt])
+    weights = (named[baseline], named[dpt])
     hits = [((test.features @ W.T).argmax(1) == test.labels).astype(float) for W in weights]
     difference = hits[1] - hits[0]
     return {
-        "baseline": PROBE,
+        "baseline": baseline,
         "improved": dpt,
         "gain": float(difference.mean()),
         "stderr": float(difference.std(ddof=1) / math.sqrt(len(difference))),

@@ -191,7 +191,11 @@ def _third_stage(config: Config, nodes: Nodes) -> None:
         sources["self_training"] = nodes["pseudo_labels"]
     # Without either there is nothing to choose, and no validation image is needed.
     if config.sweep or config.evaluate.controls:
-        _add(nodes, "sweep", "sweep", config.sweep or config.retrain_grid, labelled | sources)
+        grid = (config.sweep or config.retrain_grid).model_dump(mode="json")
+        if config.evaluate.controls:
+            # lambda = l2 / n, and stage 3 has hundreds of times the probe's n: room to choose as little.
+            grid["probe_l2"] = [config.classifier.l2 / 10**decade for decade in range(4)]
+        _add(nodes, "sweep", "sweep", grid, labelled | sources)
 
 
 def _measuring(config: Config, nodes: Nodes) -> None:

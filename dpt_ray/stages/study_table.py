@@ -14,6 +14,7 @@ from dpt_ray.stages.probe import PROBE
 DPT = METHODS["generated"]
 SHORT = {
     PROBE: "probe",
+    METHODS["probe"]: "tuned probe",
     METHODS["self_training"]: "self-training",
     METHODS["augmented"]: "augmentation",
     DPT: "DPT",
@@ -68,8 +69,8 @@ def table(study: Study, summary: dict[str, Any], name: str) -> str:
         "",
         "Paired gains of DPT (chosen on validation), and how many of the runs are above 0:",
         "",
-        "| labels per class | over the probe | over self-training | over augmentation |",
-        "|---|---|---|---|",
+        "| labels per class | over the probe | over the tuned probe | over self-training | over augmentation |",
+        "|---|---|---|---|---|",
     ]
     frechet = [
         "",
@@ -82,7 +83,7 @@ def table(study: Study, summary: dict[str, Any], name: str) -> str:
         values = _values(study, results, name, per_class)
         cells = [_cell(spread(values[method])) for method in SHORT]
         lines.append(f"| {per_class} | " + " | ".join(cells) + " |")
-        others = (PROBE, METHODS["self_training"], METHODS["augmented"])
+        others = (PROBE, METHODS["probe"], METHODS["self_training"], METHODS["augmented"])
         found = [spread(values[DPT], values[other]) for other in others]
         cells = [f"{_cell(gain, '+')} ({gain.positive}/{gain.total})" for gain in found]
         gains.append(f"| {per_class} | " + " | ".join(cells) + " |")
@@ -158,7 +159,7 @@ def figure(study: Study, results: dict[str, Any], base: Config, name: str) -> by
     points = []
     for per_class in study.labels_per_class:
         values = _values(study, results, name, per_class)
-        for method in (PROBE, METHODS["self_training"], METHODS["augmented"], DPT):
+        for method in (PROBE, METHODS["probe"], METHODS["self_training"], METHODS["augmented"], DPT):
             found = spread(values[method])
             points.append(StudyPoint(per_class, SHORT[method], found.mean, found.stderr))
     store, nodes = runs.open_store(base), flow(base)

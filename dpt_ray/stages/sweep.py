@@ -1,5 +1,7 @@
 """sweep: stage 3 and its controls over images per class, real weight and lambda, chosen on validation.
 
+With the controls also the probe of stage 1 over lambda, so that what DPT is held against chooses too.
+
 Trials only read features. Each publishes its classifier under its own settings, so a trial that is
 started again, or a sweep that is resumed, finds what is done.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -39,7 +42,7 @@ def make(task: Task) -> dict[str, Any]:
     from dpt_ray.learners.linear_probe import Fit
 
     real = RealRows(task.inputs["index"], task.inputs["features"], ("validation",))
-    trials = grid(task)
+    trials = grid(task.settings, task.inputs, choosing=bool(len(real.validation)))
     done = task.out.shards()
     missing = [trial for trial in trials if trial_key(trial) not in done]
     facts: dict[str, Any] = {"startup_seconds": 0.0}
@@ -67,12 +70,17 @@ def make(task: Task) -> dict[str, Any]:
     }
 
 
-def grid(task: Task) -> list[Trial]:
-    """Every trial of every method; self-training on pseudo-labelled images has no images per class."""
-    settings = task.settings
-    trials = []
+def grid(settings: Mapping[str, Any], inputs: Collection[str], *, choosing: bool) -> list[Trial]:
+    """Every trial of every method; the probe and self-training have no images per class.
+
+    Without validation images the probe has no trials: its one setting is stage 1's.
+    """
+    trials: list[Trial] = [
+        {"method": "probe", "images_per_class": None, "real_weight": 1.0, "l2": l2}
+        for l2 in (settings.get("probe_l2", ()) if choosing else ())
+    ]
     for method in ("generated", "augmented", "self_training"):
-        if method not in task.inputs:
+        if method not in inputs:
             continue
         counts = [None] if method == "self_training" else settings["images_per_class"]
         for count, weight, l2 in product(counts, settings["real_weight"], settings["l2"]):
@@ -133,14 +141,16 @@ class Reader:
     def __init__(self, inputs: dict[str, Artifact]) -> None:
         self.inputs = inputs
 
-    def read(self, trial: Trial) -> tuple[RealRows, Rows, Rows]:
-        """(all real rows, the labelled ones, the further ones of the trial's method)."""
+    def read(self, trial: Trial) -> tuple[RealRows, Rows, Rows | None]:
+        """(all real rows, the labelled ones, the further ones of the trial's method if it has any)."""
         self_training = trial["method"] == "self_training"
         splits = ("train", "validation") if self_training else ("validation",)
         real = _real(self.inputs["index"], self.inputs["features"], splits, self.inputs["labels"])
         labelled = real.labelled(self.inputs["labels"])
         if self_training:
             return real, labelled, real.pseudo_labelled(self.inputs["self_training"])
+        if trial["method"] == "probe":
+            return real, labelled, None
         images = _images(self.inputs[trial["method"]])
         return real, labelled, images.first(trial["images_per_class"])
 
@@ -177,7 +187,7 @@ def run_trial(trial: Trial, reader: Reader, out: Artifact, threads: int) -> dict
 
         save_file({"weight": found.weights}, path)
 
-    rows = len(labelled) + len(more)
+    rows = len(labelled) + (len(more) if more else 0)
     out.publish_shard(trial_key(trial), ".safetensors", rows, write, **facts)
     return {"started": started, "validation_top1": facts["validation_top1"]}
 

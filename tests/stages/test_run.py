@@ -4,7 +4,11 @@ from dataclasses import replace
 
 import pytest
 from conftest import files, shard_files
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 
+from dpt_ray.stages.evaluate import METHODS
+from dpt_ray.stages.rows import RealRows
 from dpt_ray.stages.watching import read_log
 
 pytestmark = pytest.mark.cluster
@@ -33,6 +37,33 @@ def test_an_encoders_training_tells_its_mfu(finished, name, views):
     peak = artifact.read_json("started.json")["matmul_flops_per_s"]
     for record in read_log(artifact):
         assert record["mfu"] == pytest.approx(3 * views * forward * record["images_per_s"] / peak)
+
+
+def test_the_tuned_probe_is_the_one_that_validation_prefers(finished):
+    real = RealRows(finished.artifact("index"), finished.artifact("features"), ("validation", "test"))
+    with_labels = RealRows(*map(finished.artifact, ("index", "features")), (), finished.artifact("labels"))
+    labelled, test = with_labels.labelled(finished.artifact("labels")), real.of_split("test")
+    found = []
+    for l2 in (2.5e-3, 2.5e-4, 2.5e-5, 2.5e-6):
+        # scikit-learn minimises C sum CE + ||W||^2 / 2: ours with C = 1 / l2.
+        fit = LogisticRegression(C=1 / l2, fit_intercept=False, tol=1e-9, max_iter=10_000)
+        fit.fit(labelled.features, labelled.labels)
+        rows = real.validation
+        loss = log_loss(rows.labels, fit.predict_proba(rows.features), labels=fit.classes_)
+        hits = [fit.score(rows.features, rows.labels) for rows in (real.validation, test)]
+        found.append((-hits[0], loss, l2, hits[1]))
+    validation, _, l2, tested = min(found)
+    evaluation = finished.artifact("evaluation").manifest["result"]
+    row = evaluation["accuracy"][1]
+    assert (row["name"], row["note"]) == (METHODS["probe"], f"labels only, l2 {l2:g}")
+    # An image on a border may fall to either side.
+    assert row["validation"] == pytest.approx(-validation, abs=0.006)
+    assert row["test"] == pytest.approx(tested, abs=0.004)
+    dpt = evaluation["accuracy"][-1]
+    gain = evaluation["gain"]
+    assert (gain["baseline"], gain["improved"]) == (METHODS["probe"], dpt["name"])
+    assert gain["gain"] == pytest.approx(dpt["test"] - row["test"])
+    assert METHODS["probe"] in (finished.output / "runs" / "digits" / "report.html").read_text()
 
 
 def test_the_same_run_again_makes_nothing(finished, tmp_path):
