@@ -10,10 +10,11 @@ import multiprocessing
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from dpt_ray.config import Config, load_study
+from dpt_ray.config import Config, ConfigError, load_study
 from dpt_ray.stages import runs
 from dpt_ray.stages.display import Display
 from dpt_ray.stages.execute import StageError, code_version
@@ -52,9 +53,20 @@ def _run_all(configs: dict[str, Config], workers: int, display: Display) -> dict
             name = waiting[future]
             try:
                 results[name] = future.result()
+            except BrokenProcessPool as error:  # every run that was waiting ends with it, so none is named
+                raise StageError(
+                    "a process of the study was killed, probably for lack of memory: use fewer at once "
+                    f"(study.concurrent_runs, now {workers}, or compute.actors); what is finished is kept"
+                ) from error
             except Exception as error:
                 pool.shutdown(cancel_futures=True)
                 raise StageError(f"run {name}: {error}") from error
+            if not results[name]["accuracy"][0]["n_test"]:
+                pool.shutdown(cancel_futures=True)
+                raise ConfigError(
+                    f"run {name}: there are no labelled test images to compare methods on; set data.test to "
+                    "how many to draw from the labelled training images"
+                )
             accuracy = {SHORT[row["name"]]: row["test"] for row in results[name]["accuracy"]}
             shown = ", ".join(f"{key} {value:.3f}" for key, value in accuracy.items())
             display.console.print(f"[{number}/{len(configs)}] {name}: {shown}", markup=False, highlight=False)

@@ -1,0 +1,66 @@
+"""A study as a whole: what it writes, and what it says where its runs cannot be compared."""
+
+import io
+import os
+import signal
+
+import numpy as np
+import pytest
+import yaml
+from conftest import DIGITS
+from PIL import Image
+from rich.console import Console
+
+from dpt_ray.config import ConfigError
+from dpt_ray.stages import study
+from dpt_ray.stages.display import Display
+from dpt_ray.stages.execute import StageError
+
+
+def write(folder, **section):
+    path = folder / "study.yaml"
+    section = {"labels_per_class": [1], "encoder_seeds": [0], "draws": 1} | section
+    path.write_text(yaml.safe_dump({"base": str(DIGITS), "name": "s", "study": section}))
+    return path
+
+
+def quiet():
+    return Display(Console(quiet=True))
+
+
+# These stand for a run, in the process that a study starts for it.
+def killed(config):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def untested(config):
+    return {"accuracy": [{"name": "probe", "test": None, "n_test": 0}], "frechet": []}
+
+
+@pytest.mark.cluster
+def test_a_study_of_one_run_is_that_runs_table_without_errors(finished, tmp_path):
+    run = finished.copy_to(tmp_path / "out")
+    text = study.run_study(write(tmp_path), [*run.overrides, f"output={run.output}"], quiet())
+    found = finished.artifact("evaluation").manifest["result"]["accuracy"]
+    by_column = [found[i]["test"] for i in (0, 1, 2, 3, 5, 4)]  # the paper's setting is the last column
+    assert "| 1 | " + " | ".join(f"{value:.3f}" for value in by_column) + " |" in text
+    gains = [found[5]["test"] - found[i]["test"] for i in range(4)]
+    assert "| 1 | " + " | ".join(f"{gain:+.3f} ({int(gain > 0)}/1)" for gain in gains) + " |" in text
+    folder = run.output / "runs" / "s"
+    assert (folder / "study.md").read_text() in text + "\n"
+    assert np.asarray(Image.open(io.BytesIO((folder / "study.png").read_bytes()))).shape[:2] == (880, 2000)
+
+
+def test_a_killed_process_is_no_runs_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "_run_one", killed)
+    path = write(tmp_path, draws=3, concurrent_runs=2)
+    with pytest.raises(StageError) as caught:
+        study.run_study(path, [f"output={tmp_path}"], quiet())
+    assert "killed" in str(caught.value) and "study.concurrent_runs, now 2" in str(caught.value)
+    assert "s-n1" not in str(caught.value)
+
+
+def test_a_study_without_test_labels_is_refused_after_its_first_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "_run_one", untested)
+    with pytest.raises(ConfigError, match=r"run s-n1-e0-d0: .* data\.test"):
+        study.run_study(write(tmp_path), [f"output={tmp_path}"], quiet())
