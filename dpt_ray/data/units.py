@@ -8,6 +8,7 @@ a shard.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ def find_rows(index: Artifact, ids: Collection[str]) -> pa.Table:
             rows = file.read_row_group(group)
             found.append(rows.filter(pc.is_in(rows["id"], value_set=wanted)))
     return pa.concat_tables(found).combine_chunks()
+
+
+def decode_rows(rows: pa.Table, how: Crop, mode: str) -> dict[str, np.ndarray]:
+    """The pixels (H, W, C) uint8 of index rows by id, in their order; unreadable images are left out."""
+    found = {}
+    for identifier, data in zip(rows["id"].to_pylist(), read_bytes(rows), strict=True):
+        with suppress(BadImage):
+            found[identifier] = crop(decode(data, mode), how)  # type: ignore[arg-type]
+    return found
 
 
 def read_unit(images: Artifact, unit: Unit) -> tuple[list[str], list[bytes]]:

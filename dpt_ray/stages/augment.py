@@ -7,7 +7,6 @@ made by tasks, which read and decode the labelled images of a shard and no other
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpt_ray.config import ConfigError
-from dpt_ray.data.crops import Crop, crop
-from dpt_ray.data.decode import BadImage, decode
-from dpt_ray.data.index import read_bytes
+from dpt_ray.data.crops import Crop
 from dpt_ray.data.shards import write_images
-from dpt_ray.data.units import find_rows
+from dpt_ray.data.units import decode_rows, find_rows
 from dpt_ray.stages import cluster
 from dpt_ray.stages.generate import shard_units
 from dpt_ray.stages.labels import LABELS
@@ -127,11 +124,7 @@ class AugmentUnit:
     def _decode(self, ids: list[str]) -> dict[str, np.ndarray]:
         """The pixels of the images that can be read."""
         rows = self.rows.filter(pc.is_in(self.rows["id"], value_set=pa.array(set(ids), pa.string())))
-        found = {}
-        for identifier, data in zip(rows["id"].to_pylist(), read_bytes(rows), strict=True):
-            with suppress(BadImage):
-                found[identifier] = crop(decode(data, self.mode), self.crop)
-        return found
+        return decode_rows(rows, self.crop, self.mode)
 
     def _views(self, images: np.ndarray, step: int, position: int) -> np.ndarray:
         """One random view of each image (n, H, W, C) uint8, by its position in the shard."""

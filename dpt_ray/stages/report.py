@@ -8,16 +8,16 @@ import platform
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from PIL import Image
 
 from dpt_ray.artifacts import Artifact
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.shards import read_images
-from dpt_ray.data.units import iterate_pixels, read_index
+from dpt_ray.data.units import decode_rows, find_rows, read_index
 from dpt_ray.report import page
 from dpt_ray.stages.node import Task
 from dpt_ray.stages.training_frechet import FACTS
@@ -72,29 +72,37 @@ def make(task: Task) -> dict[str, Any]:
 
 
 def picture_rows(index: Artifact, samples: Artifact, count: int) -> list[page.GridRow]:
-    """For each class (of the first 40) so many real test images and generated images."""
+    """For each class (of the first 40) so many real test images and generated images; no others are read."""
     classes = index.read_json("classes.json")[:CLASSES_SHOWN]
-    generated: dict[int, list[np.ndarray]] = {label: [] for label in range(len(classes))}
-    for table in read_images(samples):
-        for label, data in zip(table["class"].to_pylist(), table["image"].to_pylist(), strict=True):
-            if label in generated and len(generated[label]) < count:
-                generated[label].append(_pixels(data))
-    side = generated[0][0].shape[0]
-    real = _real_images(index, len(classes), side, count)
+    generated = _generated_images(samples, len(classes), count)
+    real = _real_images(index, len(classes), generated[0][0].shape[0], count)
     return [page.GridRow(name, real[label], generated[label]) for label, name in enumerate(classes)]
 
 
-def _real_images(index: Artifact, classes: int, side: int, count: int) -> dict[int, list[np.ndarray]]:
-    table = read_index(index, ["id", "label"])
-    labels = dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
-    found: dict[int, list[np.ndarray]] = {label: [] for label in range(classes)}
-    mode = index.manifest["mode"]
-    for ids, pixels in islice(iterate_pixels(index, Crop("adm", side), mode, "test"), 50):
-        for identifier, image in zip(ids, pixels, strict=True):
-            row = found.get(labels[identifier])
-            if row is not None and len(row) < count:
-                row.append(image)
+def _generated_images(samples: Artifact, classes: int, count: int) -> list[list[np.ndarray]]:
+    """The first `count` images of each class, or as many as there are: of the first few shards."""
+    found: list[list[np.ndarray]] = [[] for _ in range(classes)]
+    for table in read_images(samples):
+        shown = table.filter(pc.less(table["class"], classes))
+        for label, data in zip(shown["class"].to_pylist(), shown["image"], strict=True):
+            if len(found[label]) < count:
+                found[label].append(_pixels(data.as_py()))
+        if all(len(images) == count for images in found):
+            break
     return found
+
+
+def _real_images(index: Artifact, classes: int, side: int, count: int) -> list[list[np.ndarray]]:
+    """The first `count` test images of each class in the index, without those that cannot be read."""
+    table = read_index(index, ["id", "split", "label"])
+    test = table.filter(pc.and_(pc.equal(table["split"], "test"), pc.less(table["label"], classes)))
+    chosen: list[list[str]] = [[] for _ in range(classes)]
+    for identifier, label in zip(test["id"].to_pylist(), test["label"].to_pylist(), strict=True):
+        if len(chosen[label]) < count:
+            chosen[label].append(identifier)
+    rows = find_rows(index, [identifier for ids in chosen for identifier in ids])
+    found = decode_rows(rows, Crop("adm", side), index.manifest["mode"])
+    return [[found[identifier] for identifier in ids if identifier in found] for ids in chosen]
 
 
 def _pixels(png: bytes) -> np.ndarray:
