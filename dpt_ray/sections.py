@@ -271,9 +271,10 @@ class Evaluate(Section):
     `controls` are what DPT is held against: the sweep on augmented labelled and on pseudo-labelled images,
     and the probe with its l2 chosen as theirs, from `classifier.l2` and three decades below it.
     `inception` (the file of FID's Inception weights) has FID, sFID, Inception Score, KID, precision and
-    recall measured, of at most `images` generated images. `reference` is an npz of `mu` and `sigma` (for
-    sFID ADM's `mu_s` and `sigma_s`) for FID, in place of the run's own test images. `resize` to
-    Inception's 299 pixels: "tensorflow" as ADM and pytorch-fid's statistics have it, "clean" is clean-fid.
+    recall measured, of all generated images or of `images` of them, the first of each class. `reference`
+    is an npz of `mu` and `sigma` (for sFID ADM's `mu_s` and `sigma_s`) for FID, in place of the run's own
+    test images. `resize` to Inception's 299 pixels: "tensorflow" as ADM and pytorch-fid's statistics have
+    it, "clean" is clean-fid.
     """
 
     controls: bool = True

@@ -74,7 +74,7 @@ def image_metrics(
     if real is None or m < NEIGHBOURS + 1:
         left_out.append(f"KID, precision and recall need {NEIGHBOURS + 1} test images and as many generated")
     else:
-        mine, theirs = generated.kept[:m], real.kept[some_positions(len(real.kept), m)]
+        mine, theirs = generated.first(m), real.kept[some_positions(len(real.kept), m)]
         # Half the images at most: subsets of nearly all of them would have no spread.
         size = min(SUBSET_SIZE, m // 2)
         value, spread = kernel_distance(theirs, mine, seed=0, subsets=SUBSETS, subset_size=size)

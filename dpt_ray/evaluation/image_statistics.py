@@ -21,22 +21,27 @@ class ImageStatistics:
     """Moments of `pool` (2048) and `spatial` (2023), sums of the Inception Score, and `kept` (m, 2048).
 
     `kept` are the pool features, float32, of some of the images: KID, precision and recall compare images
-    one by one.
+    one by one. `order` (m,) integers are their places in the set, whichever part they came in.
     """
 
     pool: Moments
     spatial: Moments
     score: InceptionScore
     kept: Tensor
+    order: Tensor
 
     @classmethod
-    def of(cls, found: Activations, positions: Tensor, kept: Tensor) -> ImageStatistics:
+    def of(cls, found: Activations, positions: Tensor, kept: Tensor, order: Tensor) -> ImageStatistics:
         """Statistics of n images: `positions` (n,) integers decide their splits (see `InceptionScore`),
-        `kept` (n,) is True for images whose features stay."""
+        `kept` (n,) is True for images whose features stay, `order` (n,) are their places in the set."""
         score = InceptionScore.empty(found.probabilities.shape[1])
         score.update(found.probabilities, positions)
         features = found.pool[kept].float().cpu()
-        return cls(Moments.of(found.pool), Moments.of(found.spatial), score, features)
+        return cls(Moments.of(found.pool), Moments.of(found.spatial), score, features, order[kept])
+
+    def first(self, count: int) -> Tensor:
+        """The kept features of the `count` images that come first in the set."""
+        return self.kept[self.order.argsort(stable=True)[:count]]
 
     def merge(self, other: ImageStatistics) -> None:
         """Add another part's images; the order of merging changes rounding and the order of `kept` only."""
@@ -44,6 +49,7 @@ class ImageStatistics:
         self.spatial.merge(other.spatial)
         self.score.merge(other.score)
         self.kept = torch.cat([self.kept, other.kept])
+        self.order = torch.cat([self.order, other.order])
 
     @property
     def count(self) -> int:
@@ -64,6 +70,7 @@ class ImageStatistics:
             entropy_sums=self.score.entropy_sums.numpy(),
             counts=self.score.counts.numpy(),
             kept=self.kept.numpy(),
+            order=self.order.numpy(),
         )
 
     @classmethod
@@ -77,6 +84,8 @@ class ImageStatistics:
             Moments(n, t["spatial_mean"], t["spatial_comoment"]),
             InceptionScore(t["class_sums"], t["entropy_sums"], t["counts"]),
             t["kept"],
+            # Files without it are of sets whose parts follow one another in order.
+            t.get("order", torch.zeros(len(t["kept"]), dtype=torch.long)),
         )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpt_ray.artifacts import Artifact
 from dpt_ray.data.shards import read_feature_shard
+from dpt_ray.stages.generate import first_images
 from dpt_ray.stages.node import Task
 
 if TYPE_CHECKING:
@@ -52,13 +53,15 @@ def _rows(index: Artifact, real: Artifact, generated: Artifact, extractor: str) 
         for split in ("test", "train")
     )
     made = generated.listed_shards()
-    n, n_reference = min(_count(made), _count(train)), _count(test)
+    most, classes = min(_count(made), _count(train)), index.manifest["classes"]
+    # The first of the generated ones: every class comes once before any comes twice.
+    first = [torch.arange(s["rows"]) < first_images(s["shard"], classes, most) for s in made]
+    n, n_reference = sum(int(rows.sum()) for rows in first), _count(test)
     if min(n, n_reference) < 2:
         return []
     target = _moments(real, test, torch.arange(n_reference))
-    # The first of the generated ones: every class comes once before any comes twice.
     found = {
-        NAME: _moments(generated, made, torch.arange(n)),
+        NAME: _moments(generated, made, torch.cat(first)),
         TRAIN_IMAGES: _moments(real, train, some_positions(_count(train), n)),
     }
     rows = []
@@ -69,7 +72,7 @@ def _rows(index: Artifact, real: Artifact, generated: Artifact, extractor: str) 
 
 
 def _moments(artifact: Artifact, shards: list[dict[str, Any]], chosen: Tensor) -> Moments:
-    """Moments of the chosen rows (their positions in the shards together), one shard in memory at a time."""
+    """Moments of the chosen rows (positions or a mask, over all shards), one shard in memory at a time."""
     import torch
 
     from dpt_ray.evaluation.frechet import Moments

@@ -58,6 +58,18 @@ def shard_units(images_per_class: int, indices_per_shard: int, classes: int) -> 
     ]
 
 
+def first_images(shard: str, classes: int, count: int) -> int:
+    """How many images of a shard are among the first `count` of all by (index, class); they come first in it.
+
+    In that order every class comes once before any comes twice. Shards lie in another one where there are
+    more classes than a shard holds.
+    """
+    index, label = (int(part[1:]) for part in shard.split("-"))
+    width = min(CLASSES_PER_SHARD, classes - label)
+    whole, rest = divmod(count, classes)
+    return max(0, (whole - index) * width + max(0, min(rest - label, width)))
+
+
 def _run(task: Task, units: list[dict[str, Any]]) -> dict[str, Any]:
     started = time.perf_counter()
     cluster.connect(task.compute)

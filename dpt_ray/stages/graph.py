@@ -239,6 +239,7 @@ def _inception(config: Config, nodes: Nodes) -> None:
             stage="inception_statistics",
             extent=extent if name == "samples" else "",
             group="measure images",
+            watched={"index": nodes["index"]},
         )
     inputs = {
         "inception": nodes["inception"],  # first: a file that cannot serve is told before any training

@@ -23,7 +23,9 @@ from dpt_ray.artifacts import Artifact
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.units import INDEX, Unit, decode_unit, list_units
 from dpt_ray.stages import cluster
+from dpt_ray.stages.generate import CLASSES_PER_SHARD, first_images
 from dpt_ray.stages.node import Task
+from dpt_ray.stages.rows import label_and_index
 
 if TYPE_CHECKING:
     from dpt_ray.evaluation.image_statistics import ImageStatistics
@@ -36,29 +38,24 @@ BATCH = 64  # at most: at 299 x 299 the first layers of an image take 20 MB
 
 @dataclass(frozen=True)
 class Measured:
-    """One set of images to measure: the generated ones (at most so many), or the test images."""
+    """One set of images to measure: the generated ones (`generated`; all or the first), or the test images.
+
+    `units` are the work units that hold them, in their order; the first `rows` images of each are meant.
+    """
 
     out: Artifact
     images: Artifact
-    most: int | None
+    generated: bool
+    classes: int
+    units: list[Unit]
     crop: Crop
     resize: str
-
-    @property
-    def generated(self) -> bool:
-        """Whether the images are a denoiser's; else an index lists them."""
-        return not self.images.exists(INDEX)
-
-    def units(self) -> list[Unit]:
-        """The work units that hold the images, in their order."""
-        units = list_units(self.images)
-        return units if self.generated else [unit for unit in units if unit["split"] == "test"]
 
 
 def make_together(tasks: list[Task]) -> list[dict[str, Any]]:
     """Publishes the missing parts of every set of images by one pool of actors."""
     sets = {task.node.name: _measured(task) for task in tasks}
-    parts = {name: list_parts(measured.units(), measured.most) for name, measured in sets.items()}
+    parts = {task.node.name: list_parts(sets[task.node.name].units, _part_names(task)) for task in tasks}
     missing = []
     for name, measured in sets.items():
         done = measured.out.shards()
@@ -69,17 +66,15 @@ def make_together(tasks: list[Task]) -> list[dict[str, Any]]:
     return [facts | _collect(measured, parts[name]) for name, measured in sets.items()]
 
 
-def list_parts(units: list[Unit], most: int | None) -> list[dict[str, Any]]:
-    """Runs of whole units with at least PART images each, the last with what is left, `most` in all."""
+def list_parts(units: list[Unit], ending: str = "") -> list[dict[str, Any]]:
+    """Runs of units with at least PART images each, the last with what is left; names end in `ending`."""
     parts = []
     ends = list(accumulate(unit["rows"] for unit in units))
-    total = min([most, *ends[-1:]]) if most else max(ends, default=0)
     first = start = 0
-    for number, end in enumerate(ends, 1):
-        stop = min(end, total)
-        if start < stop and (stop - start >= PART or stop == total):
-            key = f"{start:08d}-{stop:08d}"
-            parts.append({"shard": key, "units": [first, number], "start": start, "stop": stop})
+    for number, stop in enumerate(ends, 1):
+        if start < stop and (stop - start >= PART or number == len(ends)):
+            key = f"{start:08d}-{stop:08d}{ending}"
+            parts.append({"shard": key, "units": [first, number], "start": start})
             first, start = number, stop
     return parts
 
@@ -149,25 +144,32 @@ class InceptionPart:
         resize: Any = measured.resize
         found: list[Activations] = []
         splits: list[int] = []
-        positions: list[int] = []
+        places: list[int] = []
         bad, position = 0, part["start"]
         for ids, pixels, unreadable in self._decoded(measured, part):
-            rows = min(len(ids), part["stop"] - position)
-            for batch in torch.from_numpy(pixels[:rows]).split(self.batch_size):
+            for batch in torch.from_numpy(pixels).split(self.batch_size):
                 # An empty unit has no size to be resized from.
                 found += [activations(self.network, batch, resize)] if len(batch) else []
-            positions += range(position, position + rows)
-            splits += [_split(identifier) for identifier in ids[:rows]] if measured.generated else [0] * rows
+            if measured.generated:
+                which = [label_and_index(identifier) for identifier in ids]
+                # Counted off by class + index, splits are equally large and of all classes.
+                splits += [label + index for label, index in which]
+                # Every class comes once before any comes twice.
+                places += [index * measured.classes + label for label, index in which]
+            else:
+                splits += [0] * len(ids)
+                places += range(position, position + len(ids))
             position, bad = position + len(ids) + unreadable, bad + unreadable
         if not found:
             raise ValueError("none of the images can be read; repair or remove them")
         together = Activations(*(torch.cat(values) for values in zip(*found, strict=True)))
-        if measured.generated:  # every class comes once before any comes twice
-            kept = torch.tensor(positions) < KEPT
+        order = torch.tensor(places)
+        if measured.generated:
+            kept = order < KEPT
         else:
-            total = sum(unit["rows"] for unit in measured.units())
-            kept = torch.isin(torch.tensor(positions), some_positions(total, KEPT))
-        return ImageStatistics.of(together, torch.tensor(splits), kept), bad
+            total = sum(unit["rows"] for unit in measured.units)
+            kept = torch.isin(order, some_positions(total, KEPT))
+        return ImageStatistics.of(together, torch.tensor(splits), kept, order), bad
 
     def _decoded(
         self, measured: Measured, part: dict[str, Any]
@@ -177,11 +179,12 @@ class InceptionPart:
 
         def decode(unit: Unit) -> tuple[list[str], np.ndarray, int]:
             ids, pixels, bad = decode_unit(measured.images, unit, {"pixels": measured.crop}, mode)
-            return ids, pixels["pixels"], len(bad)
+            rows = unit["rows"]
+            return ids[:rows], pixels["pixels"][:rows], len(bad)
 
         first, last = part["units"]
         with ThreadPoolExecutor(self.threads) as pool:
-            yield from _ahead(pool, decode, measured.units()[first:last], self.threads)
+            yield from _ahead(pool, decode, measured.units[first:last], self.threads)
 
 
 def _ahead(
@@ -197,16 +200,29 @@ def _ahead(
         yield waiting.popleft().result()
 
 
-def _split(identifier: str) -> int:
-    """Class + index of a generated image: counted off by it, splits are equally large and of all classes."""
-    _, label, index = identifier.split("-")
-    return int(label) + int(index)
-
-
 def _measured(task: Task) -> Measured:
     settings, images = task.settings, task.inputs["images"]
     crop = Crop("adm", settings["image_size"])
-    return Measured(task.out, images, settings.get("images"), crop, settings["resize"])
+    classes, units = _classes(task), list_units(images)
+    generated = not images.exists(INDEX)  # what an index lists is real
+    if not generated:
+        units = [unit for unit in units if unit["split"] == "test"]
+    elif most := settings.get("images"):
+        units = [
+            unit | {"rows": min(unit["rows"], first_images(unit["shard"], classes, most))} for unit in units
+        ]
+        units = [unit for unit in units if unit["rows"]]
+    return Measured(task.out, images, generated, classes, units, crop, settings["resize"])
+
+
+def _part_names(task: Task) -> str:
+    """The ending of the names of parts of which other numbers of `images` take other images."""
+    most = task.settings.get("images")
+    return f"-n{most}" if most and _classes(task) > CLASSES_PER_SHARD else ""
+
+
+def _classes(task: Task) -> int:
+    return int(task.inputs["index"].manifest["classes"])
 
 
 def _collect(measured: Measured, parts: list[dict[str, Any]]) -> dict[str, Any]:

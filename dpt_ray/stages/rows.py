@@ -88,9 +88,8 @@ class ImageRows:
     def __init__(self, features: Artifact) -> None:
         ids, raw = read_features(features)
         self.features = row_normalise(raw, out=raw)
-        parts = [identifier.split("-") for identifier in ids.to_pylist()]
-        self.label = np.array([int(part[1]) for part in parts], np.int64)
-        self.index = np.array([int(part[2]) for part in parts], np.int64)
+        parts = [label_and_index(identifier) for identifier in ids.to_pylist()]
+        self.label, self.index = np.array(parts, np.int64).reshape(-1, 2).T
 
     def first(self, images_per_class: int) -> Rows:
         """The first so many images of each class, by class and index."""
@@ -132,6 +131,12 @@ class TrainingFeatures:
 def image_id(kind: str, label: int, index: int) -> str:
     """The id of a generated ("gen") or augmented ("aug") image."""
     return f"{kind}-{label:05d}-{index:07d}"
+
+
+def label_and_index(identifier: str) -> tuple[int, int]:
+    """The class and the index in the id of a generated or augmented image."""
+    _, label, index = identifier.split("-")
+    return int(label), int(index)
 
 
 def _int64(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

@@ -13,7 +13,7 @@ def statistics(n, seed=0, start=0):
     pool, spatial, logits = (torch.randn(n, d, generator=generator) for d in (5, 3, 4))
     positions = torch.arange(start, start + n)
     found = Activations(pool, spatial, logits.softmax(1))
-    return ImageStatistics.of(found, positions, positions % 2 == 0), pool
+    return ImageStatistics.of(found, positions, positions % 2 == 0, positions), pool
 
 
 def names(rows):
@@ -54,23 +54,41 @@ def test_what_cannot_be_measured_is_left_out_with_the_reason():
 
 
 @pytest.mark.parametrize(
-    ("rows", "most", "ranges"),
+    ("rows", "ranges"),
     [
-        ([1000] * 9, None, [(0, 5000), (5000, 9000)]),
-        ([1000] * 10, None, [(0, 5000), (5000, 10_000)]),  # the first part is that of 9 units
-        ([1000] * 10, 6500, [(0, 5000), (5000, 6500)]),
-        ([1000] * 10, 5000, [(0, 5000)]),
-        ([1000] * 2, 50_000, [(0, 2000)]),
-        ([], None, []),
-        ([], 100, []),
+        ([1000] * 9, ["00000000-00005000", "00005000-00009000"]),
+        ([1000] * 10, ["00000000-00005000", "00005000-00010000"]),  # the first part is that of 9 units
+        ([1000] * 6 + [500], ["00000000-00005000", "00005000-00006500"]),
+        ([1000] * 5, ["00000000-00005000"]),
+        ([1000] * 2, ["00000000-00002000"]),
+        ([], []),
     ],
 )
-def test_parts_are_whole_units_and_end_after_the_images_asked_for(rows, most, ranges):
-    parts = list_parts([{"rows": count} for count in rows], most)
-    assert [(part["start"], part["stop"]) for part in parts] == ranges
+def test_parts_are_whole_units_named_by_the_images_they_hold(rows, ranges):
+    parts = list_parts([{"rows": count} for count in rows])
+    assert [part["shard"] for part in parts] == ranges
     units = [unit for part in parts for unit in range(*part["units"])]
-    assert units == list(range(len(units)))
-    assert sum(rows[: len(units)]) >= (ranges[-1][1] if ranges else 0)
+    assert units == list(range(len(rows)))
+    assert [sum(rows[: part["units"][0]]) for part in parts] == [part["start"] for part in parts]
+
+
+def test_the_first_kept_images_are_the_sets_whichever_part_they_are_in():
+    parts = [statistics(6, seed=seed) for seed in (1, 2)]
+    for (part, _), order in zip(parts, ([0, 1, 4], [2, 3, 5]), strict=True):
+        part.order = torch.tensor(order)
+    (one, a), (two, b) = parts
+    one.merge(two)
+    assert torch.equal(one.first(4), torch.stack([a[0], a[2], b[0], b[2]]))
+
+
+def test_what_was_saved_without_an_order_is_in_order(tmp_path):
+    (saved, pool), (more, _) = statistics(6), statistics(4, seed=1, start=6)
+    saved.save(tmp_path / "now.npz")
+    with np.load(tmp_path / "now.npz") as now:
+        np.savez(tmp_path / "before.npz", **{key: now[key] for key in now if key != "order"})
+    before = ImageStatistics.load(tmp_path / "before.npz")
+    before.merge(more)
+    assert torch.equal(before.first(3), pool[[0, 2, 4]])
 
 
 def test_some_positions_are_a_random_choice_in_order():

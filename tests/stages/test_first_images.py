@@ -1,0 +1,166 @@
+"""Measures of some of the generated images take them of all classes alike, however the shards lie."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import DIGITS
+
+from dpt_ray.artifacts import Store
+from dpt_ray.config import load_config
+from dpt_ray.data.shards import write_features, write_images
+from dpt_ray.evaluation.inception import Activations
+from dpt_ray.stages import distances, generate, inception
+from dpt_ray.stages.generate import first_images, shard_units
+from dpt_ray.stages.graph import flow
+from dpt_ray.stages.node import Task
+from dpt_ray.stages.rows import image_id
+
+CLASSES, INDICES = 5, 4
+
+
+@pytest.fixture(autouse=True)
+def few_classes_a_shard(monkeypatch):
+    for module in (generate, inception):
+        monkeypatch.setattr(module, "CLASSES_PER_SHARD", 2)
+
+
+def items(unit):
+    """(index, class) of the images in a shard, as they lie in it."""
+    return [(index, label) for index in range(*unit["indices"]) for label in range(*unit["classes"])]
+
+
+@pytest.fixture
+def index(tmp_path):
+    artifact = Store(str(tmp_path)).artifact("index", "0")
+    units = [{"shard": split, "split": split} for split in ("train", "test")]
+    artifact.publish({"classes": CLASSES, "mode": "RGB", "units": units})
+    return artifact
+
+
+def publish(artifact, write):
+    """Shards of two indices by two classes; `write` one of a list of (index, class)."""
+    shards = []
+    for unit in shard_units(INDICES, 2, CLASSES):
+        which = items(unit)
+        shards.append(
+            artifact.publish_shard(
+                unit["shard"], ".parquet", len(which), lambda path, which=which: write(path, which)
+            )
+        )
+    artifact.publish({"shards": shards, "mode": "RGB"})
+    return artifact
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 4, 5])
+def test_the_first_images_are_those_of_the_lowest_index_and_class_and_come_first_in_their_shard(classes):
+    units = shard_units(INDICES, 2, classes)
+    in_order = sorted(item for unit in units for item in items(unit))
+    for count in range(len(in_order) + 3):
+        chosen = [items(unit)[: first_images(unit["shard"], classes, count)] for unit in units]
+        assert sorted(item for some in chosen for item in some) == in_order[:count]
+
+
+def measure(tmp_path, monkeypatch, index, *overrides):
+    """The statistics of the generated images by an Inception that sees the (index, class) in their pixels."""
+
+    def read_off(network, batch, resize):
+        what = batch[:, 0, 0, :2].float()
+        return Activations(what, what, torch.full((len(what), 4), 0.25))
+
+    def measure_here(task, sets, parts):
+        actor = inception.InceptionPart(sets, "", 3, 1)
+        for part in parts:
+            actor(part)
+        return {}
+
+    monkeypatch.setattr("dpt_ray.evaluation.inception.load_inception", lambda weights, device: None)
+    monkeypatch.setattr("dpt_ray.evaluation.inception.activations", read_off)
+    monkeypatch.setattr(inception, "_run", measure_here)
+    monkeypatch.setattr(inception, "PART", 4)
+    monkeypatch.setattr(inception, "KEPT", 8)
+
+    def write(path, which):
+        images = [np.full((8, 8, 3), (*item, 0), np.uint8) for item in which]
+        columns = {"id": [image_id("gen", label, index) for index, label in which]}
+        write_images(path, images, columns | {"class": pa.array([label for _, label in which], pa.int32())})
+
+    samples = Store(str(tmp_path)).artifact("samples", "0")
+    if not samples.exists("manifest.json"):
+        publish(samples, write)
+    (tmp_path / "weights.pth").write_bytes(b"any")
+    given = f"evaluate.inception={tmp_path / 'weights.pth'}"
+    config = load_config(DIGITS, [given, *overrides])
+    node = flow(config)["inception_samples"]
+    out = node.artifact(Store(str(tmp_path)))
+    task = Task(node, out, {"images": samples, "index": index}, config.compute, "")
+    [facts] = inception.make_together([task])
+    out.publish(facts)
+    return inception.read_statistics(out)
+
+
+def in_order(count):
+    """The first (index, class), every class once before any twice."""
+    return [[n // CLASSES, n % CLASSES] for n in range(count)]
+
+
+def test_kept_features_are_of_all_classes_alike(tmp_path, monkeypatch, index):
+    found = measure(tmp_path, monkeypatch, index)
+    assert found.count == CLASSES * INDICES
+    assert found.first(8).tolist() == in_order(8)
+    assert found.first(6).tolist() == in_order(6)
+    assert found.first(99).tolist() == in_order(8)
+
+
+@pytest.mark.parametrize("count", [1, 6, 9, 13])
+def test_so_many_measured_images_are_of_all_classes_alike(tmp_path, monkeypatch, index, count):
+    found = measure(tmp_path, monkeypatch, index, f"evaluate.images={count}")
+    assert found.count == count
+    expected = np.array(in_order(count), float)
+    np.testing.assert_allclose(found.pool.mean, expected.mean(0))
+    np.testing.assert_allclose(found.pool.comoment, (expected - expected.mean(0)).T @ expected, atol=1e-9)
+    # Class + index modulo 10.
+    assert found.score.counts.tolist() == np.bincount(expected.sum(1).astype(int), minlength=10).tolist()
+
+
+def test_other_numbers_of_images_share_no_part_of_other_images(tmp_path, monkeypatch, index):
+    for count in (5, 8):  # the first 4 in shard order are others
+        found = measure(tmp_path, monkeypatch, index, f"evaluate.images={count}")
+        np.testing.assert_allclose(found.pool.mean, np.mean(in_order(count), 0))
+
+
+def test_frechet_rows_compare_images_of_all_classes_alike(tmp_path, index):
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+    store, random = Store(str(tmp_path)), np.random.default_rng(0)
+    made = {
+        (i, k): random.normal(k, 1 + i, 3).astype(np.float32) for i in range(INDICES) for k in range(CLASSES)
+    }
+    generated = publish(
+        store.artifact("sample_features", "0"),
+        lambda path, which: write_features(
+            path, [image_id("gen", k, i) for i, k in which], np.stack([made[item] for item in which])
+        ),
+    )
+    real, rows = store.artifact("features", "0"), {"train": 7, "test": 9}
+    features = {split: random.normal(0, 2, (n, 3)).astype(np.float32) for split, n in rows.items()}
+    shards = [
+        real.publish_shard(
+            split,
+            ".parquet",
+            n,
+            lambda path, s=split: write_features(path, [str(i) for i in range(rows[s])], features[s]),
+        )
+        for split, n in rows.items()
+    ]
+    real.publish({"shards": shards})
+
+    def statistics(x):
+        return {"mu": x.mean(0, dtype=np.float64), "sigma": np.cov(x.astype(np.float64), rowvar=False)}
+
+    found, floor = distances._rows(index, real, generated, "an encoder")
+    first = np.stack([made[index, label] for index, label in in_order(7)])
+    for row, some in ((found, first), (floor, features["train"])):
+        expected = fid_statistics_to_metric(statistics(some), statistics(features["test"]), False)
+        assert row["value"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-5)
+        assert (row["n_generated"], row["n_reference"]) == (7, 9)
