@@ -178,6 +178,11 @@ def test_the_probe_has_trials_only_where_there_are_validation_images():
     assert [trial["method"] for trial in grid(settings, inputs, choosing=False)] == ["generated"]
 
 
+def test_the_encoders_that_measure_are_handed_to_the_evaluation():
+    evaluation = flow(load_config(DIGITS))["evaluation"]
+    assert set(evaluation.needs) - set(evaluation.inputs) == {"encoder", "referee"}
+
+
 def test_a_run_without_conditions_ends_with_its_images():
     names = flow(load_config(DIGITS, ["diffusion.condition=none"])).keys()
     assert {"samples", "evaluation", "report"} <= names

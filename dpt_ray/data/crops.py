@@ -39,6 +39,12 @@ class Crop:
                 "the short side must be resized to at least the size that is cut out"
             )
 
+    def __str__(self) -> str:
+        """In words, for a table."""
+        if self.kind == "eval":
+            return f"{self.interpolation} {self.resize}, crop {self.size}"
+        return f"ADM's centre crop {self.size}" if self.kind == "adm" else "none"
+
 
 def crop(image: Image.Image, crop: Crop) -> np.ndarray:
     """Return the crop of an RGB or L image as uint8 [size, size, 3 or 1].

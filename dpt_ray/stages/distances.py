@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dpt_ray.artifacts import Artifact
+from dpt_ray.data.crops import Crop
 from dpt_ray.data.shards import read_feature_shard
 from dpt_ray.stages.generate import first_images
 from dpt_ray.stages.node import Task
@@ -15,12 +16,20 @@ if TYPE_CHECKING:
 
     from dpt_ray.evaluation.frechet import Moments
 
-# Features of real and of generated images, and what they are features of.
+# By encoder: its features of real and of generated images, what it is called and what to know of it.
 EXTRACTORS = {
-    ("referee_features", "referee_sample_features"): (
-        "the referee (a conv net trained on the training images' true labels)"
+    "referee": (
+        "referee_features",
+        "referee_sample_features",
+        "the referee",
+        "a conv net trained on the training images' true labels",
     ),
-    ("features", "sample_features"): "the run's own encoder (DPT's classifier is trained in these features)",
+    "encoder": (
+        "features",
+        "sample_features",
+        "the run's own encoder",
+        "DPT's classifier is trained in these features",
+    ),
 }
 METRIC = "Fréchet distance"
 TRAIN_IMAGES = "Real training images (floor)"
@@ -29,13 +38,18 @@ TRAIN_IMAGES = "Real training images (floor)"
 def frechet_rows(task: Task) -> list[dict[str, Any]]:
     """Two rows (see `Metric`) for each extractor: generated images, and real ones as the floor."""
     rows = []
-    for (real, generated), extractor in EXTRACTORS.items():
+    for key, (real, generated, name, what) in EXTRACTORS.items():
         if generated in task.inputs:
-            rows += _rows(task.inputs["index"], task.inputs[real], task.inputs[generated], extractor)
+            encoder = task.inputs[key].manifest
+            extractor = f"{name} ({encoder['identity'][:8]}), {what}"
+            resize = str(Crop(**encoder["crop"]))
+            rows += _rows(task.inputs["index"], task.inputs[real], task.inputs[generated], extractor, resize)
     return rows
 
 
-def _rows(index: Artifact, real: Artifact, generated: Artifact, extractor: str) -> list[dict[str, Any]]:
+def _rows(
+    index: Artifact, real: Artifact, generated: Artifact, extractor: str, resize: str
+) -> list[dict[str, Any]]:
     """The distance of the generated images to the test images, and that of as many training images.
 
     The distance falls with their number, so both are of the same one.
@@ -67,7 +81,7 @@ def _rows(index: Artifact, real: Artifact, generated: Artifact, extractor: str) 
     rows = []
     for name, moments in found.items():
         value = frechet_distance(moments, target)
-        rows.append(Metric(METRIC, name, value, None, n, n_reference, extractor, TEST_IMAGES, "none"))
+        rows.append(Metric(METRIC, name, value, None, n, n_reference, extractor, TEST_IMAGES, resize))
     return [asdict(row) for row in rows]
 
 

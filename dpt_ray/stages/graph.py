@@ -212,7 +212,9 @@ def _measuring(config: Config, nodes: Nodes) -> None:
         *("sample_features", "referee_features", "referee_sample_features", "image_metrics"),
     ]
     inputs = {key: nodes[key] for key in measured if key in nodes}
-    _add(nodes, "evaluation", "evaluate", inputs=inputs, version=3)
+    # The features' identities hold their encoders'; what these say of themselves is shown.
+    watched = {key: node for key, node in nodes.items() if key in ("encoder", "referee")}
+    _add(nodes, "evaluation", "evaluate", inputs=inputs, version=4, watched=watched)
     _add(
         nodes,
         "report",

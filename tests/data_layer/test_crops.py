@@ -68,6 +68,19 @@ def test_a_very_elongated_image_is_bad_instead_of_filling_the_memory(wanted: Cro
 
 
 @pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (Crop("eval", 224, 256), "bilinear 256, crop 224"),
+        (Crop("eval", 384, 384, "bicubic"), "bicubic 384, crop 384"),
+        (Crop("adm", 32), "ADM's centre crop 32"),
+        (Crop("none", 8), "none"),
+    ],
+)
+def test_a_crop_is_told_in_words(how: Crop, words: str) -> None:
+    assert str(how) == words
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"kind": "centre", "size": 8}, "none, eval, adm"),

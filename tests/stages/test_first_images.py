@@ -1,4 +1,7 @@
-"""Measures of some of the generated images take them of all classes alike, however the shards lie."""
+"""Measures of some of the generated images: of all classes alike, however shards lie, and what they say."""
+
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +11,7 @@ from conftest import DIGITS
 
 from dpt_ray.artifacts import Store
 from dpt_ray.config import load_config
+from dpt_ray.data.crops import Crop
 from dpt_ray.data.shards import write_features, write_images
 from dpt_ray.evaluation.inception import Activations
 from dpt_ray.stages import distances, generate, inception
@@ -129,38 +133,58 @@ def test_other_numbers_of_images_share_no_part_of_other_images(tmp_path, monkeyp
         np.testing.assert_allclose(found.pool.mean, np.mean(in_order(count), 0))
 
 
-def test_frechet_rows_compare_images_of_all_classes_alike(tmp_path, index):
-    from torch_fidelity.metric_fid import fid_statistics_to_metric
-
+@pytest.fixture
+def features(tmp_path, index):
+    """What a run's evaluation is handed: features of an encoder, given by (index, class) or split as well."""
     store, random = Store(str(tmp_path)), np.random.default_rng(0)
     made = {
         (i, k): random.normal(k, 1 + i, 3).astype(np.float32) for i in range(INDICES) for k in range(CLASSES)
     }
-    generated = publish(
-        store.artifact("sample_features", "0"),
-        lambda path, which: write_features(
-            path, [image_id("gen", k, i) for i, k in which], np.stack([made[item] for item in which])
-        ),
-    )
-    real, rows = store.artifact("features", "0"), {"train": 7, "test": 9}
-    features = {split: random.normal(0, 2, (n, 3)).astype(np.float32) for split, n in rows.items()}
-    shards = [
-        real.publish_shard(
-            split,
-            ".parquet",
-            n,
-            lambda path, s=split: write_features(path, [str(i) for i in range(rows[s])], features[s]),
-        )
-        for split, n in rows.items()
-    ]
+
+    def write(path, which):
+        ids = [image_id("gen", label, index) for index, label in which]
+        write_features(path, ids, np.stack([made[item] for item in which]))
+
+    generated, real = publish(store.artifact("sample_features", "0"), write), store.artifact("features", "0")
+    shards = []
+    for split, count in (("train", 7), ("test", 9)):
+        made[split] = random.normal(0, 2, (count, 3)).astype(np.float32)
+
+        def write_split(path, values=made[split]):
+            write_features(path, [str(row) for row in range(len(values))], values)
+
+        shards.append(real.publish_shard(split, ".parquet", count, write_split))
     real.publish({"shards": shards})
+    return {"index": index, "features": real, "sample_features": generated}, made
+
+
+def rows_by(tmp_path, inputs, identity, crop):
+    """The Frechet rows of a run with an encoder of some identity and crop."""
+    encoder = Store(str(tmp_path)).artifact("encoder", identity)
+    encoder.publish({"identity": identity, "crop": asdict(crop)})
+    return distances.frechet_rows(SimpleNamespace(inputs=inputs | {"encoder": encoder}))
+
+
+def test_frechet_rows_compare_images_of_all_classes_alike(tmp_path, features):
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
 
     def statistics(x):
         return {"mu": x.mean(0, dtype=np.float64), "sigma": np.cov(x.astype(np.float64), rowvar=False)}
 
-    found, floor = distances._rows(index, real, generated, "an encoder")
+    inputs, made = features
+    found, floor = rows_by(tmp_path, inputs, "0123456789abcdef", Crop("none", 8))
     first = np.stack([made[index, label] for index, label in in_order(7)])
-    for row, some in ((found, first), (floor, features["train"])):
-        expected = fid_statistics_to_metric(statistics(some), statistics(features["test"]), False)
+    for row, some in ((found, first), (floor, made["train"])):
+        expected = fid_statistics_to_metric(statistics(some), statistics(made["test"]), False)
         assert row["value"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-5)
         assert (row["n_generated"], row["n_reference"]) == (7, 9)
+
+
+def test_frechet_rows_say_which_encoder_saw_what_crop(tmp_path, features):
+    one = rows_by(tmp_path, features[0], "0123456789abcdef", Crop("eval", 224, 256))
+    other = rows_by(tmp_path, features[0], "fedcba9876543210", Crop("adm", 32))
+    told = [[(row["extractor"].split(",")[0], row["resize"]) for row in rows] for rows in (one, other)]
+    assert told == [
+        [("the run's own encoder (01234567)", "bilinear 256, crop 224")] * 2,
+        [("the run's own encoder (fedcba98)", "ADM's centre crop 32")] * 2,
+    ]

@@ -225,7 +225,10 @@ def test_encoder_features_have_a_frechet_distance_and_its_floor(finished):
     assert (n_test, n_train, n) == (24, 24, 24)  # as many generated images as training images
     rows = finished.artifact("evaluation").read_json("evaluation.json")["frechet"]
     assert [(row["n_generated"], row["n_reference"]) for row in rows] == [(24, 24), (24, 24)]
-    assert all("own encoder" in row["extractor"] for row in rows)
+    digest = flow(finished.config)["encoder"].digest[:8]
+    extractor = f"the run's own encoder ({digest}), DPT's classifier is trained in these features"
+    assert {row["extractor"] for row in rows} == {extractor}
+    assert {row["resize"] for row in rows} == {"ADM's centre crop 16"}
     for row, found in zip(rows, (made, train), strict=True):
         expected = fid_statistics_to_metric(found, test, False)["frechet_inception_distance"]
         assert row["value"] == pytest.approx(expected, rel=1e-4, abs=1e-9)
