@@ -144,7 +144,8 @@ class Autoencoder(Section):
     """Images to moments and latents back to images; `identity` trains on the pixels themselves.
 
     `weights` is a file with LDM's names or a folder in diffusers' format, also on the Hugging Face hub:
-    `hf://stabilityai/sd-vae-ft-ema`.
+    `hf://stabilityai/sd-vae-ft-ema`. `precision` is that of both networks that make images, the denoiser
+    where it samples too (while it is trained, `diffusion.precision` is).
     """
 
     kind: Literal["identity", "kl"] = "identity"

@@ -189,6 +189,14 @@ def test_a_run_without_conditions_ends_with_its_images():
     assert not {"retrained", "sweep", "sample_features"} & names
 
 
+def test_only_samples_at_bfloat16_are_made_again_since_the_denoiser_samples_at_it_too():
+    versions = [
+        flow(load_config(DIGITS, [f"autoencoder.precision={precision}"]))["samples"].version
+        for precision in ("float32", "bfloat16")
+    ]
+    assert versions == [1, 2]
+
+
 def test_more_images_extend_the_same_artifact():
     few, many = (flow(load_config(DIGITS, [f"generate.images_per_class={count}"])) for count in (128, 256))
     for name in ("samples", "sample_features", "augmented", "augmented_features", "referee_sample_features"):

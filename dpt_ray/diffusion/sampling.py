@@ -13,11 +13,15 @@ from dpt_ray.diffusion.guidance import guided_denoiser
 from dpt_ray.diffusion.loss import Network, Prediction
 from dpt_ray.diffusion.schedules import SCHEDULES
 from dpt_ray.diffusion.solvers import SOLVERS
+from dpt_ray.models.precision import Precision
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample; `guidance` is w (1 is none) and applies in `guidance_interval` of t, or always."""
+    """How to sample; `guidance` is w (1 is none) and applies in `guidance_interval` of t, or always.
+
+    `precision` is the network's alone: noise, solver and latents are float32.
+    """
 
     schedule: str
     prediction: Prediction
@@ -25,6 +29,7 @@ class Sampling:
     nfe: int
     guidance: float = 1.0
     guidance_interval: Sequence[float] | None = None
+    precision: Precision = "float32"
 
 
 @torch.no_grad()
@@ -39,6 +44,7 @@ def sample(network: Network, noise: Tensor, labels: Tensor, null_class: int, sam
         sampling.guidance,
         null_class,
         (interval[0], interval[1]) if interval else None,
+        sampling.precision,
     )
     return SOLVERS[sampling.solver](denoiser, noise, schedule, sampling.nfe)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dpt_ray.models.encoder import Precision, autocast
+from dpt_ray.models.precision import Precision, autocast
 from dpt_ray.models.weights import (
     load_strict,
     load_weights,

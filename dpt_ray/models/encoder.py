@@ -5,13 +5,14 @@ import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dpt_ray.data.crops import Crop
 from dpt_ray.models.conv import SmallConvNet
+from dpt_ray.models.precision import Precision, autocast
 from dpt_ray.models.weights import (
     load_strict,
     load_weights,
@@ -19,8 +20,6 @@ from dpt_ray.models.weights import (
     module_sha256,
     save_weights,
 )
-
-Precision = Literal["float32", "bfloat16"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -104,13 +103,6 @@ class Encoder(nn.Module):
             msn = self.spec.kind == "msn"
             features = self.network(x, self.spec.blocks) if msn else self.network(x)
         return features.float()
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The context in which a frozen network runs at `precision`; weights stay float32."""
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision {precision!r} must be one of {get_args(Precision)}")
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def conv_encoder(network: SmallConvNet, crop: Crop, precision: Precision = "float32") -> Encoder:

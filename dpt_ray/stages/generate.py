@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,9 @@ from dpt_ray.artifacts import Artifact
 from dpt_ray.stages import cluster
 from dpt_ray.stages.node import Task
 from dpt_ray.stages.rows import image_id
+
+if TYPE_CHECKING:  # the driver starts without torch
+    from dpt_ray.models.precision import Precision
 
 CLASSES_PER_SHARD = 1000
 
@@ -104,7 +107,7 @@ class Sampler:
     solver: str
     nfe: int
     seed: int
-    precision: str
+    precision: Precision
 
 
 class GenerateUnit:
@@ -123,8 +126,7 @@ class GenerateUnit:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model, self.config = load_denoiser(sampler.denoiser)
         self.model.to(self.device)
-        precision: Any = sampler.precision
-        self.autoencoder = load_autoencoder(sampler.autoencoder, precision).to(self.device)
+        self.autoencoder = load_autoencoder(sampler.autoencoder, sampler.precision).to(self.device)
 
     @cluster.naming_shard
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +171,7 @@ class GenerateUnit:
             sampler.nfe,
             sampler.guidance,
             sampler.guidance_interval,
+            sampler.precision,
         )
         shape = self.autoencoder.latent_shape
 

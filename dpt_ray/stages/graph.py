@@ -170,7 +170,9 @@ def _second_stage(config: Config, nodes: Nodes) -> None:
         first = ("diffusion.init_from", config.diffusion.init_from)
         denoiser = _add(nodes, "denoiser", "train_diffusion", training, inputs, file=first, watched=watched)
     inputs = {"denoiser": denoiser, "autoencoder": nodes["autoencoder"]}
-    _add(nodes, "samples", "generate", settings, inputs, extent=_extent(config))
+    # In version 1 the denoiser sampled in float32, whatever the precision; float32 samples are the same.
+    version = 1 if settings["precision"] == "float32" else 2
+    _add(nodes, "samples", "generate", settings, inputs, version=version, extent=_extent(config))
 
 
 def _third_stage(config: Config, nodes: Nodes) -> None:

@@ -27,7 +27,7 @@ class AveragedSampler:
         from dpt_ray.models.uvit import UViT
 
         settings, wanted = task.settings, task.settings["sampling"]
-        names = ("solver", "nfe", "guidance", "guidance_interval")
+        names = ("solver", "nfe", "guidance", "guidance_interval", "precision")
         self.sampling = Sampling(
             settings["schedule"], settings["prediction"], **{name: wanted[name] for name in names}
         )

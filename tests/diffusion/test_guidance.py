@@ -57,3 +57,17 @@ def test_data_belongs_to_the_guided_noise():
 def test_an_empty_interval_is_refused():
     with pytest.raises(ValueError, match="empty"):
         guided_denoiser(Recorder(), SCHEDULE, LABELS, "noise", 1.4, NULL, (0.7, 0.2))
+
+
+def test_a_guided_prediction_is_combined_in_the_precision_of_x_not_of_the_network():
+    x = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def network(x, time, labels):
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16 and torch.is_autocast_enabled("cpu")
+        return (x * (1 + 0.1 * labels.reshape(-1, 1, 1, 1))).to(torch.bfloat16)
+
+    denoise = guided_denoiser(network, SCHEDULE, LABELS, "noise", 1.4, NULL, precision="bfloat16")
+    eps, _ = denoise(x, 0.5)
+    conditional = (x * (1 + 0.1 * LABELS.reshape(-1, 1, 1, 1))).to(torch.bfloat16).float()
+    unconditional = (x * (1 + 0.1 * NULL)).to(torch.bfloat16).float()
+    torch.testing.assert_close(eps, unconditional + 1.4 * (conditional - unconditional), rtol=1e-6, atol=1e-6)
