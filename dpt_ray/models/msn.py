@@ -42,12 +42,13 @@ class MsnVit(nn.Module):
         x is (B, C, H, W), normalised; the tokens are concatenated in block order. This is the
         frozen feature that MSN's low-shot evaluation and DPT's stage 1 use.
         """
-        tokens = self._embed(x)
-        classes = []
-        for block in self.blocks:
+        tokens, classes = self._embed(x), []
+        first = len(self.blocks) - blocks
+        for number, block in enumerate(self.blocks):
             tokens = block(tokens)
-            classes.append(tokens[:, 0])
-        return torch.cat(classes[-blocks:], dim=1)
+            if number >= first:
+                classes.append(tokens[:, 0].clone())  # a view would keep all tokens of the block in memory
+        return torch.cat(classes, dim=1)
 
     def normed(self, x: Tensor) -> Tensor:
         """CLS token after the final norm, the input of MSN's projection head: (B, dim)."""

@@ -5,6 +5,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torchvision.transforms.v2 import functional
 
 from dpt_ray.data.crops import Crop
@@ -58,6 +59,22 @@ def test_msn_features_are_the_published_ones(golden, msn):
     torch.testing.assert_close(msn(golden["x"], blocks=4), golden["blocks4"], **close)
     torch.testing.assert_close(msn.normed(golden["x"]), golden["features"], **close)
     torch.testing.assert_close(msn(golden["x_other"]), golden["blocks1_other"], **close)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_forward_pass_keeps_the_tokens_of_no_block_that_is_done(golden, blocks):
+    network = load_msn(MSN, HEADS).eval()
+    tokens, alive = [], []
+
+    def count(block, inputs, output):
+        tokens.append(StorageWeakRef(output.untyped_storage()))
+        alive.append(sum(not storage.expired() for storage in tokens))
+
+    for block in network.blocks:
+        block.register_forward_hook(count)
+    network(golden["x"], blocks)
+    assert len(alive) == 5 and max(alive) == 2  # a block's input and its output
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected"])
