@@ -68,6 +68,7 @@ def test_help_without_a_command_lists_them_all():
 MISTAKES = [
     *("unknown key", "wrong type", "no value"),
     *("too many labels", "unknown image", "no label list", "no images", "output"),
+    "unknown encoder",
 ]
 
 
@@ -87,6 +88,10 @@ def mistakes(folder):
             ["labels.file: /none.csv", "give the path or URI of an existing file"],
         ),
         "no images": (["data.source=tar", "data.uri=/none"], ["data.uri: '/none'", "check the path"]),
+        "unknown encoder": (
+            ["encoder.kind=timm", "encoder.name=vit_base_patch16_224.nosuch"],
+            ["encoder.name: ", "'vit_base_patch16_224.nosuch'", "timm.list_pretrained()"],
+        ),
         "no value": (["pretrain.steps"], ["override 'pretrain.steps'", "write key.path=value"]),
     }
 

@@ -190,15 +190,23 @@ def _open_msn(
 
 def timm_weights(name: str) -> str:
     """The URI of the weights that timm publishes for a model. ValueError where it publishes none."""
-    import timm  # slow to import, and workers that run another kind of encoder never need it
-
-    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    known = _timm_config(name)
     if known is None or not known.hf_hub_id:
         raise ValueError(
             f"encoder {name!r}: timm publishes no weights of that name; give weights, or a name from "
             "timm.list_pretrained()"
         )
     return f"hf://{known.hf_hub_id}/model.safetensors"
+
+
+def _timm_config(name: str) -> Any:
+    """What timm says of the weights of a model; None where it knows no such model, or no such tag of it."""
+    import timm  # slow to import, and workers that run another kind of encoder never need it
+
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError:  # the model exists, and the tag behind the point does not
+        return None
 
 
 def _open_timm(name: str, weights: str | Path | None, precision: Precision) -> Encoder:
@@ -228,8 +236,10 @@ def _open_timm(name: str, weights: str | Path | None, precision: Precision) -> E
 def _timm_network(name: str, channels: int = 3) -> Any:
     import timm
 
-    if not timm.is_model(name):
-        raise ValueError(f"encoder {name!r} is no timm model; timm.list_models() has the names")
+    if _timm_config(name) is None:
+        raise ValueError(
+            f"encoder {name!r} is no timm model; timm.list_models() and timm.list_pretrained() have the names"
+        )
     return timm.create_model(name, num_classes=0, in_chans=channels)
 
 

@@ -204,15 +204,17 @@ def test_a_timm_model_without_weights_has_those_of_its_name_on_the_hub(tmp_path,
     assert all(torch.equal(value, tensors[name]) for name, value in found.items())
 
 
-def test_a_timm_name_without_published_weights_is_told():
-    with pytest.raises(ValueError, match="'vit_imaginary': timm publishes no weights"):
-        timm_weights("vit_imaginary")
+@pytest.mark.parametrize("name", ["vit_imaginary", "test_vit.imaginary_tag"])
+def test_a_timm_name_without_published_weights_is_told(name):
+    with pytest.raises(ValueError, match=f"'{name}': timm publishes no weights"):
+        timm_weights(name)
 
 
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
         ("timm", {"name": "vit_imaginary", "weights": MSN}, "'vit_imaginary' is no timm model"),
+        ("timm", {"name": "test_vit.nosuch", "weights": MSN}, "'test_vit.nosuch' is no timm model"),
         ("timm", {"weights": MSN}, "needs name"),
         ("msn", {}, "needs weights"),
         ("msn", {"weights": MSN, "heads": HEADS, "blocks": 6}, "blocks 6 must be 1 to 5"),
