@@ -18,31 +18,33 @@ class Crop:
     """How an image becomes `size` x `size` pixels.
 
     none: it already is.  eval: short side to `resize` with `interpolation`, then the centre, as
-    classifiers are evaluated.  adm: the centre crop that latents are made from (ADM, 2105.05233).
+    classifiers are evaluated.  squash: both sides to `resize`, whatever the aspect, then the centre, as some
+    of timm's are.  adm: the centre crop that latents are made from (ADM, 2105.05233).
     """
 
-    kind: Literal["none", "eval", "adm"]
+    kind: Literal["none", "eval", "squash", "adm"]
     size: int
     resize: int = 0
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
-        if self.kind not in ("none", "eval", "adm"):
-            raise ValueError(f"crop kind is {self.kind!r}; use one of none, eval, adm")
+        if self.kind not in ("none", "eval", "squash", "adm"):
+            raise ValueError(f"crop kind is {self.kind!r}; use one of none, eval, squash, adm")
         if self.interpolation not in FILTERS:
             raise ValueError(f"crop interpolation is {self.interpolation!r}; use bilinear or bicubic")
         if self.size < 1:
             raise ValueError(f"crop size is {self.size}; it must be at least 1 pixel")
-        if self.kind == "eval" and self.resize < self.size:
+        if self.kind in ("eval", "squash") and self.resize < self.size:
             raise ValueError(
                 f"crop resize is {self.resize}, below size {self.size}; "
-                "the short side must be resized to at least the size that is cut out"
+                "an image must be resized to at least the size that is cut out"
             )
 
     def __str__(self) -> str:
         """In words, for a table."""
-        if self.kind == "eval":
-            return f"{self.interpolation} {self.resize}, crop {self.size}"
+        if self.kind in ("eval", "squash"):
+            sides = f"{self.resize} x {self.resize}" if self.kind == "squash" else f"{self.resize}"
+            return f"{self.interpolation} {sides}, crop {self.size}"
         return f"ADM's centre crop {self.size}" if self.kind == "adm" else "none"
 
 
@@ -54,6 +56,9 @@ def crop(image: Image.Image, crop: Crop) -> np.ndarray:
     """
     if crop.kind == "eval":
         image = _centre_rounded(_short_side(image, crop), crop.size)
+    elif crop.kind == "squash":
+        squashed = image.resize((crop.resize, crop.resize), FILTERS[crop.interpolation])
+        image = _centre_rounded(squashed, crop.size)
     elif crop.kind == "adm":
         image = _adm(image, crop.size)
     elif image.size != (crop.size, crop.size):

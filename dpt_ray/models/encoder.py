@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dpt_ray.data.crops import Crop
+from dpt_ray.data.crops import FILTERS, Crop
 from dpt_ray.models.conv import SmallConvNet
 from dpt_ray.models.precision import Precision, autocast
 from dpt_ray.models.weights import (
@@ -23,6 +23,7 @@ from dpt_ray.models.weights import (
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+TIMM_CROPS: dict[str, Literal["eval", "squash"]] = {"center": "eval", "squash": "squash"}
 
 
 @dataclass(frozen=True)
@@ -216,17 +217,18 @@ def _open_timm(name: str, weights: str | Path | None, precision: Precision) -> E
     network = _timm_network(name)
     load_strict(network, _without_classifier(load_weights(weights), network), weights)
     data: dict[str, Any] = timm.data.resolve_model_data_config(network)
-    size = data["input_size"][-1]
-    if data["crop_mode"] != "center" or data["interpolation"] not in ("bilinear", "bicubic"):
+    _, height, size = data["input_size"]
+    kind = TIMM_CROPS.get(data["crop_mode"])
+    if kind is None or data["interpolation"] not in FILTERS or height != size:
         raise ValueError(
-            f"encoder {name} wants crop mode {data['crop_mode']}, {data['interpolation']}:"
-            " only centre crops with bilinear or bicubic resizing are known here"
+            f"encoder {name} wants crop mode {data['crop_mode']}, {data['interpolation']}, {height} x {size}:"
+            f" only {', '.join(TIMM_CROPS)} with {' or '.join(FILTERS)} resizing to a square is known here"
         )
     spec = EncoderSpec(
         kind="timm",
         name=name,
         dim=network.head_hidden_size,
-        crop=Crop("eval", size, math.floor(size / data["crop_pct"]), data["interpolation"]),
+        crop=Crop(kind, size, math.floor(size / data["crop_pct"]), data["interpolation"]),
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
     )

@@ -51,6 +51,16 @@ def test_eval_crop_equals_torchvision(interpolation, size, mode) -> None:
     assert np.array_equal(ours, expected)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(37, 53), (31, 31), (7, 90)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_squash_crop_equals_torchvision_without_the_aspect(interpolation, size, mode) -> None:
+    image = noise(*size, mode)
+    reference = v2.CenterCrop(24)(v2.Resize((31, 31), InterpolationMode(interpolation))(image))
+    ours = crop(image, Crop("squash", 24, 31, interpolation))
+    assert np.array_equal(ours, np.asarray(reference).reshape(24, 24, -1))
+
+
 def test_crop_none_keeps_the_pixels_and_a_channel_axis() -> None:
     image = noise(8, 8, "L")
     assert np.array_equal(crop(image, Crop("none", 8))[:, :, 0], np.asarray(image))
@@ -72,6 +82,7 @@ def test_a_very_elongated_image_is_bad_instead_of_filling_the_memory(wanted: Cro
     [
         (Crop("eval", 224, 256), "bilinear 256, crop 224"),
         (Crop("eval", 384, 384, "bicubic"), "bicubic 384, crop 384"),
+        (Crop("squash", 384, 384, "bicubic"), "bicubic 384 x 384, crop 384"),
         (Crop("adm", 32), "ADM's centre crop 32"),
         (Crop("none", 8), "none"),
     ],
@@ -83,9 +94,10 @@ def test_a_crop_is_told_in_words(how: Crop, words: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "centre", "size": 8}, "none, eval, adm"),
+        ({"kind": "centre", "size": 8}, "none, eval, squash, adm"),
         ({"kind": "adm", "size": 0}, "at least 1"),
         ({"kind": "eval", "size": 224, "resize": 200}, "resize is 200, below size 224"),
+        ({"kind": "squash", "size": 224, "resize": 200}, "resize is 200, below size 224"),
         ({"kind": "eval", "size": 8, "resize": 8, "interpolation": "box"}, "bilinear or bicubic"),
     ],
 )

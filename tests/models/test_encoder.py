@@ -1,14 +1,16 @@
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 from torch.multiprocessing.reductions import StorageWeakRef
 from torchvision.transforms.v2 import functional
 
-from dpt_ray.data.crops import Crop
+from dpt_ray.data.crops import Crop, crop
 from dpt_ray.models.conv import SmallConvNet
 from dpt_ray.models.encoder import conv_encoder, load_encoder, open_encoder, save_encoder, timm_weights
 from dpt_ray.models.msn import load_msn
@@ -32,6 +34,11 @@ def msn():
 def pixels(batch, size, channels=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, (batch, size, size, channels), generator=generator).to(torch.uint8)
+
+
+def photograph(width, height):
+    values = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(values)
 
 
 def small_conv(dim=24):
@@ -170,23 +177,54 @@ def test_conv_encoder_maps_pixels_to_minus_one_to_one_and_survives_its_folder(tm
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
 def test_timm_features_are_timms_own_with_its_crop_and_statistics(tmp_path, name):
     file, model = timm_file(tmp_path, name)
-    data = timm.data.resolve_model_data_config(model)
     encoder = open_encoder("timm", name=name, weights=file)
-    transform = timm.data.create_transform(**data)
-    resize, cut = transform.transforms[:2]
-    crop = encoder.crop
-    assert (crop.kind, crop.size) == ("eval", cut.size[0])
-    assert (crop.resize, crop.interpolation) == (resize.size, resize.interpolation.value)
-    images = pixels(2, crop.size)
-    x = functional.normalize(images.permute(0, 3, 1, 2) / 255, data["mean"], data["std"])
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    photographs = [photograph(300, 211), photograph(170, 320)]
+    images = torch.from_numpy(np.stack([crop(image, encoder.crop) for image in photographs]))
     with torch.no_grad():
-        expected = model(x)
+        expected = model(torch.stack([transform(image) for image in photographs]))
     assert encoder.dim == expected.shape[1]
     torch.testing.assert_close(encoder(images), expected, rtol=1e-5, atol=1e-5)
     save_encoder(tmp_path / "folder", encoder)
     again = load_encoder(tmp_path / "folder")
     assert again.spec == encoder.spec
     torch.testing.assert_close(again(images), encoder(images), rtol=0, atol=0)
+
+
+def timm_wants(monkeypatch, **wanted):
+    """Has timm's data config of every model say so."""
+    resolve = timm.data.resolve_model_data_config
+    monkeypatch.setattr(timm.data, "resolve_model_data_config", lambda model: resolve(model) | wanted)
+
+
+@pytest.mark.parametrize("size", [(300, 211), (170, 320), (177, 177)])
+@pytest.mark.parametrize("wanted", [("squash", 0.9), ("squash", 1.0), ("center", 0.9), ("center", 1.0)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_timms_crops_are_timms_own(tmp_path, monkeypatch, size, wanted, interpolation):
+    mode, share = wanted
+    timm_wants(monkeypatch, crop_mode=mode, crop_pct=share, interpolation=interpolation)
+    file, model = timm_file(tmp_path, "test_vit")
+    encoder = open_encoder("timm", name="test_vit", weights=file)
+    # Without normalisation: what comes out are the pixels.
+    data = timm.data.resolve_model_data_config(model) | {"mean": (0, 0, 0), "std": (1, 1, 1)}
+    image = photograph(*size)
+    expected = timm.data.create_transform(**data)(image).permute(1, 2, 0) * 255
+    assert np.array_equal(crop(image, encoder.crop), expected.round().numpy())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"crop_mode": "border"}, "crop mode border"),
+        ({"interpolation": "lanczos"}, "lanczos"),
+        ({"input_size": (3, 96, 160)}, "96 x 160"),
+    ],
+)
+def test_a_timm_crop_that_is_not_known_here_is_named(tmp_path, monkeypatch, wanted, message):
+    file, _ = timm_file(tmp_path, "test_vit")
+    timm_wants(monkeypatch, **wanted)
+    with pytest.raises(ValueError, match=f"encoder test_vit wants.*{message}"):
+        open_encoder("timm", name="test_vit", weights=file)
 
 
 def test_timm_weights_of_another_model_are_refused_by_name(tmp_path):
