@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -299,6 +300,48 @@ def shard_files(artifact: Artifact):
         path = Path(artifact.path(entry["file"]))
         found[key] = (entry["file"], digest(path), path.stat().st_mtime_ns)
     return found
+
+
+@contextlib.contextmanager
+def object_store():
+    """An S3-compatible server: the environment that leads to it, set in this process too."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in environment.items():
+            patch.setenv(key, value)
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()
+        try:
+            yield environment
+        finally:
+            s3fs.S3FileSystem.clear_instance_cache()
+            server.stop()
+
+
+@pytest.fixture
+def s3_bucket(tmp_path, monkeypatch):
+    """The URI of an empty bucket on an S3-compatible server, and its file system."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where downloads are kept
+    with object_store():
+        import s3fs
+
+        fs = s3fs.S3FileSystem()
+        name = f"bucket-{secrets.token_hex(4)}"  # the servers of one process share what they hold
+        fs.mkdir(name)
+        yield f"s3://{name}", fs
 
 
 class Hub(MemoryFileSystem):

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from dpt_ray.config import ConfigError, load_config
+from dpt_ray.sections import Data
 from dpt_ray.stages.execute import steps
 from dpt_ray.stages.graph import flow
+from dpt_ray.stages.index import fingerprint
 from dpt_ray.stages.node import Node, topological
 from dpt_ray.stages.sweep import grid
 
@@ -254,6 +256,42 @@ def test_images_count_by_their_names_and_sizes(tmp_path):
     (tmp_path / "a" / "2.png").write_bytes(b"1")
     after = digests(*base)
     assert {name for name in before if before[name] != after[name]} == below("index")
+
+
+def test_a_manifest_counts_by_its_content(tmp_path):
+    manifest = tmp_path / "images.csv"
+    base = ["data.source=manifest", f"data.uri={manifest}"]
+    manifest.write_text("uri,label\na.png,cat\nb.png,dog\n")
+    before = digests(*base)
+    manifest.touch()
+    assert digests(*base) == before
+    manifest.write_text("uri,label\na.png,dog\nb.png,cat\n")  # corrected: no byte more or less
+    after = digests(*base)
+    assert {name for name in before if before[name] != after[name]} == below("index")
+
+
+@pytest.mark.parametrize("source", ["tar", "manifest"])
+@pytest.mark.parametrize("name", ["train.csv", "folder/train.csv"])
+def test_a_file_on_an_object_store_that_is_written_again_is_another(s3_bucket, source, name):
+    root, fs = s3_bucket
+    uri = root if source == "tar" and "/" in name else f"{root}/{name}"
+    settings = Data(source=source, uri=uri)
+
+    def written(content):
+        fs.pipe_file(f"{root}/{name}", content)
+        return fingerprint(settings)
+
+    prints = [written(content) for content in (b"cat,dog", b"dog,cat", b"cat,dog")]
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_images_on_an_object_store_are_listed_and_not_read(s3_bucket, monkeypatch):
+    root, fs = s3_bucket
+    fs.pipe_file(f"{root}/cat/a.png", b"123")
+    monkeypatch.setattr(type(fs), "_open", None)
+    monkeypatch.setattr(type(fs), "_cat_file", None)
+    monkeypatch.setattr(type(fs), "_get_file", None)
+    assert len(fingerprint(Data(source="folder", uri=root))) == 16
 
 
 @pytest.mark.parametrize(

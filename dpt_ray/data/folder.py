@@ -40,7 +40,7 @@ def index_folder(
 
 
 def _folders(fs: Any, directory: str) -> list[str]:
-    return [name for name, is_folder, _ in list_directory(fs, directory) if is_folder]
+    return [name for name, is_folder, *_ in list_directory(fs, directory) if is_folder]
 
 
 def _rows(fs: Any, root: str, splits: Mapping[str, str]) -> Iterator[Row]:

@@ -7,7 +7,6 @@ Class names are a list in class-id order beside the table (`classes.json`).
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -136,28 +135,6 @@ def _refuse(table: pa.Table, bad: pa.ChunkedArray, problem: str) -> None:
     if len(ids):
         first = ", ".join(ids[:5].to_pylist())
         raise ValueError(f"image id {problem}: {first} ({len(ids)} in all)")
-
-
-def fingerprint(table: pa.Table) -> str:
-    """Return a SHA-256 over the rows, in order: every column present, a uri by its file name only.
-
-    The same images elsewhere keep their fingerprint. Sizes are in `length`; for Parquet files
-    (length -1) the file's size, and its ETag where the store has one, are looked up and included.
-    Pass `table.select(["id", "uri", "offset", "length"])` to leave splits and labels out.
-    """
-    digest = hashlib.sha256(" ".join(table.column_names).encode())
-    for batch in table.to_batches(max_chunksize=65_536):
-        columns = []
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            text = pc.replace_substring_regex(column, "^.*/", "") if name == "uri" else column
-            columns.append(pc.fill_null(text.cast(pa.string()), ""))
-        lines = pc.binary_join_element_wise(*columns, "\x00")
-        digest.update(("\n".join(lines.to_pylist()) + "\n").encode())
-    for uri in filter(_is_parquet, pc.unique(table["uri"]).to_pylist()):
-        fs, path = url_to_fs(uri)
-        info = fs.info(path)
-        digest.update(f"{info['size']} {info.get('ETag', info.get('etag', ''))}\n".encode())
-    return digest.hexdigest()
 
 
 def read_bytes(rows: pa.Table) -> list[bytes]:

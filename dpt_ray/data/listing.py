@@ -11,6 +11,9 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+# What file systems call the mark of a file's content: S3; Google's and Azure's; the Hugging Face hub.
+VERSION_KEYS = ("ETag", "etag", "blob_id")
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 # How sources name the splits. ImageNet's "val" is this project's test set: pass {"val": "test"}.
@@ -29,29 +32,45 @@ def open_root(uri: str) -> tuple[Any, str]:
     return fs, path.rstrip("/")
 
 
-def list_directory(fs: Any, directory: str) -> list[tuple[str, bool, int]]:
-    """Return (name, is a folder, bytes) of what a folder holds, by name, hidden files left out."""
+def list_directory(fs: Any, directory: str) -> list[tuple[str, bool, int, str]]:
+    """Return (name, is a folder, bytes, version) of what a folder holds, by name, without hidden files."""
     if isinstance(fs, LocalFileSystem):  # no dictionary per file for a flat million
         with os.scandir(directory) as entries:
-            found = [(e.name, e.is_dir(), e.stat().st_size) for e in entries]
+            found = [(e.name, e.is_dir(), e.stat().st_size, "") for e in entries]
     else:
         prefix = directory.rstrip("/") + "/"
         found = [
-            (entry["name"].rstrip("/")[len(prefix) :], entry["type"] == "directory", entry["size"])
+            (
+                entry["name"].rstrip("/")[len(prefix) :],
+                entry["type"] == "directory",
+                entry["size"],
+                version(entry),
+            )
             for entry in fs.ls(directory, detail=True)
             if entry["name"].startswith(prefix)  # object stores may list the folder itself
         ]
     return sorted(e for e in found if e[0] and not e[0].startswith("."))
 
 
+def version(info: Mapping[str, Any]) -> str:
+    """Return what a file system's `info` says of a file's content: an object store's ETag or hash, or ""."""
+    return next((str(info[key]) for key in VERSION_KEYS if info.get(key)), "")
+
+
 def walk_files(fs: Any, root: str, under: str = "") -> Iterator[tuple[str, int]]:
     """Yield (path relative to root, bytes) of every file below `root/under`, in sorted order."""
-    for name, is_folder, size in list_directory(fs, f"{root}/{under}".rstrip("/")):
+    for path, size, _ in walk_versions(fs, root, under):
+        yield path, size
+
+
+def walk_versions(fs: Any, root: str, under: str = "") -> Iterator[tuple[str, int, str]]:
+    """Yield (path relative to root, bytes, version) of every file below `root/under`, in sorted order."""
+    for name, is_folder, size, tag in list_directory(fs, f"{root}/{under}".rstrip("/")):
         path = f"{under}/{name}" if under else name
         if is_folder:
-            yield from walk_files(fs, root, path)
+            yield from walk_versions(fs, root, path)
         else:
-            yield path, size
+            yield path, size, tag
 
 
 def list_shards(uri: str, suffix: str) -> list[tuple[str, str]]:

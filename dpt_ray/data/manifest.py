@@ -88,7 +88,8 @@ def _file_sizes(uris: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
     sizes = np.empty(len(uris), np.int64)
     for folder, rows in zip(parents.dictionary, np.split(by_folder, ends[:-1]), strict=True):
         fs, path = open_root(folder.as_py())
-        listed = {name: size for name, _, size in list_directory(fs, path)} if fs.isdir(path) else {}
+        found = list_directory(fs, path) if fs.isdir(path) else []
+        listed = {name: size for name, _, size, _ in found}
         wanted = names.take(pa.array(rows)).to_pylist()
         missing = [f"{folder}{name}" for name in wanted if name not in listed]
         if missing:

@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 from sklearn import __version__ as sklearn_version
 
+from dpt_ray.artifacts import sha256
 from dpt_ray.config import ConfigError
 from dpt_ray.data.digits import write_digits
 from dpt_ray.data.labels import read_label_list
-from dpt_ray.data.listing import SPLIT_NAMES, open_root, walk_files
+from dpt_ray.data.listing import SPLIT_NAMES, open_root, version, walk_versions
 from dpt_ray.data.sources import INDEXERS
 from dpt_ray.data.splits import assign_splits
 from dpt_ray.data.units import INDEX, write_index
@@ -20,7 +21,11 @@ from dpt_ray.stages.node import Task
 
 
 def fingerprint(data: Data) -> str:
-    """A hash of the names and sizes of the source's files: other files, another run."""
+    """A hash of the source's files: other files, another run.
+
+    Images and shards are listed, never read: they count by name and size, and by their ETag where a remote
+    listing tells it. A manifest counts by its content; the images it lists, by what it says of them.
+    """
     if data.source == "digits":
         return f"scikit-learn {sklearn_version.split('.')[0]}"
     assert data.uri is not None  # checked by Data
@@ -29,9 +34,12 @@ def fingerprint(data: Data) -> str:
         fs, root = open_root(data.uri)
         if not fs.exists(root):
             raise FileNotFoundError("does not exist")
-        files = [("", int(fs.size(root)))] if fs.isfile(root) else walk_files(fs, root)
-        for name, size in files:
-            digest.update(f"{name}\0{size}\n".encode())
+        if data.source == "manifest":
+            return sha256(data.uri)[:16]
+        one = [("", int(fs.size(root)), version(fs.info(root)))] if fs.isfile(root) else None
+        for name, size, tag in one or walk_versions(fs, root):
+            facts = [name, str(size), tag] if tag else [name, str(size)]
+            digest.update(("\0".join(facts) + "\n").encode())
     except Exception as error:  # every kind of storage has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(

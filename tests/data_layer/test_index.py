@@ -4,13 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dpt_ray.data.index import (
-    SCHEMA,
-    build_index,
-    encode_labels,
-    fingerprint,
-    validate_index,
-)
+from dpt_ray.data.index import SCHEMA, build_index, encode_labels, validate_index
 from dpt_ray.data.splits import assign_splits, stratified_split
 
 
@@ -80,29 +74,6 @@ def test_unknown_labels_are_allowed_and_equal_class_names_are_not() -> None:
     validate_index(index_of(["a"], labels=[None]), [])
     with pytest.raises(ValueError, match="same name"):
         validate_index(index_of(["a"]), ["x", "x"])
-
-
-def test_the_fingerprint_changes_with_names_sizes_labels_and_order_but_not_with_the_place() -> None:
-    table = index_of(["a", "b"])
-    elsewhere = [f"s3://bucket/other/{i}.png" for i in ("a", "b")]
-    moved = table.set_column(1, SCHEMA.field(1), [pa.array(elsewhere)])
-    assert fingerprint(moved) == fingerprint(table)
-    changed = [
-        index_of(["b", "a"]),
-        index_of(["a", "c"]),
-        index_of(["a", "b"], labels=[0, 1]),
-        index_of(["a", "b"], labels=[0, None]),
-        index_of(["a", "b"], splits=["train", "test"]),
-        table.set_column(3, SCHEMA.field(3), [pa.array([10, 11])]),
-        table.slice(0, 1),
-    ]
-    assert len({fingerprint(t) for t in [table, *changed]}) == 1 + len(changed)
-
-
-def test_the_fingerprint_does_not_depend_on_how_the_table_is_chunked() -> None:
-    table = index_of([str(i) for i in range(100)])
-    chunked = pa.concat_tables([table.slice(0, 33), table.slice(33)])
-    assert fingerprint(chunked) == fingerprint(table)
 
 
 def test_a_stratified_split_has_exact_sizes_and_every_class_in_proportion() -> None:

@@ -1,6 +1,5 @@
 """Moments read row by row, from shards of this machine, of a file system in memory and of S3."""
 
-import logging
 import tempfile
 import threading
 import time
@@ -184,36 +183,15 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_copied(remote, read
     assert "\n" not in str(error.value) and begun == []
 
 
-def test_shards_and_ids_are_read_from_s3(node, monkeypatch):
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for key, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(key, value)
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-    try:
-        s3fs.S3FileSystem().mkdir("moments")
-        moments = publish("s3://moments/out")
-        assert read_moment_ids(moments).to_pylist() == IDS
-        assert copies() == set()
-        reader = MomentsReader(moments)
-        reader.hold([0, 3])
-        rows = np.array([9, 0, 3, 11])
-        np.testing.assert_array_equal(reader.rows(rows), VALUES[rows])
-        reader.hold([2])
-        reader.wait()
-        assert copies() == {"unit-2"}
-        reader.close()
-    finally:
-        s3fs.S3FileSystem.clear_instance_cache()
-        server.stop()
+def test_shards_and_ids_are_read_from_s3(node, s3_bucket):
+    moments = publish(f"{s3_bucket[0]}/out")
+    assert read_moment_ids(moments).to_pylist() == IDS
+    assert copies() == set()
+    reader = MomentsReader(moments)
+    reader.hold([0, 3])
+    rows = np.array([9, 0, 3, 11])
+    np.testing.assert_array_equal(reader.rows(rows), VALUES[rows])
+    reader.hold([2])
+    reader.wait()
+    assert copies() == {"unit-2"}
+    reader.close()

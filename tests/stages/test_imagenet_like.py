@@ -5,7 +5,6 @@ published formats: as with ImageNet itself, only smaller.
 """
 
 import io
-import logging
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import object_store
 from PIL import Image
 from rich.console import Console
 
@@ -148,32 +148,14 @@ def bucket_content():
 @pytest.fixture(scope="module")
 def s3():
     """The environment in which s3://dpt/ holds the small ImageNet."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in environment.items():
-            patch.setenv(key, value)
+    with object_store() as environment:
         import s3fs
 
-        s3fs.S3FileSystem.clear_instance_cache()
         fs = s3fs.S3FileSystem()
         fs.mkdir("dpt")
         for path, data in bucket_content().items():
             fs.pipe_file(f"dpt/{path}", data)
         yield environment
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 @dataclass(frozen=True)
