@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import IO
 
 import pyarrow as pa
 from fsspec.core import url_to_fs
@@ -25,7 +27,7 @@ def index_tar(
     id = the key, the member's name up to the first dot of its last part. Only headers and the small
     label files are read: a .cls holds a class name or number, a .json an object with it under
     "label" or "cls". The split is the first part of the shard's name that `split_names` knows.
-    Raises ValueError for a compressed or broken tar (their members have no fixed offsets).
+    Raises ValueError for a compressed, damaged or cut tar, and where dots in a name hide an image.
     """
     return build_index(_rows(uri, split_names), classes)
 
@@ -39,42 +41,62 @@ def _rows(uri: str, split_names: Mapping[str, str]) -> Iterator[Row]:
 
 def _samples(shard: str) -> Iterator[tuple[str, int, int, str | None]]:
     """Yield (key, offset, size, label) per image; a sample's files stand together in the tar."""
-    key, label = "", None
-    image: tuple[str, int, int] | None = None
-    for member, payload in _members(shard):
-        folder, _, name = member.name.rpartition("/")
-        stem, _, suffix = name.partition(".")
-        member_key = f"{folder}/{stem}" if folder else stem
-        if member_key != key:
-            if image:
-                yield *image, label
-            key, image, label = member_key, None, None
-        kind = suffix.lower()
-        if f".{kind}" in IMAGE_SUFFIXES:
-            if image:
-                raise ValueError(f"{shard}: {key} has two images; keep one per key")
-            image = (key, member.offset_data, member.size)
-        elif kind in LABEL_KINDS:
-            label = _label(payload, kind, f"{shard}: {member.name}") or label
-    if image:
-        yield *image, label
+    for key, files in groupby(_members(shard), lambda file: _key_and_kind(file[0].name)[0]):
+        image: tuple[int, int] | None = None
+        label, other = None, ""
+        for member, payload in files:
+            kind = _key_and_kind(member.name)[1]
+            if f".{kind}" in IMAGE_SUFFIXES:
+                if image:
+                    raise ValueError(f"{shard}: {key} has two images; keep one per key")
+                image = (member.offset_data, member.size)
+            elif kind in LABEL_KINDS:
+                label = _label(payload, kind, f"{shard}: {member.name}") or label
+            elif kind.endswith(IMAGE_SUFFIXES):
+                other = member.name  # such as the a.mask.png of a.jpg
+        if image:
+            yield key, *image, label
+        elif other:
+            raise ValueError(
+                f"{shard}: {other} is no image of a sample, since its key {key!r} ends at the first dot "
+                "(WebDataset's rule); write the tar again with names that have one dot"
+            )
+
+
+def _key_and_kind(name: str) -> tuple[str, str]:
+    """Split a member's name at the first dot of its last part."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, kind = file.partition(".")
+    return f"{folder}{slash}{stem}", kind.lower()
 
 
 def _members(shard: str) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """Yield each regular member's header and, for label files only, its payload."""
+    """Yield each regular member's header and, for label files only, its payload; hidden ones are left out."""
     fs, path = url_to_fs(shard)
     try:
         with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while member := tar.next():
-                is_label = member.name.lower().endswith(LABEL_KINDS)
-                content = tar.extractfile(member) if member.isreg() and is_label else None
-                if member.isreg():
+                if member.isreg() and not member.name.rpartition("/")[2].startswith("."):
+                    is_label = member.name.lower().endswith(LABEL_KINDS)
+                    content = tar.extractfile(member) if is_label else None
                     yield member, content.read() if content else b""
                 tar.members.clear()  # type: ignore[attr-defined]  # or it remembers every header
+            _check_end(file, tar.offset)
     except tarfile.TarError as error:
         raise ValueError(
             f"{shard} is no complete uncompressed tar ({error}); write it again, without gzip"
         ) from error
+
+
+def _check_end(file: IO[bytes], offset: int) -> None:
+    """Raise tarfile.ReadError unless the members end with the two blocks of zeros of every tar.
+
+    tarfile takes a header that it cannot read for the end, except in the first place.
+    """
+    file.seek(offset)
+    end = file.read(2 * tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE or any(end):
+        raise tarfile.ReadError(f"neither a member nor the end mark at byte {offset}")
 
 
 def _label(payload: bytes, kind: str, where: str) -> str | None:

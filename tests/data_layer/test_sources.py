@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import shutil
+import subprocess
 import tarfile
 import threading
 from collections import Counter
@@ -61,9 +63,9 @@ def write_folder(root: str) -> str:
     return root
 
 
-def tar_of(members: dict[str, bytes], mode: str = "w") -> bytes:
+def tar_of(members: dict[str, bytes], mode: str = "w", **options) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+    with tarfile.open(fileobj=buffer, mode=mode, **options) as tar:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -240,7 +242,33 @@ def test_tar_labels_as_numbers_name_themselves(tmp_path) -> None:
     assert table["label"].to_pylist() == [2, None, None]
 
 
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_other_files_of_a_sample_and_hidden_ones_are_passed_over(tmp_path, format) -> None:
+    members = {
+        "._a.jpg": b"x",
+        "a.jpg": b"1",
+        "._a.cls": b"x",
+        "a.cls": b"5",
+        "a.mask.png": b"2",
+        ".b.png": b"3",
+    }
+    write(f"{tmp_path}/a.tar", tar_of(members, format=format))
+    table, _ = index_tar(f"{tmp_path}/a.tar", list("012345"))
+    assert (table["id"].to_pylist(), table["label"].to_pylist()) == (["a"], [5])
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs GNU tar")
+def test_the_end_that_gnu_tar_writes_is_known(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(bytes(512))
+    subprocess.run(["tar", "-cf", "s.tar", "-b", "1", "a.png"], cwd=tmp_path, check=True)
+    assert index_tar(f"{tmp_path}/s.tar")[0]["id"].to_pylist() == ["a"]
+    subprocess.run("cat s.tar s.tar > twice.tar", shell=True, cwd=tmp_path, check=True)
+    assert index_tar(f"{tmp_path}/twice.tar")[0]["id"].to_pylist() == ["a"]
+
+
 GOOD_TAR = tar_of({"a.png": bytes(3000)})
+MANY = tar_of({f"{k}.png": bytes([k]) * 3000 for k in range(1, 9)})
+HEADER = 5 * (512 + 3072)  # of the sixth member
 
 
 @pytest.mark.parametrize(
@@ -249,7 +277,13 @@ GOOD_TAR = tar_of({"a.png": bytes(3000)})
         (tar_of({"a.png": b"1"}, "w:gz"), "without gzip"),
         (GOOD_TAR[:2000], "no complete uncompressed tar"),
         (b"no tar" * 500, "no complete uncompressed tar"),
+        (MANY[:HEADER] + b"x" + MANY[HEADER + 1 :], f"end mark at byte {HEADER}"),
+        (MANY[:HEADER] + bytes(512) + MANY[HEADER + 512 :], f"end mark at byte {HEADER}"),
+        (MANY[: HEADER + 300], f"end mark at byte {HEADER}"),
+        (MANY[:HEADER], f"end mark at byte {HEADER}"),
         (tar_of({"a.png": b"1", "a.jpg": b"2"}), "two images"),
+        (tar_of({"a.jpg": b"1", "photo.v2.png": b"2"}), r"photo\.v2\.png .* key 'photo'.* one dot"),
+        (tar_of({"x/IMG_1.02.03.jpg": b"1"}), r"IMG_1\.02\.03\.jpg .* key 'x/IMG_1'"),
         (tar_of({"a.png": b"1", "a.json": b"{"}), r"a\.json is not JSON"),
     ],
 )
