@@ -66,36 +66,46 @@ def encode_labels(
 
     Null, empty and negative values are unknown labels (null). Without `classes`, names are sorted
     (class id = rank, as in the published ImageNet lists) and numbers name themselves, from 0 to the
-    highest. Raises ValueError for a value that is neither one of `classes` nor one of their numbers.
+    highest, or where not a tenth of those occur (a catalogue's own) those that do. Raises ValueError
+    for a value that is neither one of `classes` nor one of their numbers.
     """
     text = values.cast(pa.string())
     distinct = [value for value in pc.unique(text).to_pylist() if value]
     if classes is None:
         numbers = [_integer(value) for value in distinct]
-        if None in numbers:
-            classes = sorted(distinct)
-        else:
-            classes = [str(i) for i in range(max((n for n in numbers if n is not None), default=-1) + 1)]
+        known = {number for number in numbers if number is not None and number >= 0}
+        classes = sorted(distinct) if None in numbers else [str(number) for number in _class_numbers(known)]
     by_name = {name: i for i, name in enumerate(classes)}
     ids = pa.array([class_id(value, by_name) for value in distinct], pa.int32())
     return pc.take(ids, pc.index_in(text, value_set=pa.array(distinct, pa.string()))), list(classes)
 
 
+def _class_numbers(known: set[int]) -> Sequence[int]:
+    highest = max(known, default=-1)
+    return sorted(known) if highest >= 10 * len(known) else range(highest + 1)
+
+
 def class_id(value: str, by_name: Mapping[str, int]) -> int | None:
     """Return the class id of a class name or number; None for a negative number (unknown).
 
-    A name wins over a number. Raises ValueError for anything else.
+    A name wins over a number, and where all names are numbers a number is nothing but a name.
+    Raises ValueError for anything else.
     """
     if value in by_name:
         return by_name[value]
     number = _integer(value)
-    if number is None or number >= len(by_name):
+    if number is not None and number < 0:
+        return None
+    if str(number) in by_name:  # "7.0" or "007" for 7
+        return by_name[str(number)]
+    numbered = all(_integer(name) is not None for name in by_name)
+    if number is None or numbered or number >= len(by_name):
         known = ", ".join(list(by_name)[:5])
+        ids = "" if numbered else f" or a class id from 0 to {len(by_name) - 1}"
         raise ValueError(
-            f"unknown class {value!r}; use one of the {len(by_name)} class names ({known}, ...) "
-            f"or a class id from 0 to {len(by_name) - 1}"
+            f"unknown class {value!r}; use one of the {len(by_name)} class names ({known}, ...){ids}"
         )
-    return number if number >= 0 else None
+    return number
 
 
 def _integer(value: str) -> int | None:

@@ -40,6 +40,10 @@ def test_an_index_of_more_rows_than_one_chunk_keeps_their_order() -> None:
         (["1", "dog"], ["cat", "dog"], [1, 1], ["cat", "dog"]),
         (["5", "7"], ["7", "5"], [1, 0], ["7", "5"]),
         ([None, None], None, [None, None], []),
+        (["3000000", "7", "-1", "7.0"], None, [1, 0, None, 0], ["7", "3000000"]),
+        (["900000000001", "007"], None, [1, 0], ["7", "900000000001"]),
+        (["19", "3"], None, [19, 3], [str(k) for k in range(20)]),  # some of 20 are missing
+        (["20", "3"], None, [1, 0], ["3", "20"]),
     ],
 )
 def test_labels_are_class_names_or_numbers(values, classes, ids, names) -> None:
@@ -51,6 +55,12 @@ def test_labels_are_class_names_or_numbers(values, classes, ids, names) -> None:
 def test_a_label_outside_the_classes_is_refused(value) -> None:
     with pytest.raises(ValueError, match=f"unknown class '{value}'.*0 to 1"):
         encode_labels(pa.chunked_array([[value]]), ["cat", "dog"])
+
+
+@pytest.mark.parametrize("value", ["1", "8", "cat"])
+def test_where_numbers_are_names_a_rank_is_none(value) -> None:
+    with pytest.raises(ValueError, match=rf"unknown class '{value}'.* names \(7, 3000000, \.\.\.\)$"):
+        encode_labels(pa.chunked_array([[value]]), ["7", "3000000"])
 
 
 @pytest.mark.parametrize(
