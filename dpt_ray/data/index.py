@@ -152,7 +152,7 @@ def read_bytes(rows: pa.Table) -> list[bytes]:
 
     Each uri is opened once, and object stores get the ranges of all rows concurrently. Parquet
     images come by row group, the last of which stays in memory: read those rows in order.
-    Raises OSError, naming the uri, where a file is missing or access is denied.
+    Raises OSError, naming the uri, where a file is missing, access is denied or a store fails.
     """
     found: list[bytes] = [b""] * rows.num_rows
     requests: dict[str, list[tuple[int, int, int]]] = {}
@@ -160,29 +160,36 @@ def read_bytes(rows: pa.Table) -> list[bytes]:
     for position, (uri, offset, length) in enumerate(zip(*columns, strict=True)):
         if length != 0:  # object stores answer an empty range with an error
             requests.setdefault(uri, []).append((offset, length, position))
-    remote: dict[Any, list[tuple[str, int, int, int]]] = {}
+    remote: dict[Any, list[tuple[str, str, int, int, int]]] = {}
     for uri, ranges in requests.items():
         fs, path = url_to_fs(uri)
         if fs.async_impl and not _is_parquet(uri):
-            remote.setdefault(fs, []).extend((path, *request) for request in ranges)
+            remote.setdefault(fs, []).extend((uri, path, *request) for request in ranges)
             continue
         try:
             read = _read_parquet_rows if _is_parquet(uri) else _read_ranges
             for (_, _, position), data in zip(ranges, read(uri, ranges), strict=True):
                 found[position] = data
-        except PermissionError as error:
-            raise PermissionError(f"access denied to {uri}; check the credentials") from error
+        except OSError as error:
+            raise _unreadable(uri, error) from error
     for fs, ranges_of_fs in remote.items():
-        paths, offsets, lengths, positions = zip(*ranges_of_fs, strict=True)
+        uris, paths, offsets, lengths, positions = zip(*ranges_of_fs, strict=True)
         ends = [o + n if n >= 0 else None for o, n in zip(offsets, lengths, strict=True)]
         results = fs.cat_ranges(list(paths), list(offsets), ends, on_error="return")
-        for path, position, data in zip(paths, positions, results, strict=True):
-            if isinstance(data, PermissionError):
-                raise PermissionError(f"access denied to {path}; check the credentials") from data
+        for uri, position, data in zip(uris, positions, results, strict=True):
             if isinstance(data, Exception):
-                raise data
+                raise _unreadable(uri, data) from data
             found[position] = data
     return found
+
+
+def _unreadable(uri: str, error: Exception) -> OSError:
+    """The error that names the file: object stores say that a key does not exist, but not which."""
+    if isinstance(error, PermissionError):
+        return PermissionError(f"access denied to {uri}; check the credentials")
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(f"{uri} does not exist any more; put it back or index the images anew")
+    return OSError(f"{uri} cannot be read ({' '.join(str(error).split()) or type(error).__name__})")
 
 
 def _is_parquet(uri: str) -> bool:

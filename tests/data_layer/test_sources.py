@@ -416,6 +416,28 @@ def test_remote_ranges_are_read_concurrently_by_an_asynchronous_file_system() ->
         server.server_close()
 
 
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_an_object_that_is_gone_is_named(s3_bucket, kind) -> None:
+    root, fs = s3_bucket
+    table, _ = INDEXERS[kind](WRITERS[kind](root))
+    uri = table["uri"][-1].as_py()
+    fs.rm_file(uri)
+    with pytest.raises(FileNotFoundError, match=f"^{uri} does not exist any more"):
+        read_bytes(table)
+
+
+def test_an_object_that_the_store_does_not_give_is_named(s3_bucket, monkeypatch) -> None:
+    root, fs = s3_bucket
+    table, _ = index_folder(write_folder(root))
+
+    async def break_off(*_args, **_kwargs):
+        raise OSError(5, "Reduce your\nrequest rate")
+
+    monkeypatch.setattr(type(fs), "_cat_file", break_off)
+    with pytest.raises(OSError, match=f"^{table['uri'][0]} cannot be read .*Reduce your request rate"):
+        read_bytes(table)
+
+
 def test_denied_access_names_the_file(tmp_path, monkeypatch) -> None:
     table, _ = index_folder(write_folder(str(tmp_path)))
 
