@@ -32,7 +32,9 @@ def index_manifest(
     """
     fs, path = open_root(uri)
     table = _read(fs, path)
-    given = table["uri"] if "uri" in table.column_names else table["id"]
+    key = "uri" if "uri" in table.column_names else "id"
+    given = table[key]
+    _check_given(given, key, uri)
     folder = fs.unstrip_protocol(path).rpartition("/")[0]
     is_whole = pc.match_substring_regex(given, r"^(/|\w+://)")
     uris = pc.if_else(is_whole, given, pc.binary_join_element_wise(folder, given, "/"))
@@ -71,6 +73,18 @@ def _read(fs: Any, path: str) -> pa.Table:
         if name in TEXT_COLUMNS:
             table = table.set_column(i, name, table[name].cast(pa.string()))
     return table
+
+
+def _check_given(given: pa.ChunkedArray, key: str, manifest: str) -> None:
+    if not len(given):
+        raise ValueError(f"manifest {manifest} lists no images; write a row for each")
+    missing = pc.equal(pc.fill_null(given, ""), "")
+    if count := pc.sum(missing).as_py():
+        first = pc.index(missing, True).as_py() + 1
+        raise ValueError(
+            f"manifest {manifest} has {count} row(s) without {key}, the first is row {first}; "
+            "fill them in or remove them"
+        )
 
 
 def _without_suffix(given: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -348,6 +348,29 @@ def test_a_manifest_with_ids_alone_takes_them_as_paths(tmp_path) -> None:
     assert read_bytes(index) == [b"xx", b"yyy"]
 
 
+def test_a_manifest_without_rows_is_refused(tmp_path) -> None:
+    write(f"{tmp_path}/m.csv", b"uri,label\n")
+    pq.write_table(pa.table({"id": pa.array([], pa.string())}), tmp_path / "m.parquet")
+    for name in ("m.csv", "m.parquet"):
+        with pytest.raises(ValueError, match=f"manifest {tmp_path}/{name} lists no images"):
+            index_manifest(f"{tmp_path}/{name}")
+
+
+def test_rows_of_a_manifest_without_uri_are_told(tmp_path) -> None:
+    write(f"{tmp_path}/a.png", b"1")
+    write(f"{tmp_path}/m.csv", b"uri,label\na.png,x\n,y\n,z\n")
+    write(f"{tmp_path}/i.csv", b"id,label\n,x\n")
+    uris = ["a.png", "a.png", "a.png", None]
+    pq.write_table(pa.table({"uri": uris, "id": ["a", "b", "c", "d"]}), tmp_path / "m.parquet")
+    for name, problem in {
+        "m.csv": r"2 row\(s\) without uri, the first is row 2;",
+        "m.parquet": r"1 row\(s\) without uri, the first is row 4;",
+        "i.csv": r"1 row\(s\) without id, the first is row 1;",
+    }.items():
+        with pytest.raises(ValueError, match=f"manifest {tmp_path}/{name} has {problem}"):
+            index_manifest(f"{tmp_path}/{name}")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
