@@ -60,6 +60,12 @@ class Config(Section):
     def _across_sections(self) -> Config:
         if self.encoder.kind == "pretrain" and self.pretrain is None:
             raise ValueError("encoder.kind pretrain needs a pretrain section")
+        kinds = {"encoder.kind": self.encoder.kind, "autoencoder.kind": self.autoencoder.kind}
+        published = [f"{key} {kind}" for key, kind in kinds.items() if kind in ("msn", "timm", "kl")]
+        if self.data.mode == "L" and published:
+            raise ValueError(
+                f"data.mode L does not fit {published[0]}, which takes colour: set data.mode RGB"
+            )
         asked = max([self.retrain.images_per_class, *(self.sweep or self.retrain_grid).images_per_class])
         if asked > self.generate.images_per_class:
             raise ValueError(

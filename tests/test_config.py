@@ -113,6 +113,9 @@ def test_a_missing_section_is_named(tmp_path):
         (["pretrain="], ["encoder.kind pretrain needs a pretrain section"]),
         (["encoder.kind=msn"], ["encoder: kind msn needs weights"]),
         (["autoencoder.kind=kl"], ["autoencoder: kind kl needs weights"]),
+        (["encoder={kind: msn, weights: a.pth}"], ["data.mode L", "encoder.kind msn", "set data.mode RGB"]),
+        (["encoder={kind: timm, name: a}"], ["data.mode L", "encoder.kind timm", "set data.mode RGB"]),
+        (["autoencoder={kind: kl, weights: a.pth}"], ["autoencoder.kind kl", "set data.mode RGB"]),
         (["generate.guidance_interval=[0.8, 0.2]"], ["guidance_interval (0.8, 0.2)", "low < high"]),
     ],
 )

@@ -8,14 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from dpt_ray.config import ConfigError, load_config
-from dpt_ray.sections import Data
 from dpt_ray.stages.execute import steps
 from dpt_ray.stages.graph import flow
-from dpt_ray.stages.index import fingerprint
 from dpt_ray.stages.node import Node, topological
 from dpt_ray.stages.sweep import grid
 
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
+RGB = "data.mode=RGB"  # what published networks take
 
 # What each node is made from (ARCHITECTURE.md, "The flow"), written out by hand.
 INPUTS = {
@@ -238,7 +237,7 @@ def test_a_weight_file_counts_by_its_content(tmp_path, section, kind, node):
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     for path, value in ((one, 1.0), (two, 1.0)):
         save_file({"w": torch.full((2,), value)}, path)
-    base = [f"{section}.kind={kind}", f"{section}.weights={one}"]
+    base = [RGB, f"{section}.kind={kind}", f"{section}.weights={one}"]
     assert changed(f"{section}.weights={two}", base=base) == set()
     before = digests(*base)
     save_file({"w": torch.full((2,), 2.0)}, one)
@@ -258,48 +257,15 @@ def test_images_count_by_their_names_and_sizes(tmp_path):
     assert {name for name in before if before[name] != after[name]} == below("index")
 
 
-def test_a_manifest_counts_by_its_content(tmp_path):
-    manifest = tmp_path / "images.csv"
-    base = ["data.source=manifest", f"data.uri={manifest}"]
-    manifest.write_text("uri,label\na.png,cat\nb.png,dog\n")
-    before = digests(*base)
-    manifest.touch()
-    assert digests(*base) == before
-    manifest.write_text("uri,label\na.png,dog\nb.png,cat\n")  # corrected: no byte more or less
-    after = digests(*base)
-    assert {name for name in before if before[name] != after[name]} == below("index")
-
-
-@pytest.mark.parametrize("source", ["tar", "manifest"])
-@pytest.mark.parametrize("name", ["train.csv", "folder/train.csv"])
-def test_a_file_on_an_object_store_that_is_written_again_is_another(s3_bucket, source, name):
-    root, fs = s3_bucket
-    uri = root if source == "tar" and "/" in name else f"{root}/{name}"
-    settings = Data(source=source, uri=uri)
-
-    def written(content):
-        fs.pipe_file(f"{root}/{name}", content)
-        return fingerprint(settings)
-
-    prints = [written(content) for content in (b"cat,dog", b"dog,cat", b"cat,dog")]
-    assert prints[0] == prints[2] != prints[1]
-
-
-def test_images_on_an_object_store_are_listed_and_not_read(s3_bucket, monkeypatch):
-    root, fs = s3_bucket
-    fs.pipe_file(f"{root}/cat/a.png", b"123")
-    monkeypatch.setattr(type(fs), "_open", None)
-    monkeypatch.setattr(type(fs), "_cat_file", None)
-    monkeypatch.setattr(type(fs), "_get_file", None)
-    assert len(fingerprint(Data(source="folder", uri=root))) == 16
-
-
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
         (["labels.per_class=", "labels.file=/none/few.csv"], ["labels.file: /none/few.csv", "no such file"]),
-        (["encoder.kind=msn", "encoder.weights=/none.pth"], ["encoder.weights: /none.pth", "no such file"]),
-        (["autoencoder.kind=kl", "autoencoder.weights=no://x"], ["autoencoder.weights: ", "not known"]),
+        (
+            [RGB, "encoder.kind=msn", "encoder.weights=/none.pth"],
+            ["encoder.weights: /none.pth", "no such file"],
+        ),
+        ([RGB, "autoencoder.kind=kl", "autoencoder.weights=no://x"], ["autoencoder.weights: ", "not known"]),
         (
             ["evaluate.inception=/none.pth"],
             ["evaluate.inception: /none.pth", "pt_inception-2015-12-05-6726825d.pth", "mseitzer/pytorch-fid"],
@@ -321,7 +287,7 @@ def test_a_file_that_is_not_there_is_told_by_its_key(overrides, parts):
 
 
 def test_a_missing_file_stops_only_what_is_made_from_it():
-    nodes = flow(load_config(DIGITS, ["encoder.kind=msn", "encoder.weights=/none.pth"]))
+    nodes = flow(load_config(DIGITS, [RGB, "encoder.kind=msn", "encoder.weights=/none.pth"]))
     without = {name for name, node in nodes.items() if node.missing}
     assert without == below("encoder")
     assert {nodes[name].missing for name in without} == {nodes["encoder"].unreadable}

@@ -149,7 +149,9 @@ def _size(index: pa.Table) -> tuple[int, str]:
 
 
 def _config_text(name: str, uri: str, labels: str, found: Found, path: Path) -> str:
-    data: dict[str, object] = {"source": found.source, "uri": uri, "mode": found.mode}
+    small = found.side <= LARGEST_IN_PIXELS
+    mode = found.mode if small else "RGB"  # published weights take colour
+    data: dict[str, object] = {"source": found.source, "uri": uri, "mode": mode}
     data["image_size"] = found.side
     if found.named_by_list:
         data["classes"] = found.classes
@@ -157,7 +159,7 @@ def _config_text(name: str, uri: str, labels: str, found: Found, path: Path) -> 
         data |= {"validation": held_out, "test": held_out, "keep_in_train": [labels]}
     train = found.index.num_rows - 2 * held_out
     batch = 64 if train >= 64 else 8
-    recipe = SMALL if found.side <= LARGEST_IN_PIXELS else LARGE
+    recipe = SMALL if small else LARGE
     head = f"# A starting point, written by `dpt init`: {found}.\n# Command:  dpt run {path}\n"
     start = {"name": name, "output": "outputs", "data": data, "labels": {"file": labels}}
     text = yaml.safe_dump(start, sort_keys=False, allow_unicode=True)

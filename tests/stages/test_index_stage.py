@@ -8,9 +8,11 @@ from rich.console import Console
 from dpt_ray.artifacts import Store
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.data.units import read_index
+from dpt_ray.sections import Data
 from dpt_ray.stages import runs
 from dpt_ray.stages.display import Display
 from dpt_ray.stages.graph import flow
+from dpt_ray.stages.index import fingerprint
 
 CONFIG = """
 name: small
@@ -79,3 +81,42 @@ def test_a_list_to_keep_counts_by_its_content(config):
     assert digest(other) == digest()
     copy.write_text("n01440764_train0.JPEG\n")
     assert digest(other) != digest()
+
+
+def test_a_manifest_counts_by_its_content(config):
+    manifest = config.parent / "images.csv"
+
+    def digest():
+        overrides = ["data.source=manifest", f"data.uri={manifest}"]
+        return flow(load_config(config, overrides))["index"].digest
+
+    manifest.write_text("uri,label\na.png,cat\nb.png,dog\n")
+    before = digest()
+    manifest.touch()
+    assert digest() == before
+    manifest.write_text("uri,label\na.png,dog\nb.png,cat\n")  # corrected: no byte more or less
+    assert digest() != before
+
+
+@pytest.mark.parametrize("source", ["tar", "manifest"])
+@pytest.mark.parametrize("name", ["train.csv", "folder/train.csv"])
+def test_a_file_on_an_object_store_that_is_written_again_is_another(s3_bucket, source, name):
+    root, fs = s3_bucket
+    uri = root if source == "tar" and "/" in name else f"{root}/{name}"
+    settings = Data(source=source, uri=uri)
+
+    def written(content):
+        fs.pipe_file(f"{root}/{name}", content)
+        return fingerprint(settings)
+
+    prints = [written(content) for content in (b"cat,dog", b"dog,cat", b"cat,dog")]
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_images_on_an_object_store_are_listed_and_not_read(s3_bucket, monkeypatch):
+    root, fs = s3_bucket
+    fs.pipe_file(f"{root}/cat/a.png", b"123")
+    monkeypatch.setattr(type(fs), "_open", None)
+    monkeypatch.setattr(type(fs), "_cat_file", None)
+    monkeypatch.setattr(type(fs), "_get_file", None)
+    assert len(fingerprint(Data(source="folder", uri=root))) == 16

@@ -38,6 +38,15 @@ def test_a_folder_for_each_class_gives_a_run_that_passes_its_first_stages(classe
     assert runs.run(config, Display(Console(quiet=True)), ["labels"])[0].made == ["index", "labels"]
 
 
+@pytest.mark.parametrize(("side", "mode"), [(32, "L"), (64, "RGB")])
+def test_grey_images_stay_grey_unless_published_weights_want_colour(tmp_path, side, mode):
+    for number in range(3):
+        draw(tmp_path / "images" / f"{number}.png", side, "L")
+    (tmp_path / "labels.csv").write_text("id,label\n0,tulip\n1,rose\n")
+    path, found = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
+    assert (found.mode, load_config(path).data.mode) == ("L", mode)
+
+
 def test_without_class_folders_the_list_names_the_classes(tmp_path):
     for number in range(5):
         draw(tmp_path / "images" / f"{number}.png", 300, "L")
@@ -45,7 +54,7 @@ def test_without_class_folders_the_list_names_the_classes(tmp_path):
     path, _ = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
     config = load_config(path, [f"output={tmp_path}/out"])
     assert config.data.classes == ("rose", "tulip")
-    assert (config.data.image_size, config.data.mode, config.data.test) == (256, "L", 0)
+    assert (config.data.image_size, config.data.mode, config.data.test) == (256, "RGB", 0)
     assert (config.encoder.kind, config.autoencoder.kind) == ("msn", "kl")
 
 
