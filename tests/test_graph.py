@@ -251,6 +251,7 @@ def test_images_count_by_their_names_and_sizes(tmp_path):
     base = ["data.source=folder", f"data.uri={tmp_path}"]
     before = digests(*base)
     (tmp_path / "a" / "1.png").touch()  # another time only
+    (tmp_path / "labels.csv").write_text("no image")
     assert digests(*base) == before
     (tmp_path / "a" / "2.png").write_bytes(b"1")
     after = digests(*base)

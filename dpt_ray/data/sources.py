@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dpt_ray.data.folder import index_folder
+from dpt_ray.data.listing import IMAGE_SUFFIXES
 from dpt_ray.data.manifest import index_manifest
 from dpt_ray.data.parquet import index_parquet
 from dpt_ray.data.tar import index_tar
@@ -14,3 +15,6 @@ INDEXERS = {
     "parquet": index_parquet,
     "manifest": index_manifest,
 }
+
+# How the files that are looked at end, in any case of letters; other files beside them are passed over.
+SUFFIXES = {"folder": IMAGE_SUFFIXES, "tar": (".tar",), "parquet": (".parquet",)}

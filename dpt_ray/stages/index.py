@@ -13,7 +13,7 @@ from dpt_ray.config import ConfigError
 from dpt_ray.data.digits import write_digits
 from dpt_ray.data.labels import read_label_list
 from dpt_ray.data.listing import SPLIT_NAMES, open_root, version, walk_versions
-from dpt_ray.data.sources import INDEXERS
+from dpt_ray.data.sources import INDEXERS, SUFFIXES
 from dpt_ray.data.splits import assign_splits
 from dpt_ray.data.units import INDEX, write_index
 from dpt_ray.sections import Data
@@ -21,7 +21,7 @@ from dpt_ray.stages.node import Task
 
 
 def fingerprint(data: Data) -> str:
-    """A hash of the source's files: other files, another run.
+    """A hash of the source's files: other files, another run. Files of other kinds beside them do not count.
 
     Images and shards are listed, never read: they count by name and size, and by their ETag where a remote
     listing tells it. A manifest counts by its content; the images it lists, by what it says of them.
@@ -37,7 +37,9 @@ def fingerprint(data: Data) -> str:
         if data.source == "manifest":
             return sha256(data.uri)[:16]
         one = [("", int(fs.size(root)), version(fs.info(root)))] if fs.isfile(root) else None
-        for name, size, tag in one or walk_versions(fs, root):
+        suffixes = SUFFIXES[data.source]
+        listed = (file for file in walk_versions(fs, root) if file[0].lower().endswith(suffixes))
+        for name, size, tag in one or listed:
             facts = [name, str(size), tag] if tag else [name, str(size)]
             digest.update(("\0".join(facts) + "\n").encode())
     except Exception as error:  # every kind of storage has errors of its own

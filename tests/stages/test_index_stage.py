@@ -98,8 +98,10 @@ def test_a_manifest_counts_by_its_content(config):
     assert digest() != before
 
 
-@pytest.mark.parametrize("source", ["tar", "manifest"])
-@pytest.mark.parametrize("name", ["train.csv", "folder/train.csv"])
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("tar", "a.tar"), ("tar", "folder/a.tar"), ("manifest", "a.csv"), ("manifest", "folder/a.csv")],
+)
 def test_a_file_on_an_object_store_that_is_written_again_is_another(s3_bucket, source, name):
     root, fs = s3_bucket
     uri = root if source == "tar" and "/" in name else f"{root}/{name}"
