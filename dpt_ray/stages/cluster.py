@@ -24,6 +24,8 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
 }
 
+_REMEDY = "lower compute.actor_cpus / actor_gpus, or set compute.autoscaling if nodes are added on demand"
+
 
 def connect(compute: Compute) -> float:
     """Joins the cluster in RAY_ADDRESS or starts a local one; the seconds it took (0: joined before).
@@ -170,16 +172,46 @@ def _quiet_data() -> None:
         logging.getLogger(f"ray.{name}").setLevel(level)
 
 
+def check_training(compute: Compute) -> None:
+    """Fails at once where Ray Train would start its workers over and over, without end or a word.
+
+    A worker asks for a GPU or, without `train_gpus`, for a CPU. On a cluster that grows it waits.
+    """
+    least, key = compute.train_workers, "train_workers"
+    if compute.min_train_workers:
+        least, key = compute.min_train_workers, "min_train_workers"
+    kind = "GPU" if compute.train_gpus else "CPU"
+    room = sum(int(node.get(kind, 0)) for node in _nodes())
+    if room < least and not compute.autoscaling:
+        raise ConfigError(
+            f"compute.{key}: {least} training workers need a {kind} each, the Ray cluster has room for "
+            f"{room}; lower it, or set compute.autoscaling if nodes are added on demand"
+        )
+
+
 def _check_resources(compute: Compute) -> None:
     """Fails at once where Ray would wait silently for resources that no node has."""
+    if compute.autoscaling:
+        return
+    wanted = {"CPU": compute.actor_cpus, "GPU": compute.actor_gpus}
+    have = [{kind: node.get(kind, 0.0) for kind in wanted} for node in _nodes()]
+    if not any(all(node[kind] >= amount for kind, amount in wanted.items()) for node in have):
+        asked = " and ".join(f"{amount:g} {kind}" for kind, amount in wanted.items() if amount)
+        most = " and ".join(f"{max((node[kind] for node in have), default=0):g} {kind}" for kind in wanted)
+        raise ConfigError(
+            f"compute: an actor needs {asked} on one node, the nodes of the Ray cluster have {most} at most; "
+            f"{_REMEDY}"
+        )
+    # Readers must be able to run beside the actors, or the pipeline starves (ray #44687).
+    needed, cpus = compute.actor_cpus + 0.25, sum(node["CPU"] for node in have)
+    if cpus < needed:
+        raise ConfigError(
+            f"compute: an actor and a reader need {needed:g} CPU, the Ray cluster has {cpus:g}; {_REMEDY}"
+        )
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each live node has in all, used or not."""
     import ray
 
-    have = ray.cluster_resources()
-    # Readers must be able to run beside the actors, or the pipeline starves (ray #44687).
-    wanted = {"CPU": compute.actor_cpus + 0.25, "GPU": compute.actor_gpus or float(compute.train_gpus)}
-    for kind, amount in wanted.items():
-        if have.get(kind, 0) < amount and not compute.autoscaling:
-            raise ConfigError(
-                f"compute: needs {amount:g} {kind}, the Ray cluster has {have.get(kind, 0):g}; lower "
-                "compute.actor_cpus / actor_gpus, or set compute.autoscaling if nodes are added on demand"
-            )
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -44,7 +44,8 @@ def run(task: Task, function: TrainFunction) -> dict[str, Any]:
     """Runs `function` on the configured number of workers; returns startup and memory facts.
 
     Raises StageError, one line, for what no restart can mend: a loss that stays not finite or far too
-    high, a GPU whose memory is too small, a checkpoint of another model.
+    high, a GPU whose memory is too small, a checkpoint of another model. Raises ConfigError for more
+    workers than the cluster has room for.
     """
     started, steps = time.time(), int(task.settings["steps"])
     if task.out.exists(STOPPED):  # of an earlier attempt
@@ -66,6 +67,7 @@ def run(task: Task, function: TrainFunction) -> dict[str, Any]:
                 _guarded(remote, Worker(0, 1, device), function)
         else:
             cluster.connect(task.compute)
+            cluster.check_training(task.compute)
             with following(task.progress, steps, reached):
                 _fit(remote, function)
     finally:
