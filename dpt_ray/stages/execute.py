@@ -8,14 +8,14 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dpt_ray.artifacts import Store
+from dpt_ray.artifacts import Artifact, Store
 from dpt_ray.config import ConfigError
 from dpt_ray.lease import Lease
 from dpt_ray.sections import Compute
@@ -68,8 +68,17 @@ def steps(targets: Sequence[Node]) -> list[Step]:
     return order
 
 
-def execute(targets: Sequence[Node], store: Store, compute: Compute, display: Display) -> Outcome:
-    """Publishes the targets and all they need. Raises StageError naming the stage that failed."""
+def execute(
+    targets: Sequence[Node],
+    store: Store,
+    compute: Compute,
+    display: Display,
+    checks: Mapping[str, Callable[[Artifact], None]],
+) -> Outcome:
+    """Publishes the targets and all they need. Raises StageError naming the stage that failed.
+
+    `checks` look at an artifact, by its node's name, before anything is made that comes after it.
+    """
     outcome, plan = Outcome(), steps(targets)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for number, step in enumerate(plan, 1):
@@ -77,6 +86,7 @@ def execute(targets: Sequence[Node], store: Store, compute: Compute, display: Di
         outcome.reused += [node.name for node in step.nodes if node not in missing]
         if not missing:
             display.reused(number, len(plan), step.name)
+            _check(step, store, checks)
             continue
         with display.step(number, len(plan), step.name) as progress, ExitStack() as leases:
             for node in sorted(missing, key=lambda node: node.digest):  # one order: no deadlock
@@ -85,7 +95,14 @@ def execute(targets: Sequence[Node], store: Store, compute: Compute, display: Di
             if missing:
                 _make(Step(tuple(missing)), store, compute, now, progress)
         outcome.made += [node.name for node in missing]
+        _check(step, store, checks)
     return outcome
+
+
+def _check(step: Step, store: Store, checks: Mapping[str, Callable[[Artifact], None]]) -> None:
+    for node in step.nodes:
+        if node.name in checks:
+            checks[node.name](node.artifact(store))
 
 
 def _make(step: Step, store: Store, compute: Compute, run_started: str, progress: Report) -> None:

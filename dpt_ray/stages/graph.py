@@ -18,7 +18,7 @@ from dpt_ray.stages.node import Node
 _UNHASHED = {
     *("checkpoint_every", "log_every", "preview_every", "frechet_every", "sampling", "max_bad_fraction"),
     "diverged_above",
-    *("weights", "init_from", "file", "keep_in_train", "config", "choose"),
+    *("weights", "init_from", "file", "keep_in_train", "config"),
     *("inception", "reference", "images"),
 }
 # Options that count where they are used: leaving them out is what was done before there were any.
@@ -107,9 +107,7 @@ def _images_and_models(config: Config, nodes: Nodes) -> None:
         source["list_format"] = config.labels.format
         source["lists"] = [_content("data.keep_in_train", uri) for uri in lists]
     index = _add(nodes, "index", "index", source)
-    choose = {"choose": config.sweep is not None}
-    settings = config.labels.model_dump(mode="json") | choose
-    _add(nodes, "labels", "labels", settings, {"index": index}, file=("labels.file", config.labels.file))
+    _add(nodes, "labels", "labels", config.labels, {"index": index}, file=("labels.file", config.labels.file))
     channels, size = 1 if config.data.mode == "L" else 3, config.data.image_size
     if config.pretrain and config.encoder.kind == "pretrain":
         settings = _pretraining(config.pretrain, "simclr", size)

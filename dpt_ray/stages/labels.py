@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpt_ray.config import ConfigError
@@ -20,12 +19,6 @@ def make(task: Task) -> dict[str, Any]:
     """Publishes (id, label) of the labelled images; a bad list or too large a draw is a ConfigError."""
     labels = Labels(**{key: task.settings[key] for key in Labels.model_fields})
     index, classes = read_index(task.inputs["index"]), task.inputs["index"].read_json("classes.json")
-    known = pc.and_(pc.equal(index["split"], "validation"), pc.is_valid(index["label"]))
-    if task.settings["choose"] and not pc.any(known).as_py():
-        raise ConfigError(
-            "sweep: there are no labelled validation images to choose on; set data.validation to how many "
-            "to draw from the labelled training images, or remove the sweep section"
-        )
     try:
         if labels.file:
             table = read_label_list(labels.file, labels.format, index, classes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dpt_ray.stages.display import Display
 from dpt_ray.stages.execute import Outcome, execute
 from dpt_ray.stages.graph import flow
 from dpt_ray.stages.node import Node, topological
+from dpt_ray.stages.sweep import check_choice
 
 # Which artifacts a run rests on, by node: those it will, while it goes, and those it does.
 PLANNED = "planned.json"
@@ -87,11 +89,14 @@ def run(config: Config, display: Display, targets: Sequence[str] = ("report",)) 
         if nodes[name].missing:
             raise ConfigError(nodes[name].missing)
     wanted = [nodes[name] for name in targets]
-    if nodes["labels"] in topological(wanted):  # a bad label list is told before any work
+    needed, checks = topological(wanted), {}
+    if nodes["labels"] in needed:  # a bad label list is told before any work
         wanted = [nodes["labels"], *wanted]
+    if "sweep" in nodes and nodes["sweep"] in needed:  # and that there is nothing to choose on
+        checks["index"] = partial(check_choice, nodes["sweep"])
     # From here on, all that this run will rest on is in use, however far it comes.
     store.run_folder(config.name).write_json(PLANNED, _references(nodes))
-    outcome = execute(wanted, store, config.compute, display)
+    outcome = execute(wanted, store, config.compute, display, checks)
     link(config, nodes, store)
     return outcome, store
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from itertools import product
@@ -18,14 +19,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpt_ray.artifacts import Artifact
+from dpt_ray.config import ConfigError
+from dpt_ray.data.units import read_index
 from dpt_ray.learners.linear_classifier import Rows, logits
 from dpt_ray.stages import cluster
 from dpt_ray.stages.display import following
 from dpt_ray.stages.fit_classifier import accuracy, fit_rows, save_classifier
-from dpt_ray.stages.node import Task
+from dpt_ray.stages.node import Node, Task
 from dpt_ray.stages.rows import ImageRows, RealRows
 
 TRIALS = "trials.parquet"
@@ -41,6 +45,7 @@ def make(task: Task) -> dict[str, Any]:
     """Publishes the table of trials and, for each method, the classifier that validation prefers."""
     from dpt_ray.learners.linear_probe import Fit
 
+    check_choice(task, task.inputs["index"])
     real = RealRows(task.inputs["index"], task.inputs["features"], ("validation",))
     trials = grid(task.settings, task.inputs, choosing=bool(len(real.validation)))
     done = task.out.shards()
@@ -70,6 +75,20 @@ def make(task: Task) -> dict[str, Any]:
     }
 
 
+def check_choice(task: Task | Node, index: Artifact) -> None:
+    """Raises ConfigError where a method has several settings, and no image to choose among them on."""
+    trials = grid(task.settings, task.inputs, choosing=False)
+    several = max(Counter(trial["method"] for trial in trials).values())
+    table = read_index(index, ["split", "label"])
+    known = pc.and_(pc.equal(table["split"], "validation"), pc.is_valid(table["label"]))
+    if several > 1 and not pc.any(known).as_py():
+        raise ConfigError(
+            f"sweep: there are no labelled validation images to choose among {several} settings on; set "
+            "data.validation to how many to draw from the labelled training images, or remove the sweep "
+            "section"
+        )
+
+
 def grid(settings: Mapping[str, Any], inputs: Collection[str], *, choosing: bool) -> list[Trial]:
     """Every trial of every method; the probe and self-training have no images per class.
 
@@ -96,7 +115,7 @@ def trial_key(trial: Trial) -> str:
 def choose(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The highest validation accuracy; ties (validation is small) go to the lower cross-entropy.
 
-    Without validation images there is one setting only (see the labels stage).
+    Without validation images there is one setting only (see `check_choice`).
     """
     if results[0]["validation_top1"] is None:
         return results[0]

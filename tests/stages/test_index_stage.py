@@ -9,10 +9,11 @@ from dpt_ray.artifacts import Store
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.data.units import read_index
 from dpt_ray.sections import Data
-from dpt_ray.stages import runs
+from dpt_ray.stages import runs, sweep
 from dpt_ray.stages.display import Display
 from dpt_ray.stages.graph import flow
 from dpt_ray.stages.index import fingerprint
+from dpt_ray.stages.node import Task
 
 CONFIG = """
 name: small
@@ -122,3 +123,43 @@ def test_images_on_an_object_store_are_listed_and_not_read(s3_bucket, monkeypatc
     monkeypatch.setattr(type(fs), "_cat_file", None)
     monkeypatch.setattr(type(fs), "_get_file", None)
     assert len(fingerprint(Data(source="folder", uri=root))) == 16
+
+
+TWO_SETTINGS = ("data.validation=0", "sweep.images_per_class=[1]", "sweep.l2=[0.1, 1.0]")
+
+
+def test_nothing_is_chosen_without_validation_images_also_where_the_labels_are_there_already(config):
+    index(config, "data.validation=0")
+    settings = load_config(config, TWO_SETTINGS)
+    store, nodes = Store(settings.output), flow(settings)
+    assert nodes["labels"].artifact(store).published
+    with pytest.raises(ConfigError, match=r"^sweep: .*choose among 2 settings.*data\.validation"):
+        runs.run(settings, Display(Console(quiet=True)))
+    assert {stage for stage, _, _ in store.all_artifacts()} == {"index", "labels"}
+
+    node = nodes["sweep"]
+    inputs = {key: source.artifact(store) for key, source in node.needs.items()}
+    with pytest.raises(ConfigError, match="choose among 2 settings"):
+        sweep.make(Task(node, node.artifact(store), inputs, settings.compute, ""))
+
+
+def test_a_sweep_without_validation_images_is_refused_before_more_than_the_index_is_made(config):
+    settings = load_config(config, TWO_SETTINGS)
+    with pytest.raises(ConfigError, match="no labelled validation images"):
+        runs.run(settings, Display(Console(quiet=True)), ["sweep"])
+    assert {stage for stage, _, _ in Store(settings.output).all_artifacts()} == {"index"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.validation=0"],
+        ["data.validation=0", "sweep.images_per_class=[1]"],
+        ["sweep.images_per_class=[1]", "sweep.l2=[0.1, 1.0]"],
+    ],
+)
+def test_one_setting_needs_no_validation_images_and_several_are_chosen_on_them(config, overrides):
+    index(config, *overrides)
+    settings = load_config(config, overrides)
+    nodes = flow(settings)
+    sweep.check_choice(nodes["sweep"], nodes["index"].artifact(Store(settings.output)))
