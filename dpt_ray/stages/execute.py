@@ -121,13 +121,13 @@ def _make(step: Step, store: Store, compute: Compute, run_started: str, progress
     started, clock = datetime.now(UTC), time.perf_counter()
     try:
         facts = maker.make_together(tasks) if step.nodes[0].group else [maker.make(tasks[0])]
+        seconds = time.perf_counter() - clock
+        for task, fact in zip(tasks, facts, strict=True):
+            task.out.publish(_manifest(task, fact, started, seconds))
     except (ConfigError, KeyboardInterrupt):
         raise
     except Exception as error:
         raise StageError(f"{step.name}: {_in_one_line(error)}") from error
-    seconds = time.perf_counter() - clock
-    for task, fact in zip(tasks, facts, strict=True):
-        task.out.publish(_manifest(task, fact, started, seconds))
 
 
 def _manifest(task: Task, facts: Mapping[str, Any], started: datetime, seconds: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ restarted worker, the same command again) looks there. Ray's report carries metr
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -78,7 +79,8 @@ def run(task: Task, function: TrainFunction) -> dict[str, Any]:
     return {
         "startup_seconds": round(facts["time"] - started, 3),
         "peak_memory_bytes": max(int(record["memory"]) for record in records),
-        "loss": records[-1]["loss"],
+        # A last step may have been a bad one, which has changed no weight.
+        "loss": next((r["loss"] for r in reversed(records) if math.isfinite(r["loss"])), None),
         **continued,
         **{key: facts[key] for key in ("matmul_flops_per_s",) if key in facts},
     }
@@ -228,10 +230,11 @@ def fit(
         log.add(record)
 
     def on_checkpoint(step: int, tensors: dict[str, Any] | None, meta: dict[str, Any]) -> None:
-        # One amid bad steps would be none to go back to.
-        if tensors is not None and not meta["bad_in_a_row"] and not meta["losses"]["high"]:
+        if tensors is not None:
             log.flush()
-            save_checkpoint(task.out, step, tensors, meta)
+            # One amid bad steps would be none to go back to.
+            if not meta["bad_in_a_row"] and not meta["losses"]["high"]:
+                save_checkpoint(task.out, step, tensors, meta)
         notices.saved()
         if worker.in_ray_train:
             import ray.train

@@ -94,6 +94,16 @@ def test_a_loss_not_finite_before_the_first_checkpoint_stops_the_stage(latents):
     assert "\n" not in str(error.value)
 
 
+def test_a_bad_last_step_is_in_the_log_and_the_training_is_published(latents, poisoned, monkeypatch):
+    monkeypatch.setattr("dpt_ray.stages.watching.TrainingLog.EVERY", float("inf"))  # only what is flushed
+    poisoned(lambda step, attempt: step == 11)
+    manifest = latents.make("diffusion.steps=12").out.manifest
+    records = read_log(latents.task("diffusion.steps=12").out)
+    assert [record["step"] for record in records] == [2, 4, 6, 8, 10, 12]
+    assert np.isnan(records[-1]["loss"]) and records[-1]["skipped_steps"] == 1
+    assert manifest["loss"] == records[-2]["loss"]
+
+
 def test_a_gpu_that_is_too_small_is_told_in_one_line_naming_what_to_set(latents, monkeypatch):
     def full(*arguments, **more):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
