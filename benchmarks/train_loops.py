@@ -228,6 +228,7 @@ def through_ray(options: Options, folder: Path) -> Facts:
         ROOT / "configs" / "digits.yaml",
         [
             "data.image_size=32",
+            "pretrain.contrast_group=8",  # no encoder is trained; any number of workers could share its batch
             f"diffusion.model={{patch_size: 2, dim: {model.dim}, depth: {model.depth}, "
             f"heads: {model.heads}}}",
             *("diffusion.schedule=vp", "diffusion.prediction=noise", f"diffusion.ema_decay={DECAY}"),

@@ -83,6 +83,15 @@ class Config(Section):
                     f"{name}.batch_size {section.batch_size} must be a multiple of 8 x "
                     f"compute.train_workers ({self.compute.train_workers})"
                 )
+        if self.encoder.kind == "pretrain" and self.pretrain:
+            groups = self.pretrain.batch_size // self.pretrain.contrast_group
+            if groups < self.compute.train_workers:
+                raise ValueError(
+                    f"pretrain.batch_size {self.pretrain.batch_size} has {groups} groups of "
+                    f"contrast_group {self.pretrain.contrast_group} for compute.train_workers "
+                    f"({self.compute.train_workers}), and each takes at least one: set a larger "
+                    "batch_size, a smaller contrast_group or fewer workers"
+                )
         parts = 8 * max(1, self.compute.train_workers) * self.compute.gradient_accumulation
         if self.diffusion.batch_size % parts:
             raise ValueError(

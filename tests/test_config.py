@@ -93,6 +93,10 @@ def test_a_missing_section_is_named(tmp_path):
     [
         (["compute.train_workers=3"], ["pretrain.batch_size 64", "multiple of 8", "train_workers (3)"]),
         (["compute.train_workers=3", "pretrain.batch_size=192"], ["diffusion.batch_size 64"]),
+        (
+            ["compute.train_workers=4", "pretrain.batch_size=256", "pretrain.contrast_group=128"],
+            ["pretrain.batch_size 256 has 2 groups", "contrast_group 128", "train_workers (4)", "smaller"],
+        ),
         (["compute.min_train_workers=2"], ["min_train_workers 2", "train_workers 1", "the most"]),
         (["compute.gradient_accumulation=16"], ["diffusion.batch_size 64", "gradient_accumulation (16)"]),
         (

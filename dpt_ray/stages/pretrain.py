@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dpt_ray.artifacts import Artifact
 from dpt_ray.config import ConfigError
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.units import iterate_pixels, read_index
@@ -25,7 +26,7 @@ def make(task: Task) -> dict[str, Any]:
     index = task.inputs["index"]
     size = int(task.settings["image_size"])
     channels = 1 if index.manifest["mode"] == "L" else 3
-    rows = sum(unit["rows"] for unit in index.manifest["units"] if unit["split"] == "train")
+    rows = _rows(index)
     if rows * channels * size**2 > IN_MEMORY:
         raise ConfigError(
             f"pretrain: {rows} images of {size} pixels do not fit into memory; use encoder.kind msn "
@@ -47,10 +48,10 @@ def train(task: Task, worker: training.Worker) -> None:
 
     settings = task.settings
     index = task.inputs["index"]
-    images, labels = _load(task)
+    pixels, labels = _load(task)
     dim, strength = settings["dim"], settings["augment_strength"]
     generator = torch.Generator().manual_seed(settings["seed"])
-    network = SmallConvNet(images.shape[1], settings["width"], dim, generator)
+    network = SmallConvNet(pixels.shape[-1], settings["width"], dim, generator)
     model: torch.nn.Module
     unit = None
     if settings["objective"] == "simclr":
@@ -61,13 +62,13 @@ def train(task: Task, worker: training.Worker) -> None:
         step_fn, views = supervised_step(strength), 1
 
     def load_batch(rows: np.ndarray, step: int) -> dict[str, torch.Tensor]:
-        batch = {"image": images[rows]}
+        batch = {"image": _to_network(pixels[rows])}
         return batch | {"label": labels[rows]} if settings["objective"] == "supervised" else batch
 
     # The backward pass costs two forward passes: a gradient by the weights and one by the input.
-    flops = 3 * views * forward_flops(model, images[:1])
+    flops = 3 * views * forward_flops(model, _to_network(pixels[:1]))
     ema = training.fit(
-        task, worker, model, step_fn, load_batch, len(images), unit=unit, flops_per_image=flops
+        task, worker, model, step_fn, load_batch, len(pixels), unit=unit, flops_per_image=flops
     )
     if ema is not None:
         model.load_state_dict(ema)
@@ -76,19 +77,36 @@ def train(task: Task, worker: training.Worker) -> None:
 
 
 def _load(task: Task) -> tuple[Any, Any]:
-    """Network pixels (n, C, H, W) in [-1, 1] of the training images, and labels (-1: unknown)."""
+    """Pixels (n, H, W, C) of the training images in 0..255, and labels (-1: unknown).
+
+    They are kept as bytes and filled in unit by unit: each worker has them, and no more than one copy.
+    """
     import torch
 
-    index = task.inputs["index"]
-    parts = list(iterate_pixels(index, _crop(task), index.manifest["mode"], "train"))
-    pixels = torch.from_numpy(np.concatenate([pixels for _, pixels in parts]))
+    index, size = task.inputs["index"], int(task.settings["image_size"])
+    mode = index.manifest["mode"]
+    pixels = np.empty((_rows(index), size, size, 1 if mode == "L" else 3), np.uint8)
+    ids: list[str] = []
+    for found, part in iterate_pixels(index, _crop(task), mode, "train"):
+        pixels[len(ids) : len(ids) + len(found)] = part
+        ids += found
     table = read_index(index, ["id", "label"])
     known = dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
-    labels = [known[identifier] for ids, _ in parts for identifier in ids]
-    images = (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
+    labels = [known[identifier] for identifier in ids]
     if task.settings["objective"] == "supervised" and None in labels:
         raise ConfigError("evaluate.referee: the training images have no true labels; remove the section")
-    return images, torch.tensor([-1 if label is None else label for label in labels])
+    numbers = torch.tensor([-1 if label is None else label for label in labels])
+    return torch.from_numpy(pixels[: len(ids)]), numbers
+
+
+def _rows(index: Artifact) -> int:
+    """The training images, those that cannot be read too."""
+    return sum(unit["rows"] for unit in index.manifest["units"] if unit["split"] == "train")
+
+
+def _to_network(pixels: Any) -> Any:
+    """Network pixels (n, C, H, W) in [-1, 1]."""
+    return (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
 
 
 def _crop(task: Task) -> Crop:

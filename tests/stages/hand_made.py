@@ -24,6 +24,7 @@ ROWS, CLASSES, DIM = 40, 4, 6
 SMALL = (
     "data.image_size=4",
     "diffusion.model={patch_size: 2, dim: 16, depth: 2, heads: 2, modulation: true}",
+    "pretrain.contrast_group=32",  # half a batch: two workers can share it
     "diffusion.steps=12",
     "diffusion.batch_size=16",
     "diffusion.checkpoint_every=4",

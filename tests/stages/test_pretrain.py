@@ -1,0 +1,48 @@
+"""What an encoder's training holds in memory, and what its network sees of it."""
+
+import tracemalloc
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dpt_ray.stages import pretrain
+
+UNITS, ROWS, SIZE = 8, 500, 32
+
+
+def test_the_training_images_are_held_once_and_as_bytes(monkeypatch):
+    def iterate_pixels(images, how, mode, split):
+        """Units of a colour each, and one image in each that cannot be read."""
+        for unit in range(UNITS):
+            yield (
+                [f"{unit}-{row}" for row in range(1, ROWS)],
+                np.full((ROWS - 1, SIZE, SIZE, 3), unit, np.uint8),
+            )
+
+    index = pa.table({"id": [f"{u}-{r}" for u in range(UNITS) for r in range(ROWS)]})
+    index = index.append_column("label", pa.array([r % 3 or None for _ in range(UNITS) for r in range(ROWS)]))
+    monkeypatch.setattr(pretrain, "iterate_pixels", iterate_pixels)
+    monkeypatch.setattr(pretrain, "read_index", lambda artifact, columns: index)
+    units = [{"split": split, "rows": ROWS} for split in ["train"] * UNITS + ["test"]]
+    task = SimpleNamespace(
+        inputs={"index": SimpleNamespace(manifest={"mode": "RGB", "units": units})},
+        settings={"image_size": SIZE, "objective": "simclr"},
+    )
+    tracemalloc.start()
+    pixels, labels = pretrain._load(task)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    whole = UNITS * ROWS * SIZE**2 * 3
+    assert peak < 1.5 * whole
+    assert pixels.nbytes + 3 * UNITS * SIZE**2 == whole
+    assert pixels[:, 0, 0, 0].tolist() == [unit for unit in range(UNITS) for _ in range(ROWS - 1)]
+    assert labels.tolist() == [row % 3 or -1 for _ in range(UNITS) for row in range(1, ROWS)]
+
+
+def test_the_network_sees_colours_between_minus_one_and_one():
+    pixels = torch.tensor([[[[0, 255, 51]]]], dtype=torch.uint8)  # one pixel of three colours
+    found = pretrain._to_network(pixels)
+    assert found.shape == (1, 3, 1, 1)
+    torch.testing.assert_close(found.flatten(), torch.tensor([-1.0, 1.0, -0.6]))
