@@ -12,9 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import dpt_ray
 from dpt_ray.artifacts import Artifact, Store
 from dpt_ray.config import ConfigError
 from dpt_ray.lease import Lease
@@ -118,6 +121,7 @@ def _make(step: Step, store: Store, compute: Compute, run_started: str, progress
         for node in step.nodes
     ]
     maker = importlib.import_module(f"dpt_ray.stages.{step.nodes[0].maker}")
+    code_version()  # what is run, and not what may be edited meanwhile
     started, clock = datetime.now(UTC), time.perf_counter()
     try:
         facts = maker.make_together(tasks) if step.nodes[0].group else [maker.make(tasks[0])]
@@ -151,20 +155,27 @@ def _manifest(task: Task, facts: Mapping[str, Any], started: datetime, seconds: 
     }
 
 
+@cache
 def code_version() -> str:
-    """The git commit of the package's checkout, or its version where there is none."""
-    folder = Path(__file__).parent
-    shown = subprocess.run(
-        ["git", "-C", str(folder), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-    )
-    if shown.returncode == 0:
-        return shown.stdout.strip()
-    from importlib.metadata import version
+    """The git commit of the package's checkout, or its version where there is none; as of the first call."""
+    checkout = Path(dpt_ray.__file__).resolve().parents[1]
+    # An installed package may lie inside of somebody else's repository.
+    ours = _git(checkout, "rev-parse", "--show-toplevel") == str(checkout)
+    return (ours and _git(checkout, "describe", "--always", "--dirty")) or version("dpt_ray")
 
-    return version("dpt_ray")
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git says; "" where it fails, or is not there."""
+    try:
+        shown = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except OSError:
+        return ""
+    return "" if shown.returncode else shown.stdout.strip()
 
 
 def _in_one_line(error: BaseException) -> str:

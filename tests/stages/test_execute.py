@@ -1,15 +1,18 @@
 """How a step is made and published, with a maker that is the test's."""
 
+import subprocess
 import sys
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+import dpt_ray
 from dpt_ray.artifacts import Store
 from dpt_ray.sections import Compute
 from dpt_ray.stages.display import Display
-from dpt_ray.stages.execute import StageError, execute
+from dpt_ray.stages.execute import StageError, code_version, execute
 from dpt_ray.stages.node import Node
 
 
@@ -17,8 +20,9 @@ from dpt_ray.stages.node import Node
 def made(tmp_path, monkeypatch):
     """Executes one node whose maker returns some facts; its artifact."""
 
-    def execute_one(**facts):
-        monkeypatch.setitem(sys.modules, "dpt_ray.stages.toy", SimpleNamespace(make=lambda task: facts))
+    def execute_one(meanwhile=lambda: None, **facts):
+        maker = SimpleNamespace(make=lambda task: meanwhile() or facts)
+        monkeypatch.setitem(sys.modules, "dpt_ray.stages.toy", maker)
         node, store = Node("toy", "toy", "toy", 1, {}), Store(str(tmp_path))
         execute([node], store, Compute(), Display(Console(quiet=True)), {})
         return node.artifact(store)
@@ -31,3 +35,49 @@ def test_a_manifest_that_cannot_be_written_fails_its_stage_in_one_line(made):
         made(loss=float("nan"))
     assert "\n" not in str(caught.value)
     assert made(loss=0.5).manifest["loss"] == 0.5
+
+
+@pytest.fixture
+def installed_in(monkeypatch):
+    """Lets the package lie in a folder."""
+
+    def install(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        monkeypatch.setattr(dpt_ray, "__file__", str(folder / "dpt_ray" / "__init__.py"))
+        code_version.cache_clear()
+
+    yield install
+    code_version.cache_clear()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository of one commit."""
+    git(tmp_path, "init", "-q")
+    git(tmp_path, *COMMIT)
+    return tmp_path
+
+
+COMMIT = ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "one")
+
+
+def git(folder, *arguments):
+    shown = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    return shown.stdout.strip()
+
+
+def test_the_code_is_the_commit_of_its_own_checkout_as_the_work_began(installed_in, repository, made):
+    commit = git(repository, "rev-parse", "--short", "HEAD")
+    installed_in(repository)
+    assert made(meanwhile=lambda: git(repository, *COMMIT)).manifest["code"] == commit
+
+
+def test_the_code_of_a_package_in_another_repository_is_its_version(installed_in, repository):
+    installed_in(repository / ".venv" / "site-packages")
+    assert code_version() == version("dpt_ray")
+
+
+def test_without_git_the_code_is_the_version(installed_in, repository, made, monkeypatch):
+    monkeypatch.setenv("PATH", str(repository))
+    installed_in(repository)
+    assert made().manifest["code"] == version("dpt_ray")
