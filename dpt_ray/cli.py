@@ -318,16 +318,13 @@ def remove(
 
 
 def _open(output: str) -> Store:
-    from dpt_ray.artifacts import Artifact, Store
+    from dpt_ray.artifacts import Store
+    from dpt_ray.stages.runs import expanded, holds_runs
 
-    try:
-        there = Artifact(output).exists("store")
-    except Exception as error:  # every kind of storage has errors of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"output: {output!r} cannot be read ({reason}); check the URI") from error
-    if not there:
+    store = Store(expanded(output))
+    if not holds_runs(store):
         raise ConfigError(f"output: {output!r} holds no runs; give the folder or URI that `output` names")
-    return Store(output)
+    return store
 
 
 def _number(value: float) -> str:

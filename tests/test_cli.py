@@ -1,5 +1,6 @@
 """`dpt` as a person meets it: help, plans, listings, and one line for each mistake."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from dpt_ray.artifacts import Store
 from dpt_ray.cli import STAGES, app, main
-from dpt_ray.stages import index
+from dpt_ray.stages import index, predict
 
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 PROGRESS = re.compile(r"\[\d+/\d+\] (index|labels): ")
@@ -273,6 +274,62 @@ def test_remove_refuses_what_is_no_artifact(dpt, outputs, name):
 def test_a_folder_without_runs_is_named(dpt, command, output):
     code, _, err = dpt(*command, output)
     assert code == 2 and err.startswith(f"error: output: '{output}'") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["plan", DIGITS], ["status", DIGITS], ["run", DIGITS], ["list"]),
+        *(["export", DIGITS, "npz", "x.npz", "--set"], ["export-model", DIGITS, "safetensors", "x", "--set"]),
+        ["predict", DIGITS, ".", "--set"],
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [("nosuch://y", "Protocol not known: nosuch"), ("s3://bucket/x", "Unable to locate credentials")],
+)
+def test_an_output_that_cannot_be_read_is_one_line(no_credentials, dpt, command, output, reason):
+    code, out, err = dpt(*command, output if command == ["list"] else f"output={output}")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith(f"error: output: {output!r} cannot be read ({reason}")
+    assert "check the URI and the credentials" in err
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"), [("nosuch://y", "Protocol not known"), ("s3://bucket/x", "credentials")]
+)
+def test_images_that_cannot_be_read_are_one_line(no_credentials, dpt, tmp_path, monkeypatch, uri, reason):
+    monkeypatch.setattr(predict, "load_labeller", lambda config: None)
+    (tmp_path / "l.csv").write_text("id,label\na,b\n")
+    for command, said in {
+        ("init", uri, "--labels", tmp_path / "l.csv"): "error: init: ",
+        ("predict", DIGITS, uri): f"error: images: {uri}: ",
+    }.items():
+        code, out, err = dpt(*command)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert err.startswith(said) and reason in err
+
+
+@pytest.fixture
+def no_credentials(monkeypatch, tmp_path):
+    """A home without AWS credentials, where nothing else gives them, and the current folder."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_tilde_is_the_home_folder(dpt, monkeypatch, tmp_path):
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    assert dpt("index", DIGITS, "output=~/dpt")[0] == 0
+    assert (home / "dpt" / "store" / "index").is_dir() and not list(here.iterdir())
+    assert "index/" in dpt("list", "~/dpt")[1]
 
 
 def test_the_folder_of_a_run_forgets_what_an_earlier_configuration_made(dpt, tmp_path):

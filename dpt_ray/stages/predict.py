@@ -157,8 +157,9 @@ def list_images(images: str) -> pa.Table:
             root, files = str(path.parent), [(path.name, int(fs.size(root)))]
         else:
             raise ValueError("does not exist; check the path and the credentials")
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"images: {images}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # every kind of storage has errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"images: {images}: {reason}") from error
     found = [
         (str(PurePosixPath(path).with_suffix("")), fs.unstrip_protocol(f"{root}/{path}"), 0, size)
         for path, size in filter(_is_image, files)

@@ -40,18 +40,41 @@ SHOWN = {
 
 
 def find_store(config: Config) -> Store:
-    """The store of a run's output. Raises ConfigError for one that would be lost."""
+    """The store of a run's output. Raises ConfigError for one that would be lost or cannot be read."""
+    store = Store(_output(config))
+    holds_runs(store)
+    return store
+
+
+def holds_runs(store: Store) -> bool:
+    """Whether anything was published to a store. Raises ConfigError if it cannot be read."""
+    try:
+        return Artifact(store.uri).exists("store")
+    except Exception as error:  # every kind of storage has errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"output: {store.uri!r} cannot be read ({reason}); check the URI and the credentials"
+        ) from error
+
+
+def expanded(output: str) -> str:
+    """A folder or URI with the home folder for `~`, which no shell replaces in `output=~/dpt`."""
+    return output if "://" in output else str(Path(output).expanduser())
+
+
+def _output(config: Config) -> str:
     output, in_job = config.output, "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if output is None:
-        return Store(_output_of_job(config) if in_job else str(Path("outputs").absolute()))
+        return _output_of_job(config) if in_job else str(Path("outputs").absolute())
+    output = expanded(output)
     if "://" in output or Path(output).is_absolute():
-        return Store(output)
+        return output
     if in_job:
         raise ConfigError(
             f"output: {output!r} is relative, and the folder that a submitted job runs in is removed "
             "after it; give an absolute path or URI that all nodes reach, as output=s3://..."
         )
-    return Store(str(Path(output).absolute()))
+    return str(Path(output).absolute())
 
 
 def _output_of_job(config: Config) -> str:

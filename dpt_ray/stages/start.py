@@ -97,8 +97,8 @@ def write_config(uri: str, labels: str, out: Path | None) -> tuple[Path, Found]:
         raise ConfigError(f"out: {str(path)!r} exists; remove it or name another file with --out")
     try:
         found = look(uri, labels)
-    except (ValueError, OSError, ImportError) as error:
-        raise ConfigError(f"init: {' '.join(str(error).split())}") from error
+    except Exception as error:  # every kind of storage has errors of its own
+        raise ConfigError(f"init: {' '.join(str(error).split()) or type(error).__name__}") from error
     try:
         path.write_text(_config_text(name, uri, labels, found, path), encoding="utf-8")
     except OSError as error:
