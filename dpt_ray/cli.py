@@ -9,19 +9,21 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
 from dpt_ray.config import Config, ConfigError, load_config
+from dpt_ray.interrupt import Group, interruptible
 
 if TYPE_CHECKING:
     from dpt_ray.artifacts import Store
 
 app = typer.Typer(
     name="dpt",
+    cls=Group,
     help="Dual Pseudo Training (NeurIPS 2023): pseudo-labels for every image, a class-conditional "
     "diffusion model, and a classifier that is better for having trained on its images.",
     no_args_is_help=True,
@@ -358,7 +360,8 @@ def main() -> None:
     from dpt_ray.stages.execute import StageError
 
     try:
-        app()
+        with interruptible():
+            app()
     except ConfigError as error:
         _fail(f"error: {error}", 2)
     except StageError as error:
@@ -367,7 +370,7 @@ def main() -> None:
         _fail(f"failed: {error}\nRun the same command again to continue; DPT_TRACEBACK=1 shows all.", 1)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 

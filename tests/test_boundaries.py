@@ -16,7 +16,7 @@ LAYERS = [
     {"data", "diffusion", "models"},
     {"learners", "training", "evaluation", "report"},
     {"stages"},
-    {"cli"},
+    {"cli", "interrupt"},
     {"jobs"},
 ]
 

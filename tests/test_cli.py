@@ -2,11 +2,13 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import wait_until
 from typer.testing import CliRunner
 
 from dpt_ray.artifacts import Store
@@ -144,6 +146,36 @@ def test_a_stage_that_fails_is_one_line_and_says_how_to_go_on(dpt, monkeypatch, 
     assert code == 1
     assert err.splitlines()[0] == "failed: index: RuntimeError: the disk is gone"
     assert "same command again" in err and "Traceback" not in err
+
+
+def test_ctrl_c_is_one_line_and_a_second_one_waits_for_nothing(tmp_path):
+    hangs = (
+        "import sys, time\n"
+        "from dpt_ray import cli\n"
+        "from dpt_ray.stages import index\n"
+        "def make(task):\n"
+        "    try:\n"
+        f"        open({str(tmp_path / 'making')!r}, 'w').close()\n"
+        "        while True: time.sleep(0.1)\n"
+        "    finally:\n"  # what is closed in order never comes to an end
+        f"        while {{hangs}}: open({str(tmp_path / 'closing')!r}, 'w').close(); time.sleep(0.1)\n"
+        "index.make = make\n"
+        f"sys.argv = ['dpt', 'index', {str(DIGITS)!r}, {f'output={tmp_path}/out'!r}]\n"
+        "cli.main()"
+    )
+    for twice in (False, True):
+        code = hangs.format(hangs=twice)
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        wait_until((tmp_path / "making").exists, process)
+        process.send_signal(signal.SIGINT)
+        (tmp_path / "making").unlink()
+        if twice:
+            wait_until((tmp_path / "closing").exists, process)
+            process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert error.splitlines()[-1] == "stopped; run the same command again to continue"
+        assert "Traceback" not in error
 
 
 # Plan and status -----------------------------------------------------------------------------------

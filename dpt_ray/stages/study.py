@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -49,28 +49,38 @@ def _run_all(configs: dict[str, Config], workers: int, display: Display) -> dict
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         waiting = {pool.submit(_run_one, config): name for name, config in configs.items()}
-        for number, future in enumerate(as_completed(waiting), 1):
-            name = waiting[future]
-            try:
-                results[name] = future.result()
-            except BrokenProcessPool as error:  # every run that was waiting ends with it, so none is named
-                raise StageError(
-                    "a process of the study was killed, probably for lack of memory: use fewer at once "
-                    f"(study.concurrent_runs, now {workers}, or compute.actors); what is finished is kept"
-                ) from error
-            except Exception as error:
-                pool.shutdown(cancel_futures=True)
-                raise StageError(f"run {name}: {error}") from error
-            if not results[name]["accuracy"][0]["n_test"]:
-                pool.shutdown(cancel_futures=True)
-                raise ConfigError(
-                    f"run {name}: there are no labelled test images to compare methods on; set data.test to "
-                    "how many to draw from the labelled training images"
-                )
-            accuracy = {SHORT[row["name"]]: row["test"] for row in results[name]["accuracy"]}
-            shown = ", ".join(f"{key} {value:.3f}" for key, value in accuracy.items())
-            display.console.print(f"[{number}/{len(configs)}] {name}: {shown}", markup=False, highlight=False)
+        try:
+            for number, future in enumerate(as_completed(waiting), 1):
+                name = waiting[future]
+                results[name] = _result(name, future, workers)
+                _show(name, results[name], f"[{number}/{len(configs)}]", display)
+        finally:  # after a failure or Ctrl-C the rest is not begun
+            pool.shutdown(cancel_futures=True)
     return {name: results[name] for name in configs}
+
+
+def _result(name: str, future: Future[dict[str, Any]], workers: int) -> dict[str, Any]:
+    try:
+        result = future.result()
+    except BrokenProcessPool as error:  # every run that was waiting ends with it, so none is named
+        raise StageError(
+            "a process of the study was killed, probably for lack of memory: use fewer at once "
+            f"(study.concurrent_runs, now {workers}, or compute.actors); what is finished is kept"
+        ) from error
+    except Exception as error:
+        raise StageError(f"run {name}: {error}") from error
+    if not result["accuracy"][0]["n_test"]:
+        raise ConfigError(
+            f"run {name}: there are no labelled test images to compare methods on; set data.test to "
+            "how many to draw from the labelled training images"
+        )
+    return result
+
+
+def _show(name: str, result: dict[str, Any], count: str, display: Display) -> None:
+    accuracy = {SHORT[row["name"]]: row["test"] for row in result["accuracy"]}
+    shown = ", ".join(f"{key} {value:.3f}" for key, value in accuracy.items())
+    display.console.print(f"{count} {name}: {shown}", markup=False, highlight=False)
 
 
 def _run_one(config: Config) -> dict[str, Any]:

@@ -161,8 +161,12 @@ def _attempt(task: Task, function: TrainFunction) -> None:
         _guarded(task, worker, function)
         ray.train.report({"done": True})
 
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Leaves Ctrl-C to `dpt`: Ray's handler says nothing, and stays after the training."""
+
     with tempfile.TemporaryDirectory(prefix="dpt_ray-train-") as scratch:
-        TorchTrainer(
+        Trainer(
             loop,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=(least, most) if least else most,

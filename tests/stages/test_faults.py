@@ -9,12 +9,24 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import command_line, kill_group, kill_session, session_pids, shard_files, wait_until
+from conftest import (
+    TINY,
+    TinyRun,
+    command_line,
+    files,
+    kill_group,
+    kill_session,
+    session_pids,
+    shard_files,
+    wait_until,
+)
 from safetensors.numpy import load_file, save_file
 
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.shards import read_images
+from dpt_ray.stages.checkpoints import checkpoint_names
 from dpt_ray.stages.extract import Output, check_finite
+from dpt_ray.stages.watching import read_log
 
 pytestmark = pytest.mark.cluster
 
@@ -171,3 +183,35 @@ def test_a_broken_shard_is_named_and_what_is_made_of_it_is_not_published(finishe
     assert "Traceback" not in error
     assert not run.artifact("sample_features").published
     assert broken["shard"] not in run.artifact("sample_features").shards()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_is_one_line_and_the_same_command_continues(workers, cluster, tmp_path):
+    settings = ("pretrain.steps=60", "pretrain.log_every=1", f"compute.train_workers={workers}")
+    run = TinyRun(tmp_path, (*TINY, *settings))
+    driver = run.start("pretrain")
+    encoder = run.artifact("encoder")
+    wait_until(lambda: started(encoder), driver)
+    os.killpg(driver.pid, signal.SIGINT)
+    _, error = driver.communicate(timeout=120)
+    assert driver.returncode == 130, error
+    assert error.splitlines()[-1] == "stopped; run the same command again to continue"
+    assert "Traceback" not in error
+    assert not encoder.published
+    wait_until_gone(lambda: cluster.pids("RayTrainWorker"))
+    index = files(run.artifact("index").path(""))
+    newest = int(checkpoint_names(encoder)[-1])
+    kept = [record for record in read_log(encoder) if record["step"] <= newest]
+
+    code, _, error = run.finish("pretrain")
+    assert code == 0, error
+    assert [record["step"] for record in read_log(encoder)] == list(range(1, 61))
+    assert read_log(encoder)[:newest] == kept  # speeds and all: they are not made again
+    assert files(run.artifact("index").path("")) == index
+
+
+def wait_until_gone(found, seconds=60):
+    end = time.monotonic() + seconds
+    while left := found():
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
