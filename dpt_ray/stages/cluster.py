@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+from rich.console import Console
+
 from dpt_ray.config import ConfigError
 from dpt_ray.sections import Compute
 from dpt_ray.stages.execute import StageError
@@ -53,6 +55,8 @@ def connect(compute: Compute) -> float:
     logging.getLogger("ray").setLevel(logging.ERROR)
     _quiet_data()
     _check_resources(compute)
+    if note := unused_gpus(compute, sum(node.get("GPU", 0.0) for node in _nodes())):
+        Console(stderr=True).print(note, highlight=False, soft_wrap=True)
     return time.perf_counter() - started
 
 
@@ -215,3 +219,16 @@ def _nodes() -> list[dict[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def unused_gpus(compute: Compute, gpus: float) -> str:
+    """What to say of a cluster's GPUs that the configuration leaves idle, if there are any."""
+    settings = {
+        # In the driver's process a training takes what GPU that has.
+        "compute.train_gpus=true": compute.train_gpus or not compute.train_workers,
+        "compute.actor_gpus=1": compute.actor_gpus,
+    }
+    unset = [setting for setting, used in settings.items() if not used]
+    if not gpus or not unset:
+        return ""
+    return f"note: the cluster has GPUs ({gpus:g}) that are not used; set {' '.join(unset)}"

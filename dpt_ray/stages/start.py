@@ -64,6 +64,11 @@ generate: {{images_per_class: 128, guidance: 1.4, indices_per_shard: 16}}
 retrain: {{images_per_class: 128}}
 """
 
+GPU = """\
+# One GPU for training, one for the other models; without a GPU leave this out.
+compute: {train_gpus: true, actor_gpus: 1}
+"""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -159,11 +164,18 @@ def _config_text(name: str, uri: str, labels: str, found: Found, path: Path) -> 
         data |= {"validation": held_out, "test": held_out, "keep_in_train": [labels]}
     train = found.index.num_rows - 2 * held_out
     batch = 64 if train >= 64 else 8
-    recipe = SMALL if small else LARGE
+    recipe = (SMALL if small else LARGE).format(batch=batch, patch=max(1, found.side // 8))
+    if not small or has_gpu():
+        recipe += GPU
     head = f"# A starting point, written by `dpt init`: {found}.\n# Command:  dpt run {path}\n"
     start = {"name": name, "output": "outputs", "data": data, "labels": {"file": labels}}
     text = yaml.safe_dump(start, sort_keys=False, allow_unicode=True)
-    return head + text + recipe.format(batch=batch, patch=max(1, found.side // 8))
+    return head + text + recipe
+
+
+def has_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether this machine has an NVIDIA GPU, by the driver's files: torch takes seconds to import."""
+    return any(devices.glob("nvidia[0-9]*"))
 
 
 def _held_out(found: Found) -> int:

@@ -7,7 +7,9 @@ from PIL import Image
 from rich.console import Console
 
 from dpt_ray.config import ConfigError, load_config
-from dpt_ray.stages import runs
+from dpt_ray.sections import Compute
+from dpt_ray.stages import runs, start
+from dpt_ray.stages.cluster import unused_gpus
 from dpt_ray.stages.display import Display
 from dpt_ray.stages.start import write_config
 
@@ -99,3 +101,30 @@ def test_the_file_is_yaml_with_the_words_of_the_configuration(classes):
     tree = yaml.safe_load(path.read_text())
     assert list(tree)[:4] == ["name", "output", "data", "labels"]
     assert tree["data"]["keep_in_train"] == [str(classes / "labels.csv")]
+
+
+@pytest.mark.parametrize(("side", "gpu", "used"), [(20, False, False), (20, True, True), (300, False, True)])
+def test_gpus_are_used_for_large_images_and_where_there_are_some(tmp_path, monkeypatch, side, gpu, used):
+    monkeypatch.setattr(start, "has_gpu", lambda: gpu)
+    for number in range(5):
+        draw(tmp_path / "images" / f"{number}.png", side)
+    (tmp_path / "labels.csv").write_text("id,label\n0,tulip\n3,rose\n")
+    path, _ = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
+    compute = load_config(path).compute
+    assert (compute.train_gpus, compute.actor_gpus) == ((True, 1) if used else (False, 0))
+
+
+def test_a_gpu_is_seen_by_the_file_of_its_driver(tmp_path):
+    (tmp_path / "nvidiactl").touch()  # there without a GPU too
+    assert not start.has_gpu(tmp_path)
+    (tmp_path / "nvidia0").touch()
+    assert start.has_gpu(tmp_path)
+
+
+def test_a_run_tells_of_gpus_that_it_leaves_idle():
+    idle = "note: the cluster has GPUs (2) that are not used; set "
+    assert unused_gpus(Compute(), 0) == ""
+    assert unused_gpus(Compute(), 2) == f"{idle}compute.train_gpus=true compute.actor_gpus=1"
+    assert unused_gpus(Compute(train_gpus=True), 2) == f"{idle}compute.actor_gpus=1"
+    assert unused_gpus(Compute(actor_gpus=0.5, train_workers=0), 2) == ""
+    assert unused_gpus(Compute(train_gpus=True, actor_gpus=1), 2) == ""
