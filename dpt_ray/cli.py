@@ -151,6 +151,8 @@ def plan(
     from dpt_ray.stages import runs
 
     settings = load_config(config, overrides or ())
+    if classes is not None and images is None:
+        raise ConfigError(f"--classes {classes} is for --images: give both, or neither")
     if images is not None:
         _show(_cost_table(settings, {"train": images}, classes))
         return
@@ -162,7 +164,7 @@ def plan(
     _show(table)
     counts, known = None, rows["index"]["manifest"]
     if known:
-        counts = Counter[str]()
+        counts = Counter(train=0, validation=0, test=0)
         for unit in known["units"]:
             counts[unit["split"]] += unit["rows"]
     _show(_cost_table(settings, counts, known and known["classes"]))

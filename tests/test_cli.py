@@ -217,6 +217,15 @@ def test_a_plan_counts_the_images_once_the_index_knows_them(dpt, tmp_path):
     assert cost("samples")[0] == "1,280"
 
 
+def test_a_plan_of_so_many_images_leaves_out_what_it_cannot_know(dpt, tmp_path):
+    weights = ("evaluate.inception=/none.pth", f"output={tmp_path}")
+    _, out, _ = dpt("plan", DIGITS, *weights, "--images", 1000, "--classes", 10)
+    assert row(out, "features")[1:3] == ["1,000", "256.0 kB"]
+    assert row(out, "inception_reference")[1:] == ["-"] * 4
+    code, _, err = dpt("plan", DIGITS, *weights, "--classes", 10)
+    assert code == 2 and err.startswith("error: --classes 10 is for --images") and err.count("\n") == 1
+
+
 def test_a_plan_compares_with_the_nearest_of_what_is_done(dpt, tmp_path):
     output = f"output={tmp_path}"
     for overrides in (["labels.per_class=3", "labels.seed=4"], ["labels.per_class=2"]):

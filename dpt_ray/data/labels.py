@@ -117,7 +117,13 @@ def _read_entries(uri: str, format: str) -> list[Entry]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     if not {"id", "label"} <= set(reader.fieldnames or ()):
         raise ValueError(f"label list {uri} line 1: columns {reader.fieldnames}; it needs id,label")
-    return [Entry(reader.line_num, row["id"], row["label"] or "") for row in reader]
+    entries = [Entry(reader.line_num, row["id"], row["label"] or "") for row in reader]
+    for entry in entries:
+        if not entry.label.strip():
+            raise ValueError(
+                f"label list {uri} line {entry.line}: {entry.key} has no label; give one or remove the line"
+            )
+    return entries
 
 
 def _label(entry: Entry, by_name: Mapping[str, int], format: str, where: str) -> int:

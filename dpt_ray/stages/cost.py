@@ -68,7 +68,7 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     if config.evaluate.inception:
         measured = min(generated, config.evaluate.images or generated) if generated else None
         found["inception_samples"] = _inception(measured)
-        found["inception_reference"] = _inception(images.get("test", 0) if images else None)
+        found["inception_reference"] = _inception(images.get("test") if images else None)
     return found
 
 

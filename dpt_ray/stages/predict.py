@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from scipy.special import softmax
 
-from dpt_ray.artifacts import Artifact
+from dpt_ray.artifacts import Artifact, Store
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.data.crops import Crop, crop
 from dpt_ray.data.decode import decode
@@ -66,6 +66,10 @@ def predict_images(config: Config, images: str, out: Path) -> int:
         raise ConfigError(f"out: {str(out)!r} must end in .csv or .parquet")
     labeller = load_labeller(config)
     rows = list_images(images)
+    try:
+        Store(str(out.parent.absolute())).check_writable()
+    except ValueError as error:  # before the labelling, not after it
+        raise ConfigError(f"out: {str(out)!r}: {str(error).removeprefix('output: ')}") from error
     console = Console(stderr=True)
     with ThreadPoolExecutor(config.compute.cpus) as pool:
         batches = track(

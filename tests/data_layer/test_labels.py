@@ -142,7 +142,7 @@ ID = "train/n01/n01_0"
         ("csv", f"id,label\n{ID},n01\n\n{ID},n02\n", "line 4 .class n02. contradicts line 2"),
         ("csv", f"id,label\n{ID},3\n", "line 2: unknown class '3'.*0 to 2"),
         ("csv", f"id,label\n{ID},-1\n", "line 2: unknown class '-1'"),
-        ("csv", f"id,label\n{ID}\n", "line 2: unknown class ''"),
+        ("csv", f"id,label\n{ID}\n", "line 2: .* has no label; give one"),
         ("csv", "id,label\nnowhere,n01\n", "line 2: no image 'nowhere'"),
         ("json", "[]", "use csv or published"),
     ],

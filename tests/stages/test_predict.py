@@ -217,6 +217,16 @@ def test_a_table_is_replaced_only_by_a_whole_one(tmp_path: Path, monkeypatch: py
     assert out.read_bytes() == before
 
 
+def test_a_table_that_cannot_be_written_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = publish_run(tmp_path, "sweep")
+    monkeypatch.setattr(predict, "_batches", lambda *arguments: pytest.fail("images are being labelled"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^out: '.*p\.csv': '.*file' cannot be written \(.*choose another"):
+        predict_images(config, str(write_folder(tmp_path / "new")), tmp_path / "file" / "p.csv")
+
+
 def test_an_unfinished_run_is_asked_for(tmp_path: Path) -> None:
     config = publish_run(tmp_path)
     write_folder(tmp_path / "new")

@@ -86,6 +86,8 @@ def test_a_file_that_is_there_is_not_overwritten(classes):
         ("nowhere", "rose/0,rose", "nowhere does not exist"),
         ("my flowers", "rose/99,rose", "line 2: no image 'rose/99'"),
         ("my flowers", "rose/0,lily", "line 2: unknown class 'lily'"),
+        ("my flowers", "rose/0,", "line 2: rose/0 has no label; give one or remove the line"),
+        ("my flowers", "rose/0", "line 2: rose/0 has no label; give one or remove the line"),
     ],
 )
 def test_what_cannot_be_used_is_told_and_nothing_is_written(classes, images, line, part):
