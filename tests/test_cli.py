@@ -92,7 +92,7 @@ def mistakes(folder):
         ),
         "no images": (["data.source=tar", "data.uri=/none"], ["data.uri: '/none'", "check the path"]),
         "unknown encoder": (
-            ["encoder.kind=timm", "encoder.name=vit_base_patch16_224.nosuch"],
+            ["data.mode=RGB", "encoder.kind=timm", "encoder.name=vit_base_patch16_224.nosuch"],
             ["encoder.name: ", "'vit_base_patch16_224.nosuch'", "timm.list_pretrained()"],
         ),
         "no value": (["pretrain.steps"], ["override 'pretrain.steps'", "write key.path=value"]),
