@@ -104,7 +104,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
-            with suppress(OSError):  # a storage that is away for a moment is tried again
+            with suppress(Exception):  # a storage that is away is tried again; each has errors of its own
                 if not self.held:  # taken over: the store's atomic shards keep both writers harmless
                     return
                 self._artifact.write_bytes(NAME, self._content())

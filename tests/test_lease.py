@@ -13,6 +13,7 @@ import time
 import uuid
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from dpt_ray import lease
 from dpt_ray.artifacts import Artifact
@@ -186,12 +187,13 @@ def test_a_heartbeat_keeps_a_lease_beyond_its_lifetime(artifact):
     assert max(beats) > 5
 
 
-def test_a_heartbeat_outlives_a_storage_that_is_away_for_a_moment(artifact, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("away"), EndpointConnectionError(endpoint_url="http://s3")])
+def test_a_heartbeat_outlives_a_storage_that_is_away_for_a_moment(artifact, monkeypatch, error):
     with Lease(artifact) as held:
         with monkeypatch.context() as broken:
 
             def away(*args):
-                raise OSError("away")
+                raise error
 
             broken.setattr(Artifact, "write_bytes", away)
             time.sleep(4 * lease.HEARTBEAT)

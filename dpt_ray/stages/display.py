@@ -5,24 +5,35 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 Report = Callable[[int, int], None]
 
+# Seconds between two looks at how far a stage is: into a folder, and into a remote store, where each look
+# is a request and the download of a training's whole log.
+POLL, REMOTE_POLL = 1.0, 15.0
+
 
 @contextmanager
-def following(progress: Report, total: int, read: Callable[[], int]) -> Iterator[None]:
-    """Reports every second how far `read()` says that the work in the block has come."""
+def following(progress: Report, total: int, read: Callable[[], int], every: float = POLL) -> Iterator[None]:
+    """Reports every so many seconds how far `read()` says that the work in the block has come.
+
+    While `read` fails, as where a storage is away for a moment, nothing new is reported.
+    """
     stop = threading.Event()
 
-    def watch() -> None:
-        while not stop.wait(1.0):
+    def look() -> None:
+        with suppress(Exception):  # each kind of storage has errors of its own
             progress(read(), total)
 
-    progress(read(), total)
+    def watch() -> None:
+        while not stop.wait(every):
+            look()
+
+    look()
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:

@@ -27,7 +27,7 @@ from dpt_ray.config import ConfigError
 from dpt_ray.data.units import read_index
 from dpt_ray.learners.linear_classifier import Rows, logits
 from dpt_ray.stages import cluster
-from dpt_ray.stages.display import following
+from dpt_ray.stages.display import POLL, REMOTE_POLL, following
 from dpt_ray.stages.fit_classifier import accuracy, fit_rows, save_classifier
 from dpt_ray.stages.node import Node, Task
 from dpt_ray.stages.rows import ImageRows, RealRows
@@ -138,7 +138,7 @@ def _run(task: Task, trials: list[Trial], total: int) -> dict[str, Any]:
 
     with (
         tempfile.TemporaryDirectory(prefix="dpt_ray-tune-") as scratch,
-        following(task.progress, total, done),
+        following(task.progress, total, done, POLL if out.is_local else REMOTE_POLL),
     ):
         found = tune.Tuner(
             tune.with_resources(trainable, {"cpu": task.compute.actor_cpus}),

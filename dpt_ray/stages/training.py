@@ -16,7 +16,7 @@ from typing import Any
 from dpt_ray.sections import Optimisation
 from dpt_ray.stages import cluster
 from dpt_ray.stages.checkpoints import checkpoint_names, load_checkpoint, save_checkpoint
-from dpt_ray.stages.display import following
+from dpt_ray.stages.display import POLL, REMOTE_POLL, following
 from dpt_ray.stages.execute import StageError
 from dpt_ray.stages.initial import continue_shorter
 from dpt_ray.stages.node import Task
@@ -58,18 +58,19 @@ def run(task: Task, function: TrainFunction) -> dict[str, Any]:
         return int(records[-1]["step"]) if records else 0
 
     remote = replace(task, progress=_silent)  # the display stays in the driver
+    every = POLL if task.out.is_local else REMOTE_POLL
     try:
         if task.compute.train_workers == 0:
             import torch
 
             torch.set_num_threads(task.compute.threads)
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            with following(task.progress, steps, reached):
+            with following(task.progress, steps, reached, every):
                 _guarded(remote, Worker(0, 1, device), function)
         else:
             cluster.connect(task.compute)
             cluster.check_training(task.compute)
-            with following(task.progress, steps, reached):
+            with following(task.progress, steps, reached, every):
                 _fit(remote, function)
     finally:
         if task.out.exists(STOPPED):
