@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from typing import Any
 
 from fsspec.core import url_to_fs
@@ -80,10 +79,8 @@ def continue_shorter(task: Task) -> dict[str, Any]:
     another schedule they are not, and all steps are made. Returns what was done, for the manifest.
     """
     out, settings = task.out, dict(task.node.settings)
-    if out.exists(CONTINUED):
-        return out.read_json(CONTINUED)
     if checkpoint_names(out):
-        return {}
+        return out.read_json(CONTINUED) if out.exists(CONTINUED) else {}
     shorter = _shorter(task)
     if not shorter:
         return {}
@@ -93,15 +90,15 @@ def continue_shorter(task: Task) -> dict[str, Any]:
         logging.getLogger("dpt_ray").info("%s: the %d steps are not reused: %s", digest, steps, reason)
         return {"not_continued": f"{steps} steps of {digest} are made anew: {reason}"}
     name = checkpoint_names(source)[-1]
-    for suffix in (".safetensors", ".json"):  # the JSON last: it makes the checkpoint one
-        file = f"{CHECKPOINTS}/{name}{suffix}"
-        with out.writing(file) as path:
-            shutil.copyfile(source.local_file(file), path)
     every = task.settings["log_every"]  # the shorter training logged its last step in any case
     records = [r for r in read_log(source) if r["step"] <= int(name) and r["step"] % every == 0]
     out.write_bytes(LOG, "".join(json.dumps(record) + "\n" for record in records).encode())
     continued = {"continued_from": digest, "continued_at_step": int(name)}
     out.write_json(CONTINUED, continued)
+    for suffix in (".safetensors", ".json"):  # the JSON last of all: with it the training begins there
+        file = f"{CHECKPOINTS}/{name}{suffix}"
+        with out.writing(file) as path:
+            source.fs.get_file(source.path(file), str(path))
     return continued
 
 
