@@ -15,10 +15,12 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -42,15 +44,34 @@ def local_copy(uri: str | Path) -> Path:
     """A local path with the content of a file: the file itself, or a copy of a remote one.
 
     A remote file is downloaded once per content, whole or not at all, and the processes of a node
-    share the copy. Raises ValueError where nothing is there, or no room for the copy.
+    share the copy. Raises ValueError where nothing is there, reading is denied, or no room for the copy;
+    what may pass, as a storage that is away for a moment, stays the error that it is.
     """
     fs, path = url_to_fs(str(uri), use_listings_cache=False)
-    if not fs.isfile(path):
-        raise ValueError(f"{uri}: no such file; give the path or URI of an existing file")
-    if isinstance(fs, LocalFileSystem):
-        return Path(path)
-    # ukey changes with what the file system knows of the content: an ETag, or size and time.
-    return RemoteFile(fs, path, f"{uri} {fs.ukey(path)}", fs.size(path)).opened(lambda copy: copy)
+    with _permitted(str(uri)):
+        try:
+            info = fs.info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            info = {"type": "none"}
+        if info["type"] != "file":
+            raise ValueError(f"{uri}: no such file; give the path or URI of an existing file")
+        if isinstance(fs, LocalFileSystem):
+            return Path(path)
+        # ukey changes with what the file system knows of the content: an ETag, or size and time.
+        return RemoteFile(fs, path, f"{uri} {fs.ukey(path)}", info["size"]).opened(lambda copy: copy)
+
+
+@contextmanager
+def _permitted(uri: str) -> Iterator[None]:
+    """Makes a denied reading one line: object stores say no more than "Forbidden"."""
+    try:
+        yield
+    except PermissionError as error:
+        where = urlsplit(uri).netloc
+        missing = f"credentials that may read bucket {where} (s3:GetObject, s3:ListBucket)" if where else ""
+        raise ValueError(
+            f"{uri}: denied ({error.strerror or error}); give {missing or 'this user the right to read it'}"
+        ) from error
 
 
 def sha256(uri: str | Path) -> str:
@@ -97,7 +118,7 @@ class Artifact:
     @property
     def published(self) -> bool:
         """Whether the artifact is complete."""
-        return bool(self.fs.exists(self.path(self.manifest_name)))
+        return self.exists(self.manifest_name)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -106,15 +127,17 @@ class Artifact:
 
     def read_bytes(self, name: str) -> bytes:
         """The content of a file."""
-        return self.fs.cat_file(self.path(name))
+        with _permitted(self.file_uri(name)):
+            return self.fs.cat_file(self.path(name))
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file."""
         return json.loads(self.read_bytes(name))
 
     def exists(self, name: str) -> bool:
-        """Whether a file is there."""
-        return bool(self.fs.exists(self.path(name)))
+        """Whether a file is there. Raises ValueError where looking is denied."""
+        with _permitted(self.file_uri(name)):
+            return bool(self.fs.exists(self.path(name)))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Publishes a file whole: an atomic rename locally, a single put on an object store."""
