@@ -26,7 +26,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from dpt_ray.cache import RemoteFile
+from dpt_ray.cache import RemoteFile, is_disk_full
 
 SHARDS = "shards"
 
@@ -225,13 +225,28 @@ class Artifact:
             return None
         return RemoteFile(self.fs, self.path(shard["file"]), shard["sha256"], shard["bytes"])
 
+    def check_room(self, needed: float) -> None:
+        """Raises ValueError where the disk of a folder on this machine has not so many bytes free."""
+        if not self.is_local:
+            return
+        folder = Path(self.path(""))
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if needed > shutil.disk_usage(there).free:
+            raise ValueError(
+                f"{folder}: about {needed / 1e9:.1f} GB are to be written, and the disk has "
+                f"{_free_gb(there):.1f} GB free; free some, or set output to a folder with more"
+            )
+
     def publish(self, manifest: Mapping[str, Any]) -> None:
         """Writes the last manifest: from now on the artifact exists."""
         self.write_json(self.manifest_name, dict(manifest))
 
 
 class Publication:
-    """Writes go to a temporary file; leaving the context without an error publishes it."""
+    """Writes go to a temporary file; leaving the context without an error publishes it.
+
+    A disk that is full is a ValueError, one line.
+    """
 
     def __init__(self, artifact: Artifact, name: str) -> None:
         self._artifact, self._target = artifact, artifact.path(name)
@@ -245,12 +260,21 @@ class Publication:
     def __enter__(self) -> Path:
         return self._local
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
-            if kind is None:
+            if error is None:
                 self._publish()
+        except OSError as failed:
+            error = failed
+            raise
         finally:
             self._local.unlink(missing_ok=True)
+            if error and is_disk_full(error):
+                folder = self._local.parent
+                raise ValueError(
+                    f"{folder}: the disk is full ({_free_gb(folder):.1f} GB free without the file that was "
+                    "being written); free some, and the same command goes on"
+                ) from error
 
     def _publish(self) -> None:
         if not self._artifact.is_local:
@@ -259,6 +283,10 @@ class Publication:
         with self._local.open("rb") as written:
             os.fsync(written.fileno())
         self._local.replace(self._target)
+
+
+def _free_gb(folder: Path) -> float:
+    return shutil.disk_usage(folder).free / 1e9
 
 
 @dataclass(frozen=True)

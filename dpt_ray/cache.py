@@ -73,7 +73,7 @@ class RemoteFile:
                 raise OSError(f"{self.path}: {size} of {self.size} bytes came; try again")
             part.replace(copy)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_disk_full(error):
                 raise _too_small(self.size or 0, 1) from error
             raise
         finally:
@@ -94,6 +94,12 @@ def check_space(files: Iterable[RemoteFile]) -> None:
     missing = [file.size or 0 for file in files if not file.copy.exists()]
     if sum(missing) > shutil.disk_usage(folder()).free:
         raise _too_small(sum(missing), len(missing))
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room; safetensors says so in its text alone."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(f"(os error {code})" in str(error) for code in full)
 
 
 def _too_small(size: int, files: int) -> ValueError:

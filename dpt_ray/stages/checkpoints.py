@@ -24,6 +24,16 @@ def save_checkpoint(out: Artifact, step: int, tensors: dict[str, Any], meta: dic
         out.fs.rm_file(out.path(f"{CHECKPOINTS}/{old}.safetensors"))
 
 
+def check_room(out: Artifact, model: Any) -> None:
+    """Raises ValueError where the disk has no room for the checkpoints of a model's training.
+
+    Those that are kept and one being written, each with the weights, their averages and Adam's two moments.
+    """
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    there = sum(out.fs.size(out.path(f"{CHECKPOINTS}/{name}.safetensors")) for name in checkpoint_names(out))
+    out.check_room((KEPT + 1) * 4 * weights - there)
+
+
 def load_checkpoint(out: Artifact) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The newest complete checkpoint, if there is one."""
     from safetensors.torch import load_file

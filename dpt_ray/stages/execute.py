@@ -77,10 +77,12 @@ def execute(
     compute: Compute,
     display: Display,
     checks: Mapping[str, Callable[[Artifact], None]],
+    needed: Callable[[Node], float] = lambda node: 0.0,
 ) -> Outcome:
     """Publishes the targets and all they need. Raises StageError naming the stage that failed.
 
     `checks` look at an artifact, by its node's name, before anything is made that comes after it.
+    `needed(node)` bytes must be free, where the store is on this machine, before a node is made.
     """
     outcome, plan = Outcome(), steps(targets)
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -96,6 +98,7 @@ def execute(
                 leases.enter_context(Lease(node.artifact(store), display.waiting))
             missing = [node for node in missing if not node.artifact(store).published]
             if missing:
+                _check_room(step.name, missing, store, needed)
                 _make(Step(tuple(missing)), store, compute, now, progress)
         outcome.made += [node.name for node in missing]
         _check(step, store, checks)
@@ -106,6 +109,13 @@ def _check(step: Step, store: Store, checks: Mapping[str, Callable[[Artifact], N
     for node in step.nodes:
         if node.name in checks:
             checks[node.name](node.artifact(store))
+
+
+def _check_room(name: str, nodes: Sequence[Node], store: Store, needed: Callable[[Node], float]) -> None:
+    try:
+        nodes[0].artifact(store).check_room(sum(needed(node) for node in nodes))
+    except ValueError as error:
+        raise StageError(f"{name}: {error}") from error
 
 
 def _make(step: Step, store: Store, compute: Compute, run_started: str, progress: Report) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,11 @@ SHOWN = {
     "evaluation": ("evaluation.json", "evaluation.json"),
     "image_metrics": ("image_metrics.json", "image_metrics.json"),
 }
+
+
+# What of the bytes that stages/cost.py counts is written at the least: a PNG of a photograph has about
+# half of its pixels' bytes.
+SIZED = {"features": 1.0, "moments": 1.0, "samples": 0.5, "sample_features": 1.0}
 
 
 def find_store(config: Config) -> Store:
@@ -119,9 +125,25 @@ def run(config: Config, display: Display, targets: Sequence[str] = ("report",)) 
         checks["index"] = partial(check_choice, nodes["sweep"])
     # From here on, all that this run will rest on is in use, however far it comes.
     store.run_folder(config.name).write_json(PLANNED, _references(nodes))
-    outcome = execute(wanted, store, config.compute, display, checks)
+    to_write = partial(_bytes_to_write, config, nodes, store)
+    outcome = execute(wanted, store, config.compute, display, checks, to_write)
     link(config, nodes, store)
     return outcome, store
+
+
+def _bytes_to_write(config: Config, nodes: Mapping[str, Node], store: Store, node: Node) -> float:
+    """About how many bytes the node still writes: 0 where no formula is at hand or the images are unknown."""
+    from dpt_ray.stages.cost import Cost, costs
+
+    index = nodes["index"].artifact(store)
+    if node.name not in SIZED or not index.published:
+        return 0.0
+    images = Counter[str]()
+    for unit in index.manifest["units"]:
+        images[unit["split"]] += unit["rows"]
+    cost = costs(config, images, index.manifest["classes"]).get(node.name, Cost())
+    there = sum(shard["bytes"] for shard in node.artifact(store).shards().values())
+    return max(0.0, (cost.bytes or 0.0) * SIZED[node.name] - there)
 
 
 def link(config: Config, nodes: dict[str, Node], store: Store) -> Artifact:

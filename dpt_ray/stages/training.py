@@ -15,7 +15,7 @@ from typing import Any
 
 from dpt_ray.sections import Optimisation
 from dpt_ray.stages import cluster
-from dpt_ray.stages.checkpoints import checkpoint_names, load_checkpoint, save_checkpoint
+from dpt_ray.stages.checkpoints import check_room, checkpoint_names, load_checkpoint, save_checkpoint
 from dpt_ray.stages.display import POLL, REMOTE_POLL, following
 from dpt_ray.stages.execute import StageError
 from dpt_ray.stages.initial import continue_shorter
@@ -213,6 +213,8 @@ def fit(
 
     values = {key: task.settings[key] for key in Optimisation.model_fields}
     settings = TrainSettings(**{**values, "betas": tuple(values["betas"])})
+    if worker.rank == 0:
+        check_room(task.out, model)
     peak = _announce(task, worker, settings.precision, bool(flops_per_image)) if worker.rank == 0 else 0.0
     if task.compute.compile:
         for part in blocks or [model]:  # equal blocks are compiled once
