@@ -12,10 +12,9 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +25,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from dpt_ray.cache import RemoteFile, is_disk_full
+from dpt_ray.cache import RemoteFile, is_disk_full, scratch
 
 SHARDS = "shards"
 
@@ -40,12 +39,13 @@ def identity(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapp
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def local_copy(uri: str | Path) -> Path:
+def local_copy(uri: str | Path, family: str = "") -> Path:
     """A local path with the content of a file: the file itself, or a copy of a remote one.
 
     A remote file is downloaded once per content, whole or not at all, and the processes of a node
-    share the copy. Raises ValueError where nothing is there, reading is denied, or no room for the copy;
-    what may pass, as a storage that is away for a moment, stays the error that it is.
+    share the copy, one of a `family` that can be removed together. Raises ValueError where nothing is
+    there, reading is denied, or no room for the copy; what may pass, as a storage that is away for a
+    moment, stays the error that it is.
     """
     fs, path = url_to_fs(str(uri), use_listings_cache=False)
     with _permitted(str(uri)):
@@ -58,7 +58,8 @@ def local_copy(uri: str | Path) -> Path:
         if isinstance(fs, LocalFileSystem):
             return Path(path)
         # ukey changes with what the file system knows of the content: an ETag, or size and time.
-        return RemoteFile(fs, path, f"{uri} {fs.ukey(path)}", info["size"]).opened(lambda copy: copy)
+        content = f"{uri} {fs.ukey(path)}"
+        return RemoteFile(fs, path, content, info["size"], family).opened(lambda copy: copy)
 
 
 @contextmanager
@@ -157,11 +158,11 @@ class Artifact:
 
     def publish_files(self, write: Callable[[Path], None], prefix: str = "") -> None:
         """Publishes each file that `write(folder)` leaves in a scratch folder, under `prefix`."""
-        with tempfile.TemporaryDirectory(prefix="dpt_ray-") as scratch:
-            write(Path(scratch))
-            for file in sorted(Path(scratch).rglob("*")):
+        with scratch() as folder:
+            write(folder)
+            for file in sorted(folder.rglob("*")):
                 if file.is_file():
-                    with self.writing(prefix + file.relative_to(scratch).as_posix()) as target:
+                    with self.writing(prefix + file.relative_to(folder).as_posix()) as target:
                         shutil.copyfile(file, target)
 
     def local_file(self, name: str) -> Path:
@@ -250,14 +251,16 @@ class Publication:
 
     def __init__(self, artifact: Artifact, name: str) -> None:
         self._artifact, self._target = artifact, artifact.path(name)
-        if artifact.is_local:
-            folder = Path(self._target).parent
-            folder.mkdir(parents=True, exist_ok=True)
-        else:
-            folder = Path(tempfile.gettempdir())
-        self._local = folder / f".{Path(name).name}.{uuid.uuid4().hex[:8]}.tmp"
+        self._held = ExitStack()
 
     def __enter__(self) -> Path:
+        target = Path(self._target)
+        if self._artifact.is_local:
+            folder = target.parent
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = self._held.enter_context(scratch())
+        self._local = folder / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
         return self._local
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -269,6 +272,7 @@ class Publication:
             raise
         finally:
             self._local.unlink(missing_ok=True)
+            self._held.close()
             if error and is_disk_full(error):
                 folder = self._local.parent
                 raise ValueError(

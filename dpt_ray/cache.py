@@ -8,8 +8,9 @@ import hashlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -28,17 +29,22 @@ def folder() -> Path:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that is elsewhere. `content` changes when its bytes do; `size` in bytes, where known."""
+    """A file that is elsewhere. `content` changes when its bytes do; `size` in bytes, where known.
+
+    The copies of a `family` can be removed together.
+    """
 
     fs: fsspec.AbstractFileSystem
     path: str
     content: str
     size: int | None
+    family: str = ""
 
     @property
     def key(self) -> str:
         """The name of the copy's folder."""
-        return hashlib.sha256(self.content.encode()).hexdigest()[:32]
+        content = hashlib.sha256(self.content.encode()).hexdigest()[:32]
+        return f"{_family_key(self.family)}-{content}" if self.family else content
 
     @property
     def copy(self) -> Path:
@@ -87,6 +93,45 @@ class RemoteFile:
         with (locks / self.key).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def remove_family(family: str, but: Path | None = None) -> None:
+    """Removes this node's copies of a family, all but one. Who has them open or mapped keeps them."""
+    for copy in folder().glob(f"{_family_key(family)}-*"):
+        if but is None or copy != but.parent:
+            shutil.rmtree(copy, ignore_errors=True)  # another process may be removing it as well
+
+
+def _family_key(family: str) -> str:
+    return hashlib.sha256(family.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that is removed after the block, or by the next user if this process is killed in it."""
+    root = folder() / "scratch"
+    root.mkdir(exist_ok=True)
+    mine = root / uuid.uuid4().hex
+    with ExitStack() as held:
+        with _folder_lock(root, fcntl.LOCK_EX):  # nobody takes a new folder for an abandoned one
+            for other in root.iterdir():
+                with suppress(FileNotFoundError, BlockingIOError), _folder_lock(other):
+                    shutil.rmtree(other)
+            mine.mkdir()
+            held.enter_context(_folder_lock(mine))
+        held.callback(shutil.rmtree, mine, ignore_errors=True)
+        yield mine
+
+
+@contextmanager
+def _folder_lock(path: Path, kind: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[None]:
+    """Holds the lock of a folder, which is free again when this process dies; BlockingIOError if taken."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(number, kind)
+        yield
+    finally:
+        os.close(number)
 
 
 def check_space(files: Iterable[RemoteFile]) -> None:

@@ -15,7 +15,13 @@ from typing import Any
 
 from dpt_ray.sections import Optimisation
 from dpt_ray.stages import cluster
-from dpt_ray.stages.checkpoints import check_room, checkpoint_names, load_checkpoint, save_checkpoint
+from dpt_ray.stages.checkpoints import (
+    check_room,
+    checkpoint_names,
+    load_checkpoint,
+    remove_copies,
+    save_checkpoint,
+)
 from dpt_ray.stages.display import POLL, REMOTE_POLL, following
 from dpt_ray.stages.execute import StageError
 from dpt_ray.stages.initial import continue_shorter
@@ -242,6 +248,7 @@ def fit(
             # One amid bad steps would be none to go back to.
             if not meta["bad_in_a_row"] and not meta["losses"]["high"]:
                 save_checkpoint(task.out, step, tensors, meta)
+        remove_copies(task.out)  # a step has been made since, so no worker is still loading them
         notices.saved()
         if worker.in_ray_train:
             import ray.train
@@ -273,6 +280,7 @@ def fit(
                     on_watch=watch,
                     order=order,
                 )
+                remove_copies(task.out)
                 return result.ema if worker.rank == 0 else None
             except UnstableTraining as error:
                 resume = load_checkpoint(task.out)

@@ -1,9 +1,6 @@
 """The denoiser's training in this process, on a handful of hand-made latents: guards and bad input."""
 
-import itertools
-import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +10,11 @@ from hand_made import CLASSES, ROWS, make_latents, same, weights
 from safetensors.torch import load_file
 
 from dpt_ray import cache
-from dpt_ray.artifacts import Publication, Store
 from dpt_ray.config import ConfigError
 from dpt_ray.data.moments import MomentsReader, read_moment_ids
 from dpt_ray.data.shards import write_moments
 from dpt_ray.stages import train_diffusion
 from dpt_ray.stages.execute import StageError
-from dpt_ray.stages.initial import continue_shorter
 from dpt_ray.stages.watching import read_log
 
 
@@ -203,50 +198,6 @@ def test_more_steps_of_a_finished_training_go_on_from_it_to_the_same_bits(latent
     again = read_log(task.out)
     for column in ("step", "loss", "lr", "grad_norm"):
         assert [record[column] for record in again] == [record[column] for record in log]
-
-
-class Killed(BaseException):
-    """What ends a process at once."""
-
-
-# On a remote store only the checkpoint's tensors and its JSON are written by way of a local file.
-@pytest.mark.parametrize(("place", "writes"), [("here", 4), ("elsewhere", 2)])
-def test_a_training_killed_while_it_takes_over_a_shorter_one_keeps_the_whole_curve(
-    latents, monkeypatch, place, writes
-):
-    latents.make("diffusion.steps=8")
-    for moment in range(writes + 1):
-        started = latents.elsewhere() if place == "elsewhere" else copy_of(latents, moment)
-        with monkeypatch.context() as killing:
-            killed = killed_at_write(killing, moment, started.task("diffusion.steps=16"))
-        assert killed == (moment < writes)
-        task = started.make("diffusion.steps=16")
-        assert [record["step"] for record in read_log(task.out)] == list(range(2, 17, 2))
-        assert task.out.manifest["continued_at_step"] == 8
-
-
-def copy_of(latents, number):
-    folder = f"{latents.store.uri}-{number}"
-    shutil.copytree(latents.store.uri, folder)
-    return replace(latents, store=Store(folder))
-
-
-def killed_at_write(patch, moment, task):
-    """Takes over a shorter training, and is killed in the write of that number, if there is one."""
-    writes = itertools.count()
-    real = Publication._publish
-
-    def publish(self):
-        if next(writes) == moment:
-            raise Killed
-        real(self)
-
-    patch.setattr(Publication, "_publish", publish)
-    try:
-        continue_shorter(task)
-    except Killed:
-        return True
-    return False
 
 
 def test_what_differs_in_more_than_its_steps_is_not_continued(latents):
