@@ -51,7 +51,7 @@ def node(tmp_path, monkeypatch):
 
 @pytest.fixture(params=["local", "memory"])
 def moments(request, node, tmp_path):
-    return publish(tmp_path / "moments" if request.param == "local" else f"memory://{uuid.uuid4().hex}")
+    return publish(str(tmp_path / "moments") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
 
 
 @pytest.fixture
