@@ -1,0 +1,50 @@
+"""The identity of every node of every configuration: a change of the code keeps what people have made.
+
+`golden/identities.json` was recorded before the package was split into its present rooms. An entry may
+change only together with a result; `python tests/test_identities.py` records them anew.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from dpt_ray.config import load_config, load_study
+from dpt_ray.stages import graph
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+RECORDED = Path(__file__).parent / "golden" / "identities.json"
+
+
+def identities(config):
+    """The reference of each node. Files that are not here count by their name, images by none."""
+    here = config.data.source == "digits"
+    with (
+        patch.object(graph, "_content", lambda key, source: f"content of {Path(source).name}"),
+        patch.object(graph, "fingerprint", graph.fingerprint if here else lambda data: "the images"),
+    ):
+        return {name: node.reference for name, node in graph.flow(config).items()}
+
+
+def of_file(path):
+    """A run's references by node; a study's runs, each as one hash of them all."""
+    if "\nstudy:" not in path.read_text():
+        return identities(load_config(path))
+    runs = {name: identities(config) for name, config in load_study(path)[1].items()}
+    texts = {name: json.dumps(nodes, sort_keys=True) for name, nodes in runs.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_no_identity_of_a_configuration_has_changed(path):
+    assert of_file(path) == json.loads(RECORDED.read_text())[path.stem]
+
+
+if __name__ == "__main__":
+    found = {path.stem: of_file(path) for path in CONFIGS}
+    RECORDED.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    sys.stdout.write(f"{len(found)} configurations: {RECORDED}\n")
