@@ -18,6 +18,35 @@ from dpt_ray.stages import graph
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 RECORDED = Path(__file__).parent / "golden" / "identities.json"
+# Of what no configuration in configs/ uses: changes to the digits'.
+VARIANTS = {
+    "options": (
+        "diffusion.min_snr_gamma=5",
+        "diffusion.min_confidence=0.5",
+        "diffusion.alignment=0.5",
+        "diffusion.shuffle_shards=8",
+        "diffusion.preview_every=100",
+        "diffusion.frechet_every=100",
+        "diffusion.init_from=model.safetensors",
+        "generate.guidance_interval=[0.1, 0.9]",
+    ),
+    "own_images": (
+        "data={source: folder, uri: /flowers, mode: RGB, image_size: 32, validation: 10, test: 10}",
+        "data.keep_in_train=[first.csv, second.csv]",
+        "data.splits={val: test}",
+        "labels={file: labels.csv, per_class: null}",
+        "diffusion.schedule=vp",
+    ),
+    "imported": (
+        "data.mode=RGB",
+        "encoder={kind: timm, name: vit_tiny_patch16_224, weights: weights.safetensors}",
+        "autoencoder={kind: kl, weights: autoencoder.pth, precision: bfloat16}",
+        "evaluate={inception: inception.pth, reference: reference.npz, images: 100, resize: clean}",
+        "diffusion.condition=true_labels",
+        "diffusion.weights=nnet_ema.pth",
+    ),
+    "unconditional": ("diffusion.condition=none", "evaluate.controls=false", "sweep=null"),
+}
 
 
 def identities(config):
@@ -44,7 +73,17 @@ def test_no_identity_of_a_configuration_has_changed(path):
     assert of_file(path) == json.loads(RECORDED.read_text())[path.stem]
 
 
+def of_variant(name):
+    return identities(load_config(ROOT / "configs" / "digits.yaml", VARIANTS[name]))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_identity_of_an_option_has_changed(name):
+    assert of_variant(name) == json.loads(RECORDED.read_text())[f"digits with {name}"]
+
+
 if __name__ == "__main__":
     found = {path.stem: of_file(path) for path in CONFIGS}
+    found |= {f"digits with {name}": of_variant(name) for name in VARIANTS}
     RECORDED.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     sys.stdout.write(f"{len(found)} configurations: {RECORDED}\n")
