@@ -27,10 +27,10 @@ from machine import HEIGHT, WIDTH, machine, write_photographs
 from PIL import Image, features
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 
-from dpt_ray.artifacts import Artifact
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.folder import index_folder
 from dpt_ray.data.units import INDEX, decode_unit, list_units, write_index
+from dpt_ray.store.artifact import Artifact
 
 RESULTS = Path(__file__).parent / "results"
 ENCODER, LATENT = Crop("eval", 224, 256), Crop("adm", 256)

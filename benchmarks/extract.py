@@ -31,16 +31,16 @@ from machine import machine, write_photographs
 from PIL import Image
 from rich.console import Console
 
-from dpt_ray.artifacts import Store
+from dpt_ray.cluster.session import ALLOCATOR
 from dpt_ray.config import load_config
 from dpt_ray.data.units import decode_unit, list_units
+from dpt_ray.engine.progress import Display
 from dpt_ray.models.autoencoder import KLAutoencoder, load_autoencoder
 from dpt_ray.models.encoder import Encoder, load_encoder
-from dpt_ray.stages import runs
-from dpt_ray.stages.cluster import ALLOCATOR
-from dpt_ray.stages.cost import KL_ENCODE, MSN
-from dpt_ray.stages.display import Display
-from dpt_ray.stages.graph import flow
+from dpt_ray.pipeline import run as runs
+from dpt_ray.pipeline.cost import KL_ENCODE, MSN
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.store.artifact import Store
 from dpt_ray.training.throughput import matmul_peak
 
 RESULTS = Path(__file__).parent / "results"

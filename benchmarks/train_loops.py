@@ -215,13 +215,13 @@ def through_ray(options: Options, folder: Path) -> Facts:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from dpt_ray.artifacts import Store
     from dpt_ray.config import load_config
     from dpt_ray.data.shards import write_moments
-    from dpt_ray.stages import train_diffusion
-    from dpt_ray.stages.graph import flow
-    from dpt_ray.stages.node import Task
-    from dpt_ray.stages.watching import read_log
+    from dpt_ray.engine.node import Task
+    from dpt_ray.pipeline.flow import flow
+    from dpt_ray.stages import denoiser as train_diffusion
+    from dpt_ray.store.artifact import Store
+    from dpt_ray.training.log import read_log
 
     model = network(options)
     config = load_config(

@@ -15,11 +15,11 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from dpt_ray.commands.interrupt import Group, interruptible
 from dpt_ray.config import Config, ConfigError, load_config
-from dpt_ray.interrupt import Group, interruptible
 
 if TYPE_CHECKING:
-    from dpt_ray.artifacts import Store
+    from dpt_ray.store.artifact import Store
 
 app = typer.Typer(
     name="dpt",
@@ -81,8 +81,8 @@ for _name, (_targets, _help) in STAGES.items():
 
 
 def _run(config: Config, targets: list[str]) -> None:
-    from dpt_ray.stages import runs
-    from dpt_ray.stages.display import Display
+    from dpt_ray.engine.progress import Display
+    from dpt_ray.pipeline import run as runs
 
     outcome, store = runs.run(config, Display(), targets)
     console = Console()
@@ -148,7 +148,7 @@ def plan(
     classes: Annotated[int | None, typer.Option(help="Classes, with --images.")] = None,
 ) -> None:
     """Print what a run would do, what is done already, why the rest is not, and what it costs."""
-    from dpt_ray.stages import runs
+    from dpt_ray.pipeline import run as runs
 
     settings = load_config(config, overrides or ())
     if classes is not None and images is None:
@@ -171,7 +171,7 @@ def plan(
 
 
 def _cost_table(config: Config, images: Mapping[str, int] | None, classes: int | None) -> Table:
-    from dpt_ray.stages.cost import UTILISATION, costs
+    from dpt_ray.pipeline.cost import UTILISATION, costs
 
     table = Table("computed cost", *(Column(name, justify="right") for name in COSTS))
     for name, cost in costs(config, images, classes).items():
@@ -189,7 +189,7 @@ def _cost_table(config: Config, images: Mapping[str, int] | None, classes: int |
 @app.command()
 def status(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print what a run has published: rows, bytes and seconds of each stage."""
-    from dpt_ray.stages import runs
+    from dpt_ray.pipeline import run as runs
 
     table = Table("stage", "artifact")
     for column in ("rows", "size", "seconds"):
@@ -208,8 +208,8 @@ def status(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def study(config: ConfigPath, overrides: Overrides = None) -> None:
     """Run a list of runs over label draws, labels per class and encoder seeds, and print one table."""
-    from dpt_ray.stages.display import Display
-    from dpt_ray.stages.study import run_study
+    from dpt_ray.commands.study import run_study
+    from dpt_ray.engine.progress import Display
 
     Console().print(
         run_study(config, overrides or [], Display()), markup=False, highlight=False, soft_wrap=True
@@ -228,7 +228,7 @@ def predict(
     ] = None,
 ) -> None:
     """Label new images with a finished run's classifier."""
-    from dpt_ray.stages.predict import predict_images
+    from dpt_ray.commands.predict import predict_images
 
     rows = predict_images(load_config(config, overrides or ()), images, out)
     Console().print(f"{rows} images labelled: {out}", highlight=False)
@@ -243,7 +243,7 @@ def init(
     ] = None,
 ) -> None:
     """Write a starting configuration for your own images."""
-    from dpt_ray.stages.start import write_config
+    from dpt_ray.commands.init import write_config
 
     path, found = write_config(uri, labels, out)
     Console().print(f"{found}\nwritten: {path}; read it, then `dpt plan {path}`", highlight=False)
@@ -259,7 +259,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a run's generated images as WebDataset tar, ImageFolder or ADM npz."""
-    from dpt_ray.stages.export import export_samples
+    from dpt_ray.commands.export import export_samples
 
     rows = export_samples(load_config(config, overrides or ()), format, out)
     Console().print(f"{rows} images written: {out}", highlight=False)
@@ -275,7 +275,7 @@ def export_model(
     ] = None,
 ) -> None:
     """Write a run's trained denoiser as published weights, or as safetensors and its configuration."""
-    from dpt_ray.stages import export
+    from dpt_ray.commands import export
 
     parameters = export.export_model(load_config(config, overrides or ()), format, out)
     Console().print(f"{parameters} parameters written: {out}", highlight=False)
@@ -284,7 +284,7 @@ def export_model(
 @app.command("list", rich_help_panel="Outputs")
 def list_outputs(output: OutputUri) -> None:
     """List all outputs with their sizes and the runs that refer to them."""
-    from dpt_ray.stages.runs import references
+    from dpt_ray.pipeline.run import references
 
     store = _open(output)
     used = references(store)
@@ -305,7 +305,7 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove outputs by name, or all that no run refers to."""
-    from dpt_ray.stages.runs import references
+    from dpt_ray.pipeline.run import references
 
     store, wanted = _open(output), set(artifacts or ())
     found = {f"{stage}/{digest}": size for stage, digest, size in store.all_artifacts()}
@@ -322,8 +322,8 @@ def remove(
 
 
 def _open(output: str) -> Store:
-    from dpt_ray.artifacts import Store
-    from dpt_ray.stages.runs import expanded, holds_runs
+    from dpt_ray.pipeline.run import expanded, holds_runs
+    from dpt_ray.store.artifact import Store
 
     store = Store(expanded(output))
     if not holds_runs(store):
@@ -359,7 +359,7 @@ def job(command: str, doc: str) -> None:
 
 def main() -> None:
     """Runs `dpt`; a bad input is one line and exit code 2, a failed stage one line and exit code 1."""
-    from dpt_ray.stages.execute import StageError
+    from dpt_ray.engine.execute import StageError
 
     try:
         with interruptible():

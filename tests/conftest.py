@@ -25,8 +25,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from dpt_ray.artifacts import Artifact
 from dpt_ray.config import load_config
+from dpt_ray.store.artifact import Artifact
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -123,12 +123,12 @@ class TinyRun:
         return load_config(DIGITS, [*self.overrides, f"output={self.output}"])
 
     def nodes(self):
-        from dpt_ray.stages.graph import flow
+        from dpt_ray.pipeline.flow import flow
 
         return flow(self.config)
 
     def artifact(self, name):
-        from dpt_ray.artifacts import Store
+        from dpt_ray.store.artifact import Store
 
         return self.nodes()[name].artifact(Store(str(self.output)))
 
@@ -136,8 +136,8 @@ class TinyRun:
         """Makes the targets with this process as the driver; what was made."""
         from rich.console import Console
 
-        from dpt_ray.stages import runs
-        from dpt_ray.stages.display import Display
+        from dpt_ray.engine.progress import Display
+        from dpt_ray.pipeline import run as runs
 
         return runs.run(self.config, Display(Console(quiet=True)), targets)[0].made
 
@@ -175,7 +175,7 @@ class TinyRun:
         found = {path.name: digest(path) for path in folder.iterdir() if path.suffix in PAYLOADS}
         found |= {key: digest(folder / entry["file"]) for key, entry in artifact.shards().items()}
         if artifact.exists("log.jsonl"):
-            from dpt_ray.stages.watching import read_log
+            from dpt_ray.training.log import read_log
 
             columns = ("step", "loss", "lr", "grad_norm")
             found["log"] = [[record[key] for key in columns] for record in read_log(artifact)]

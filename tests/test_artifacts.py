@@ -14,7 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from dpt_ray.artifacts import Artifact, Store, identity, local_copy, sha256
+from dpt_ray.store.artifact import Artifact, Store, identity, local_copy, sha256
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -189,7 +189,7 @@ def test_extents_of_an_artifact_share_its_shards(uri):
 def test_a_process_killed_while_it_publishes_leaves_no_shard_to_trust(tmp_path, moment):
     child = f"""
         import os, signal
-        from dpt_ray import artifacts
+        from dpt_ray.store import artifact as artifacts
 
         def die(*args):
             os.kill(os.getpid(), signal.SIGKILL)

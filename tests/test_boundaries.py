@@ -63,8 +63,8 @@ def relative(path):
 
 
 def test_there_is_something_to_check():
-    assert {"dpt_ray.cli", "dpt_ray.stages.graph", "dpt_ray.models.uvit"} <= MODULES.keys()
-    assert {"dpt_ray.artifacts", "dpt_ray.config"} <= set(own_modules(MODULES["dpt_ray.stages.execute"]))
+    assert {"dpt_ray.cli", "dpt_ray.pipeline.flow", "dpt_ray.models.uvit"} <= MODULES.keys()
+    assert {"dpt_ray.store.artifact", "dpt_ray.config"} <= set(own_modules(MODULES["dpt_ray.engine.execute"]))
 
 
 def test_only_the_stages_import_ray():

@@ -11,15 +11,15 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from dpt_ray import cache
-from dpt_ray.cache import RemoteFile
+from dpt_ray.store import cache
+from dpt_ray.store.cache import RemoteFile
 
 # A process that opens a file of a slow store which writes down each download.
 OPENS = """
 import sys, time
 from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
-from dpt_ray.cache import RemoteFile
+from dpt_ray.store.cache import RemoteFile
 
 class Slow(LocalFileSystem):
     def get_file(self, source, target, **more):

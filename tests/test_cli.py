@@ -11,9 +11,10 @@ import pytest
 from conftest import wait_until
 from typer.testing import CliRunner
 
-from dpt_ray.artifacts import Store
 from dpt_ray.cli import STAGES, app, main
-from dpt_ray.stages import index, predict
+from dpt_ray.commands import predict
+from dpt_ray.stages import index
+from dpt_ray.store.artifact import Store
 
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 PROGRESS = re.compile(r"\[\d+/\d+\] (index|labels): ")

@@ -6,7 +6,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from dpt_ray.config import Config, ConfigError, build, load_config, load_study, read_yaml, to_yaml
+from dpt_ray.config import Config, ConfigError, load_config, to_yaml
+from dpt_ray.config.study import load_study
+from dpt_ray.config.yaml_file import build, read_yaml
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 DIGITS = CONFIGS / "digits.yaml"

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from dpt_ray.config import ConfigError, load_config
-from dpt_ray.stages.execute import steps
-from dpt_ray.stages.graph import flow
-from dpt_ray.stages.node import Node, topological
+from dpt_ray.engine.execute import steps
+from dpt_ray.engine.node import Node, topological
+from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages.sweep import grid
 
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"

@@ -12,8 +12,9 @@ from unittest.mock import patch
 
 import pytest
 
-from dpt_ray.config import load_config, load_study
-from dpt_ray.stages import graph
+from dpt_ray.config import load_config
+from dpt_ray.config.study import load_study
+from dpt_ray.pipeline import flow as graph
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from dpt_ray.cli import app
 from dpt_ray.config import ConfigError, load_config
-from dpt_ray.stages.cost import costs
+from dpt_ray.pipeline.cost import costs
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("imagenet256_*.yaml"))

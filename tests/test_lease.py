@@ -15,9 +15,9 @@ import uuid
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
-from dpt_ray import lease
-from dpt_ray.artifacts import Artifact
-from dpt_ray.lease import NAME, Lease
+from dpt_ray.store import lease
+from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.lease import NAME, Lease
 
 ELSEWHERE = {"host": "another-machine", "pid": 1, "token": "t", "beat": 1}
 
@@ -118,8 +118,8 @@ def test_who_waits_is_told_of_the_holder(artifact):
 
 CHILD = """
     import os, sys, time
-    from dpt_ray import lease
-    from dpt_ray.artifacts import Artifact
+    from dpt_ray.store import lease
+    from dpt_ray.store.artifact import Artifact
     lease.POLL, lease.HEARTBEAT = 0.02, 0.05
     with lease.Lease(Artifact(sys.argv[1])):
         print("held", flush=True)

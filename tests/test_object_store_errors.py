@@ -5,8 +5,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from dpt_ray.artifacts import Artifact
-from dpt_ray.stages.checkpoints import load_checkpoint
+from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.checkpoints import load_checkpoint
 
 
 @pytest.fixture

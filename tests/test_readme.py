@@ -9,7 +9,9 @@ import yaml
 from typer.main import get_command
 
 from dpt_ray.cli import app
-from dpt_ray.config import Config, build, load_config, load_study
+from dpt_ray.config import Config, load_config
+from dpt_ray.config.study import load_study
+from dpt_ray.config.yaml_file import build
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

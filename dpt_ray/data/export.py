@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dpt_ray.artifacts import Artifact
 from dpt_ray.data.decode import decode
+from dpt_ray.store.artifact import Artifact
 
 IMAGES_PER_TAR = 1000
 ROWS = 256  # read at a time: a shard may hold thousands of large images

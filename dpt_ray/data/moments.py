@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dpt_ray.artifacts import Artifact
-from dpt_ray.cache import check_space, folder
 from dpt_ray.data.shards import matrix
+from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.cache import check_space, folder
 
 THREADS = 16  # downloads at a time
 LOGGED = 256  # shards between two lines of the log

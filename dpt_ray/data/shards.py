@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dpt_ray.artifacts import Artifact
+from dpt_ray.store.artifact import Artifact
 
 
 def write_features(path: Path, ids: Sequence[str], features: np.ndarray) -> None:

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dpt_ray.artifacts import Artifact
 from dpt_ray.data.crops import Crop, crop
 from dpt_ray.data.decode import BadImage, decode
 from dpt_ray.data.index import SPLITS, read_bytes
 from dpt_ray.data.shards import read_image_shard
+from dpt_ray.store.artifact import Artifact
 
 ROWS = 256  # of an index unit
 INDEX = "index.parquet"

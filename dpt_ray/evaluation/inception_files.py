@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpt_ray.artifacts import local_copy
+from dpt_ray.store.artifact import local_copy
 
 # pytorch-fid's release "fid_weights"; torch-fidelity's weights-inception-2015-12-05 is the same file.
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"

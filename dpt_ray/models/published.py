@@ -11,9 +11,9 @@ import torch
 from fsspec.core import url_to_fs
 from torch import Generator, Tensor
 
-from dpt_ray.artifacts import Artifact
 from dpt_ray.models.uvit import UViT, UViTConfig
 from dpt_ray.models.weights import load_strict, load_weights
+from dpt_ray.store.artifact import Artifact
 
 EMA_FILE = "nnet_ema.pth"
 RAW_FILE = "nnet.pth"

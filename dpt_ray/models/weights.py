@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dpt_ray.artifacts import local_copy
-from dpt_ray.artifacts import sha256 as sha256
+from dpt_ray.store.artifact import local_copy
+from dpt_ray.store.artifact import sha256 as sha256
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".pth.tar", ".ckpt")
 # Where training frameworks put the weights in a checkpoint that also holds other state

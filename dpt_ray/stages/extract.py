@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpt_ray.artifacts import Artifact
+from dpt_ray.cluster import session as cluster
 from dpt_ray.config import ConfigError
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.units import Unit, decode_unit, list_units
-from dpt_ray.stages import cluster
-from dpt_ray.stages.node import Task
+from dpt_ray.engine.node import Task
+from dpt_ray.store.artifact import Artifact
 
 QUARANTINE = "quarantine.parquet"
 PEAKS = ("peak_memory_bytes", "reader_peak_memory_bytes")  # of an actor, of a reading task's process

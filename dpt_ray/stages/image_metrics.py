@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpt_ray.artifacts import local_copy
+from dpt_ray.engine.node import Task
 from dpt_ray.evaluation.inception_files import WEIGHTS_SHA256
-from dpt_ray.stages.inception import read_statistics
-from dpt_ray.stages.node import Task
+from dpt_ray.stages.inception_statistics import read_statistics
+from dpt_ray.store.artifact import local_copy
 
 RESULT = "image_metrics.json"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dpt_ray.config import ConfigError
 from dpt_ray.data.crops import Crop
-from dpt_ray.stages.node import Task
+from dpt_ray.engine.node import Task
 
 
 def make(task: Task) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _import_denoiser(task: Task) -> dict[str, Any]:
     """Publishes a published U-ViT. Raises ValueError where it is not the configured one."""
     from dpt_ray.models.published import load_published_uvit
     from dpt_ray.models.uvit import UViTConfig
-    from dpt_ray.stages.train_diffusion import save_denoiser
+    from dpt_ray.stages.denoiser import save_denoiser
 
     settings, autoencoder = task.settings, task.inputs["autoencoder"].manifest
     channels, size, _ = autoencoder["latent_shape"]

@@ -8,16 +8,16 @@ from typing import Any
 import pyarrow as pa
 from sklearn import __version__ as sklearn_version
 
-from dpt_ray.artifacts import sha256
 from dpt_ray.config import ConfigError
+from dpt_ray.config.sections import Data
 from dpt_ray.data.digits import write_digits
 from dpt_ray.data.labels import read_label_list
 from dpt_ray.data.listing import SPLIT_NAMES, open_root, version, walk_versions
 from dpt_ray.data.sources import INDEXERS, SUFFIXES
 from dpt_ray.data.splits import assign_splits
 from dpt_ray.data.units import INDEX, write_index
-from dpt_ray.sections import Data
-from dpt_ray.stages.node import Task
+from dpt_ray.engine.node import Task
+from dpt_ray.store.artifact import sha256
 
 
 def fingerprint(data: Data) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dpt_ray.config import ConfigError
+from dpt_ray.config.sections import Labels
 from dpt_ray.data.labels import draw_labels, read_label_list
 from dpt_ray.data.units import read_index
-from dpt_ray.sections import Labels
-from dpt_ray.stages.node import Task
+from dpt_ray.engine.node import Task
 
 LABELS = "labels.parquet"
 

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dpt_ray.data.rows import PSEUDO_LABELS, RealRows
 from dpt_ray.data.units import read_index
+from dpt_ray.engine.node import Task
 from dpt_ray.learners.linear_classifier import Rows, logits
-from dpt_ray.stages.fit_classifier import accuracy, load_classifier
-from dpt_ray.stages.node import Task
-from dpt_ray.stages.rows import PSEUDO_LABELS, RealRows
+from dpt_ray.stages.classifier import accuracy, load_classifier
 
 PROBE = "Linear probe on the labels (stage 1)"
 RESULT = "probe.json"

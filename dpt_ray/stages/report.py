@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow.compute as pc
 from PIL import Image
 
-from dpt_ray.artifacts import Artifact
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.shards import read_images
 from dpt_ray.data.units import decode_rows, find_rows, read_index
+from dpt_ray.engine.node import Task
+from dpt_ray.learners.training_frechet import FACTS
 from dpt_ray.report import page
-from dpt_ray.stages.node import Task
-from dpt_ray.stages.training_frechet import FACTS
-from dpt_ray.stages.watching import read_log
+from dpt_ray.store.artifact import Artifact
+from dpt_ray.training.log import read_log
 
 PAGE = "report.html"
 PICTURES = 8  # of each kind for each class

@@ -22,15 +22,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dpt_ray.artifacts import Artifact
+from dpt_ray.cluster import session as cluster
 from dpt_ray.config import ConfigError
+from dpt_ray.data.rows import ImageRows, RealRows
 from dpt_ray.data.units import read_index
+from dpt_ray.engine.node import Node, Task
+from dpt_ray.engine.progress import POLL, REMOTE_POLL, following
 from dpt_ray.learners.linear_classifier import Rows, logits
-from dpt_ray.stages import cluster
-from dpt_ray.stages.display import POLL, REMOTE_POLL, following
-from dpt_ray.stages.fit_classifier import accuracy, fit_rows, save_classifier
-from dpt_ray.stages.node import Node, Task
-from dpt_ray.stages.rows import ImageRows, RealRows
+from dpt_ray.stages.classifier import accuracy, fit_rows, save_classifier
+from dpt_ray.store.artifact import Artifact
 
 TRIALS = "trials.parquet"
 Trial = dict[str, Any]

@@ -8,10 +8,10 @@ import uuid
 import numpy as np
 import pytest
 
-from dpt_ray import cache
-from dpt_ray.artifacts import Artifact
 from dpt_ray.data.moments import MomentsReader, read_moment_ids
 from dpt_ray.data.shards import write_moments
+from dpt_ray.store import cache
+from dpt_ray.store.artifact import Artifact
 from dpt_ray.training.order import ShardWindows
 
 SIZES = [4, 0, 3, 5, 2, 4]

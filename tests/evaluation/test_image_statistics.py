@@ -5,7 +5,7 @@ import torch
 from dpt_ray.evaluation.image_metrics import Reference, image_metrics
 from dpt_ray.evaluation.image_statistics import ImageStatistics, some_positions
 from dpt_ray.evaluation.inception import Activations
-from dpt_ray.stages.inception import list_parts
+from dpt_ray.stages.inception_statistics import list_parts
 
 
 def statistics(n, seed=0, start=0):

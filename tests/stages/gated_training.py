@@ -26,9 +26,9 @@ UNHASHED = {"checkpoint_every": 10, "log_every": 1, "diverged_above": 5.0}
 
 
 def gated_task(folder, compute):
-    from dpt_ray.artifacts import Store
-    from dpt_ray.sections import Compute
-    from dpt_ray.stages.node import Node, Task
+    from dpt_ray.config.sections import Compute
+    from dpt_ray.engine.node import Node, Task
+    from dpt_ray.store.artifact import Store
 
     node = Node("toy", "toy", "toy", 1, SETTINGS, unhashed=UNHASHED)
     return Task(node, node.artifact(Store(str(folder))), {}, Compute(**compute), "")
@@ -44,7 +44,7 @@ def function(folder):
     def train(task, worker):
         import torch
 
-        from dpt_ray.stages import training
+        from dpt_ray.cluster import training
 
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 6))
@@ -65,7 +65,7 @@ def function(folder):
 
 
 if __name__ == "__main__":
-    from dpt_ray.stages import training
+    from dpt_ray.cluster import training
 
     folder, compute = sys.argv[1], json.loads(sys.argv[2])
     training.run(gated_task(folder, compute), function(folder))

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-from dpt_ray.artifacts import Artifact, Store
 from dpt_ray.config import load_config
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.shards import write_features, write_moments
-from dpt_ray.stages import train_diffusion
-from dpt_ray.stages.graph import flow
-from dpt_ray.stages.node import Task
+from dpt_ray.engine.node import Task
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.stages import denoiser as train_diffusion
+from dpt_ray.store.artifact import Artifact, Store
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 ROWS, CLASSES, DIM = 40, 4, 6

@@ -10,10 +10,12 @@ from hand_made import CLASSES, DIM, ROWS, make_latents, same, weights
 from safetensors.torch import load_file
 
 from dpt_ray.data.shards import read_features
+from dpt_ray.learners import training_frechet
 from dpt_ray.models.uvit import UViT, UViTConfig
-from dpt_ray.stages import report, train_diffusion, training_frechet
-from dpt_ray.stages.checkpoints import checkpoint_names
-from dpt_ray.stages.watching import read_log
+from dpt_ray.stages import denoiser as train_diffusion
+from dpt_ray.stages import report
+from dpt_ray.store.checkpoints import checkpoint_names
+from dpt_ray.training.log import read_log
 
 ALIGNED = "diffusion.alignment=0.5"
 
@@ -80,7 +82,7 @@ def test_the_distance_in_the_log_is_that_of_the_images_the_weights_would_be_samp
 ):
     from dpt_ray.evaluation.frechet import Moments, frechet_distance
     from dpt_ray.models.encoder import load_encoder
-    from dpt_ray.stages.generate import GenerateUnit, Sampler
+    from dpt_ray.stages.samples import GenerateUnit, Sampler
 
     monkeypatch.setattr(training_frechet, "IMAGES", 30)
     monkeypatch.setattr(training_frechet, "BLOCK", 7)

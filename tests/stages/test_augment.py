@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from dpt_ray.artifacts import Store
 from dpt_ray.config import ConfigError, load_config
+from dpt_ray.engine.node import Task
+from dpt_ray.engine.progress import Display
 from dpt_ray.learners.simclr import augment as random_views
-from dpt_ray.stages import augment, runs
-from dpt_ray.stages.display import Display
-from dpt_ray.stages.graph import flow
-from dpt_ray.stages.node import Task
+from dpt_ray.pipeline import run as runs
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.stages import augmented as augment
+from dpt_ray.store.artifact import Store
 from dpt_ray.training.random import StepRandom
 
 CLASSES, IMAGES, SIDE = 3, 4, 12

@@ -15,18 +15,18 @@ import pytest
 import torch
 from hand_made import make_latents
 
-from dpt_ray import cache
-from dpt_ray.artifacts import Artifact, Publication, Store
-from dpt_ray.stages.checkpoints import checkpoint_names, load_checkpoint, save_checkpoint
-from dpt_ray.stages.initial import continue_shorter
-from dpt_ray.stages.watching import read_log
+from dpt_ray.cluster.initial import continue_shorter
+from dpt_ray.store import cache
+from dpt_ray.store.artifact import Artifact, Publication, Store
+from dpt_ray.store.checkpoints import checkpoint_names, load_checkpoint, save_checkpoint
+from dpt_ray.training.log import read_log
 
 # A writer that is killed: while safetensors writes, before the tensors are published, before their JSON.
 KILLED = """
     import os, pathlib, signal, sys
     import safetensors.torch, torch
-    from dpt_ray import artifacts
-    from dpt_ray.stages.checkpoints import save_checkpoint
+    from dpt_ray.store import artifact as artifacts
+    from dpt_ray.store.checkpoints import save_checkpoint
 
     def die(*args):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
+from dpt_ray.cluster import session as stages_cluster
 from dpt_ray.data.shards import read_features, read_images
-from dpt_ray.stages import cluster as stages_cluster
 
 pytestmark = pytest.mark.cluster
 

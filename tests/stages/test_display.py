@@ -2,7 +2,7 @@
 
 import threading
 
-from dpt_ray.stages.display import following
+from dpt_ray.engine.progress import following
 
 
 def test_progress_is_followed_through_a_storage_that_is_away_for_a_moment():

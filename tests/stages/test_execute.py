@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 import dpt_ray
-from dpt_ray.artifacts import Store
-from dpt_ray.sections import Compute
-from dpt_ray.stages.display import Display
-from dpt_ray.stages.execute import StageError, code_version, execute
-from dpt_ray.stages.node import Node
+from dpt_ray.config.sections import Compute
+from dpt_ray.engine.execute import StageError, code_version, execute
+from dpt_ray.engine.node import Node
+from dpt_ray.engine.progress import Display
+from dpt_ray.store.artifact import Store
 
 
 @pytest.fixture

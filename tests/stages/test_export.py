@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 
-from dpt_ray.artifacts import Store
+from dpt_ray.commands import export
+from dpt_ray.commands.export import export_samples
 from dpt_ray.config import Config, ConfigError, load_config
 from dpt_ray.data import export as formats
 from dpt_ray.data.shards import encode_png, write_images
-from dpt_ray.stages import export
-from dpt_ray.stages.export import export_samples
-from dpt_ray.stages.graph import flow
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.store.artifact import Store
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 CLASSES = ["two", "one", "zero"]  # in another order than the sorted one

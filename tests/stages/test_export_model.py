@@ -8,15 +8,15 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from dpt_ray.artifacts import Store
+from dpt_ray.commands.export import export_model
 from dpt_ray.config import ConfigError, load_config
+from dpt_ray.engine.progress import Display
 from dpt_ray.models.published import load_published_uvit
 from dpt_ray.models.uvit import UViT, UViTConfig
-from dpt_ray.stages import runs
-from dpt_ray.stages.display import Display
-from dpt_ray.stages.export import export_model
-from dpt_ray.stages.graph import flow
-from dpt_ray.stages.train_diffusion import load_denoiser
+from dpt_ray.pipeline import run as runs
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.stages.denoiser import load_denoiser
+from dpt_ray.store.artifact import Store
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 PUBLISHED = ("diffusion.model.modulation=false",)

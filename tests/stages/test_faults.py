@@ -24,9 +24,9 @@ from safetensors.numpy import load_file, save_file
 
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.shards import read_images
-from dpt_ray.stages.checkpoints import checkpoint_names
 from dpt_ray.stages.extract import Output, check_finite
-from dpt_ray.stages.watching import read_log
+from dpt_ray.store.checkpoints import checkpoint_names
+from dpt_ray.training.log import read_log
 
 pytestmark = pytest.mark.cluster
 

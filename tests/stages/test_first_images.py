@@ -9,16 +9,18 @@ import pytest
 import torch
 from conftest import DIGITS
 
-from dpt_ray.artifacts import Store
 from dpt_ray.config import load_config
 from dpt_ray.data.crops import Crop
+from dpt_ray.data.rows import image_id
 from dpt_ray.data.shards import write_features, write_images
+from dpt_ray.engine.node import Task
+from dpt_ray.evaluation import distances
 from dpt_ray.evaluation.inception import Activations
-from dpt_ray.stages import distances, generate, inception
-from dpt_ray.stages.generate import first_images, shard_units
-from dpt_ray.stages.graph import flow
-from dpt_ray.stages.node import Task
-from dpt_ray.stages.rows import image_id
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.stages import inception_statistics as inception
+from dpt_ray.stages import samples as generate
+from dpt_ray.stages.samples import first_images, shard_units
+from dpt_ray.store.artifact import Store
 
 CLASSES, INDICES = 5, 4
 

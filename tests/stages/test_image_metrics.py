@@ -21,14 +21,15 @@ from torch_fidelity.metric_prc import calculate_precision_recall_full
 from torchmetrics.image.kid import poly_mmd
 from typer.testing import CliRunner
 
-from dpt_ray.artifacts import Store
 from dpt_ray.cli import app
+from dpt_ray.commands.export import export_model
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.data.shards import read_images
-from dpt_ray.stages import inception, runs
-from dpt_ray.stages.display import Display
-from dpt_ray.stages.export import export_model
-from dpt_ray.stages.graph import flow
+from dpt_ray.engine.progress import Display
+from dpt_ray.pipeline import run as runs
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.stages import inception_statistics as inception
+from dpt_ray.store.artifact import Store
 
 pytestmark = pytest.mark.cluster
 
@@ -177,7 +178,7 @@ def test_metrics_are_those_of_independent_code_on_the_same_images(finished, feat
 
 
 def test_every_number_carries_what_it_rests_on(finished, inception_weights):
-    from dpt_ray.artifacts import sha256
+    from dpt_ray.store.artifact import sha256
 
     rows, _ = finished.rows()
     extractor = f"Inception-v3 {sha256(inception_weights)[:8]} (not FID's published weights)"

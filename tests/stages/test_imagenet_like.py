@@ -20,11 +20,11 @@ from conftest import object_store
 from PIL import Image
 from rich.console import Console
 
-from dpt_ray.artifacts import Store
 from dpt_ray.config import ConfigError, load_config
-from dpt_ray.stages import runs
-from dpt_ray.stages.display import Display
-from dpt_ray.stages.graph import flow
+from dpt_ray.engine.progress import Display
+from dpt_ray.pipeline import run as runs
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.store.artifact import Store
 
 pytestmark = pytest.mark.cluster
 

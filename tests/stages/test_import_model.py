@@ -9,13 +9,13 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from dpt_ray.artifacts import Store
 from dpt_ray.config import ConfigError, load_config
+from dpt_ray.engine.progress import Display
 from dpt_ray.models.uvit import UViT, UViTConfig
 from dpt_ray.models.weights import load_strict, load_weights
-from dpt_ray.stages import runs
-from dpt_ray.stages.display import Display
-from dpt_ray.stages.graph import flow
+from dpt_ray.pipeline import run as runs
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.store.artifact import Store
 
 DATA = Path(__file__).parents[1] / "data"
 CONFIG = """

@@ -5,15 +5,16 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dpt_ray.artifacts import Store
 from dpt_ray.config import ConfigError, load_config
+from dpt_ray.config.sections import Data
 from dpt_ray.data.units import read_index
-from dpt_ray.sections import Data
-from dpt_ray.stages import runs, sweep
-from dpt_ray.stages.display import Display
-from dpt_ray.stages.graph import flow
+from dpt_ray.engine.node import Task
+from dpt_ray.engine.progress import Display
+from dpt_ray.pipeline import run as runs
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.stages import sweep
 from dpt_ray.stages.index import fingerprint
-from dpt_ray.stages.node import Task
+from dpt_ray.store.artifact import Store
 
 CONFIG = """
 name: small

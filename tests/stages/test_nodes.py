@@ -17,9 +17,9 @@ from conftest import command_line, free_ports, kill_session, ray_start, session_
 from gated_training import STEPS, function, gate, gated_task
 from safetensors.torch import load_file
 
-from dpt_ray.stages import training
-from dpt_ray.stages.checkpoints import checkpoint_names
-from dpt_ray.stages.watching import read_log
+from dpt_ray.cluster import training
+from dpt_ray.store.checkpoints import checkpoint_names
+from dpt_ray.training.log import read_log
 
 pytestmark = pytest.mark.cluster
 

@@ -1,6 +1,6 @@
 import ray.train
 
-from dpt_ray.stages import notices
+from dpt_ray.cluster import preemption as notices
 
 
 def test_a_notice_asks_for_a_checkpoint_at_once_and_every_ten_seconds_by_the_first_workers_clock(monkeypatch):

@@ -15,16 +15,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from dpt_ray.artifacts import Store
+from dpt_ray.commands import predict
+from dpt_ray.commands.predict import predict_images
 from dpt_ray.config import Config, ConfigError, load_config
 from dpt_ray.data.crops import Crop
 from dpt_ray.learners.linear_probe import Fit
 from dpt_ray.models.conv import SmallConvNet
 from dpt_ray.models.encoder import conv_encoder, save_encoder
-from dpt_ray.stages import predict, runs
-from dpt_ray.stages.fit_classifier import save_classifier
-from dpt_ray.stages.graph import flow
-from dpt_ray.stages.predict import predict_images
+from dpt_ray.pipeline import run as runs
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.stages.classifier import save_classifier
+from dpt_ray.store.artifact import Store
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 CLASSES = ["cat", "dog", "owl"]

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dpt_ray.stages import pretrain
+from dpt_ray.stages import encoder as pretrain
 
 UNITS, ROWS, SIZE = 8, 500, 32
 

@@ -10,12 +10,13 @@ from hand_made import make_latents
 from rich.console import Console
 from safetensors import SafetensorError
 
-from dpt_ray.artifacts import Store
 from dpt_ray.config import load_config
-from dpt_ray.stages import runs, train_diffusion
-from dpt_ray.stages.display import Display
-from dpt_ray.stages.execute import StageError
-from dpt_ray.stages.graph import flow
+from dpt_ray.engine.execute import StageError
+from dpt_ray.engine.progress import Display
+from dpt_ray.pipeline import run as runs
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.stages import denoiser as train_diffusion
+from dpt_ray.store.artifact import Store
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -71,8 +72,8 @@ def test_a_disk_that_fills_up_ends_a_training_with_one_line_naming_the_folder(tm
 # On a disk of 2 MB: a checkpoint that fits, then one that does not.
 FILLS_UP = """
     import os, sys, torch
-    from dpt_ray.artifacts import Artifact
-    from dpt_ray.stages.checkpoints import checkpoint_names, save_checkpoint
+    from dpt_ray.store.artifact import Artifact
+    from dpt_ray.store.checkpoints import checkpoint_names, save_checkpoint
 
     out = Artifact(sys.argv[1])
     save_checkpoint(out, 1, {"w": torch.zeros(250_000)}, {"step": 1})

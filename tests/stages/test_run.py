@@ -7,9 +7,9 @@ from conftest import files, shard_files
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from dpt_ray.stages.evaluate import METHODS
-from dpt_ray.stages.rows import RealRows
-from dpt_ray.stages.watching import read_log
+from dpt_ray.data.rows import RealRows
+from dpt_ray.stages.evaluation import METHODS
+from dpt_ray.training.log import read_log
 
 pytestmark = pytest.mark.cluster
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hand_made import make_latents
 
+from dpt_ray.learners import training_frechet
 from dpt_ray.models.uvit import UViT
-from dpt_ray.stages import training_frechet
-from dpt_ray.stages.generate import GenerateUnit, Sampler
+from dpt_ray.stages.samples import GenerateUnit, Sampler
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
+from dpt_ray.cluster.session import unused_gpus
+from dpt_ray.commands import init as start
+from dpt_ray.commands.init import write_config
 from dpt_ray.config import ConfigError, load_config
-from dpt_ray.sections import Compute
-from dpt_ray.stages import runs, start
-from dpt_ray.stages.cluster import unused_gpus
-from dpt_ray.stages.display import Display
-from dpt_ray.stages.start import write_config
+from dpt_ray.config.sections import Compute
+from dpt_ray.engine.progress import Display
+from dpt_ray.pipeline import run as runs
 
 
 def draw(path, side=20, mode="RGB"):

@@ -11,10 +11,10 @@ from conftest import DIGITS
 from PIL import Image
 from rich.console import Console
 
+from dpt_ray.commands import study
 from dpt_ray.config import ConfigError
-from dpt_ray.stages import study
-from dpt_ray.stages.display import Display
-from dpt_ray.stages.execute import StageError
+from dpt_ray.engine.execute import StageError
+from dpt_ray.engine.progress import Display
 
 
 def write(folder, **section):

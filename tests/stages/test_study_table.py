@@ -2,10 +2,10 @@
 
 import pytest
 
-from dpt_ray.config import Study, reference_name, run_name
-from dpt_ray.stages.evaluate import METHODS, PAPER
+from dpt_ray.commands.study_table import table
+from dpt_ray.config.study import Study, reference_name, run_name
+from dpt_ray.stages.evaluation import METHODS, PAPER
 from dpt_ray.stages.probe import PROBE
-from dpt_ray.stages.study_table import table
 
 # Test accuracy of the probe, of DPT in the base and in the variant, and the two Frechet distances, by
 # (encoder seed, draw). The probe does not depend on the variant.

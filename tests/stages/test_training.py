@@ -9,13 +9,13 @@ import torch
 from hand_made import CLASSES, ROWS, make_latents, same, weights
 from safetensors.torch import load_file
 
-from dpt_ray import cache
 from dpt_ray.config import ConfigError
 from dpt_ray.data.moments import MomentsReader, read_moment_ids
 from dpt_ray.data.shards import write_moments
-from dpt_ray.stages import train_diffusion
-from dpt_ray.stages.execute import StageError
-from dpt_ray.stages.watching import read_log
+from dpt_ray.engine.execute import StageError
+from dpt_ray.stages import denoiser as train_diffusion
+from dpt_ray.store import cache
+from dpt_ray.training.log import read_log
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_loss_not_finite_before_the_first_checkpoint_stops_the_stage(latents):
 
 
 def test_a_bad_last_step_is_in_the_log_and_the_training_is_published(latents, poisoned, monkeypatch):
-    monkeypatch.setattr("dpt_ray.stages.watching.TrainingLog.EVERY", float("inf"))  # only what is flushed
+    monkeypatch.setattr("dpt_ray.training.log.TrainingLog.EVERY", float("inf"))  # only what is flushed
     poisoned(lambda step, attempt: step == 11)
     manifest = latents.make("diffusion.steps=12").out.manifest
     records = read_log(latents.task("diffusion.steps=12").out)
@@ -154,7 +154,7 @@ def test_tensorboard_shows_the_curves_of_the_log_and_a_resumed_training_doubles_
 
 
 def test_rays_gauges_show_what_is_logged(latents):
-    from dpt_ray.stages.watching import GAUGES, TrainingLog
+    from dpt_ray.training.log import GAUGES, TrainingLog
 
     class Gauge:
         def set(self, value):
@@ -354,7 +354,7 @@ def test_compile_compiles_the_networks_blocks_in_place(latents, monkeypatch):
 
 
 def test_a_model_is_put_in_shards_only_where_workers_are_several(monkeypatch):
-    from dpt_ray.stages.training import Worker, _distributed
+    from dpt_ray.cluster.training import Worker, _distributed
 
     model, sharded = torch.nn.Linear(1, 1), []
     monkeypatch.setattr("dpt_ray.training.sharding.shard", lambda *given: sharded.append(given))

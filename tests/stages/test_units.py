@@ -5,10 +5,10 @@ import threading
 import pytest
 from gated_training import gated_task
 
+from dpt_ray.cluster import session as stage_cluster
+from dpt_ray.cluster import training
 from dpt_ray.config import ConfigError
-from dpt_ray.sections import Compute
-from dpt_ray.stages import cluster as stage_cluster
-from dpt_ray.stages import training
+from dpt_ray.config.sections import Compute
 
 
 @pytest.mark.cluster

@@ -6,7 +6,7 @@ import urllib.request
 
 import pytest
 
-from dpt_ray.artifacts import Artifact
+from dpt_ray.store.artifact import Artifact
 
 pytestmark = pytest.mark.cluster
 
@@ -21,7 +21,7 @@ def test_the_gauges_of_a_training_are_at_the_nodes_metrics_port(cluster, tmp_pat
     @ray.remote(num_cpus=0.5)
     class Worker:
         def log(self, folder):
-            from dpt_ray.stages.watching import TrainingLog, ray_gauges
+            from dpt_ray.training.log import TrainingLog, ray_gauges
 
             self.log = TrainingLog(Artifact(folder), 0, ray_gauges("by hand"))
             self.log.add(RECORD)

@@ -1,0 +1,120 @@
+"""export: a run's generated images or its denoiser for other tools, written whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from dpt_ray.config import Config, ConfigError
+from dpt_ray.data.export import (
+    count_samples,
+    iterate_samples,
+    write_imagefolder,
+    write_npz,
+    write_webdataset,
+)
+from dpt_ray.pipeline.run import find_store, sets_made
+
+FORMATS = ("webdataset", "imagefolder", "npz")
+MODEL_FORMATS = ("nnet_ema", "safetensors")
+
+
+def export_samples(config: Config, format: str, out: Path) -> int:
+    """Writes the run's generated images to `out` in one of `FORMATS`; returns how many.
+
+    These are the first `generate.images_per_class` of each class. Images of a model that was trained
+    without classes carry none. Greyscale images stay so but in npz, which is RGB. Raises ConfigError
+    where they are not made yet, `out` exists or cannot be written, or the format is unknown.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"format: {format!r} is none of {', '.join(FORMATS)}")
+    if format == "npz" and out.suffix != ".npz":
+        raise ConfigError(f"out: {str(out)!r} is no .npz file; name it so")
+    made = next((made for made in sets_made(config) if "samples" in made), None)
+    if not made:
+        raise ConfigError(
+            f"the {config.generate.images_per_class} images per class of run {config.name} are not in "
+            f"{find_store(config).uri}; run `dpt generate CONFIG` first"
+        )
+    samples = made["samples"]
+    labelled = config.diffusion.condition != "none"
+    classes = made["index"].read_json("classes.json") if labelled else []
+    images_per_class = config.generate.images_per_class
+    count = count_samples(samples, images_per_class)
+    console = Console(stderr=True)
+    images = track(
+        iterate_samples(samples, images_per_class, labelled),
+        "export",
+        total=count,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with _publishing(out) as part:
+        if format == "webdataset":
+            write_webdataset(part, images, classes)
+        elif format == "imagefolder":
+            write_imagefolder(part, images, classes)
+        else:
+            write_npz(part, images, count)
+    return count
+
+
+def export_model(config: Config, format: str, out: Path) -> int:
+    """Writes the run's denoiser to the new folder `out`; returns its number of parameters.
+
+    `nnet_ema`: the published U-ViT's file, for `diffusion.weights` and the method's public code.
+    `safetensors`: `model.safetensors` and `config.json`, for `diffusion.init_from` and any reader.
+    Raises ConfigError where it is not trained yet, `out` exists or cannot be written, or the format is
+    unknown or has no place for the network (modulation in nnet_ema).
+    """
+    from dpt_ray.models.published import export_published_uvit
+    from dpt_ray.stages.denoiser import CONFIG, WEIGHTS, load_denoiser
+
+    if format not in MODEL_FORMATS:
+        raise ConfigError(f"format: {format!r} is none of {', '.join(MODEL_FORMATS)}")
+    denoiser = next((made["denoiser"] for made in sets_made(config) if "denoiser" in made), None)
+    if not denoiser:
+        raise ConfigError(
+            f"the denoiser of run {config.name} is not in {find_store(config).uri}; run "
+            "`dpt train-diffusion CONFIG` first"
+        )
+    model, _ = load_denoiser(denoiser.uri)
+    if format == "nnet_ema" and model.config.modulation:
+        raise ConfigError(
+            "format: nnet_ema is the published U-ViT's, which has no modulation; use safetensors, or train "
+            "with diffusion.model.modulation=false"
+        )
+    with _publishing(out) as part:
+        if format == "nnet_ema":
+            export_published_uvit(model, part)
+        else:
+            part.mkdir()
+            for name in (WEIGHTS, CONFIG):
+                shutil.copyfile(denoiser.local_file(name), part / name)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextmanager
+def _publishing(out: Path) -> Iterator[Path]:
+    """A name beside `out` to write a file or folder under; `out` once the block is through."""
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"out: {str(out)!r} exists; remove it or choose another name")
+    part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.rename(out)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"out: {str(out)!r} was not written: {error}") from error
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        elif part.exists():
+            part.unlink()

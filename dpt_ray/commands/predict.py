@@ -1,0 +1,213 @@
+"""predict: label new images with what a run has learned: its encoder, its crop, its best classifier.
+
+All in this process. An image that cannot be read is a row with its reason in `error`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import track
+from scipy.special import softmax
+
+from dpt_ray.config import Config, ConfigError
+from dpt_ray.data.crops import Crop, crop
+from dpt_ray.data.decode import decode
+from dpt_ray.data.index import read_bytes
+from dpt_ray.data.listing import IMAGE_SUFFIXES, open_root, walk_files
+from dpt_ray.data.manifest import index_manifest
+from dpt_ray.data.tar import index_tar
+from dpt_ray.learners.linear_classifier import logits, row_normalise
+from dpt_ray.pipeline.run import find_store, sets_made
+from dpt_ray.stages.classifier import load_classifier
+from dpt_ray.store.artifact import Artifact, Store
+
+if TYPE_CHECKING:
+    from dpt_ray.models.batches import Batches
+    from dpt_ray.models.encoder import Encoder
+
+WRITERS = {".csv": pyarrow.csv.write_csv, ".parquet": pq.write_table}
+TABLES = {".tar": index_tar, ".csv": index_manifest, ".parquet": index_manifest}
+# Which classifier, best first: (node, where in its artifact).
+CLASSIFIERS = (("sweep", "generated/"), ("retrained", ""), ("classifier", ""))
+
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "uri": pa.string(),
+        "label": pa.int32(),
+        "class_name": pa.string(),
+        "confidence": pa.float32(),
+        "classifier": pa.string(),
+        "error": pa.string(),
+    }
+)
+
+
+def predict_images(config: Config, images: str, out: Path) -> int:
+    """Writes a row of `SCHEMA` for each image to `out` (.csv or .parquet); returns how many got a label.
+
+    `images` is what `list_images` takes. The classifier is the sweep's choice where there is one, else
+    stage 3's, else stage 1's; column `classifier` says which. `confidence` is the probability of the
+    label. Only stage 1's classifier has a temperature fitted on validation; confidences of the others
+    are the plain softmax. An existing table is replaced, once the new one is whole.
+    """
+    if out.suffix not in WRITERS:
+        raise ConfigError(f"out: {str(out)!r} must end in .csv or .parquet")
+    labeller = load_labeller(config)
+    rows = list_images(images)
+    try:
+        Store(str(out.parent.absolute())).check_writable()
+    except ValueError as error:  # before the labelling, not after it
+        raise ConfigError(f"out: {str(out)!r}: {str(error).removeprefix('output: ')}") from error
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(config.compute.cpus) as pool:
+        batches = track(
+            _batches(labeller, rows, config.compute.batch_size, pool),
+            "predict",
+            total=-(-rows.num_rows // config.compute.batch_size),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        table = pa.concat_tables(batches)
+    try:
+        with Artifact(str(out.parent.absolute())).writing(out.name) as part:
+            WRITERS[out.suffix](table, part)
+    except OSError as error:
+        raise ConfigError(f"out: {str(out)!r} cannot be written: {error}") from error
+    return table.num_rows - table["label"].null_count
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """What labels an image: an encoder, the weights (C, dim) of a classifier and its temperature."""
+
+    encoder: Encoder
+    batches: Batches
+    mode: str
+    name: str
+    weights: np.ndarray
+    classes: list[str]
+    temperature: float
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Probabilities (n, C) of cropped pixels (n, H, W, C) uint8."""
+        import torch
+
+        images, device = torch.from_numpy(pixels), self.encoder.mean.device
+        features = self.batches(lambda a, b: self.encoder(images[a:b].to(device)), len(images))
+        decisions = logits(row_normalise(features.cpu().numpy()), self.weights)
+        return softmax(decisions / self.temperature, axis=1)
+
+
+def load_labeller(config: Config) -> Labeller:
+    """The encoder and the best classifier that a run has published. Raises ConfigError if there is none."""
+    import torch
+
+    from dpt_ray.models.batches import Batches
+    from dpt_ray.models.encoder import load_encoder
+
+    for made in sets_made(config):
+        found = [(name, prefix) for name, prefix in CLASSIFIERS if name in made]
+        if found and "encoder" in made:
+            break
+    else:
+        store = find_store(config)
+        raise ConfigError(f"run {config.name} has no classifier in {store.uri}; run `dpt run CONFIG` first")
+    name, prefix = found[0]
+    temperature = 1.0
+    if name == "classifier" and "pseudo_labels" in made:
+        temperature = made["pseudo_labels"].manifest["calibration"]["temperature"]
+    encoder = load_encoder(made["encoder"].uri, config.encoder.precision)
+    return Labeller(
+        encoder.to("cuda" if torch.cuda.is_available() else "cpu"),
+        Batches(config.compute.batch_size),
+        config.data.mode,
+        name,
+        load_classifier(made[name], prefix),
+        made[name].read_json(f"{prefix}config.json")["classes"],
+        temperature,
+    )
+
+
+def list_images(images: str) -> pa.Table:
+    """Columns id, uri, offset, length of the images of a path or URI, in sorted or listed order.
+
+    It is an image, a folder (with all below it) of images or of tar shards, a tar, or a manifest (.csv
+    or .parquet with a column `uri` or `id`). The id of a file is its path below the folder without
+    suffix. Raises ConfigError where nothing is there, or the tar or manifest is broken.
+    """
+    try:
+        fs, root = open_root(images)
+        if fs.isdir(root):
+            files = list(walk_files(fs, root))
+            if not any(map(_is_image, files)) and any(path.endswith(".tar") for path, _ in files):
+                return index_tar(images)[0]
+        elif fs.isfile(root):
+            path = PurePosixPath(root)
+            if index := TABLES.get(path.suffix.lower()):
+                return index(images)[0]
+            root, files = str(path.parent), [(path.name, int(fs.size(root)))]
+        else:
+            raise ValueError("does not exist; check the path and the credentials")
+    except Exception as error:  # every kind of storage has errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"images: {images}: {reason}") from error
+    found = [
+        (str(PurePosixPath(path).with_suffix("")), fs.unstrip_protocol(f"{root}/{path}"), 0, size)
+        for path, size in filter(_is_image, files)
+    ]
+    if not found:
+        raise ConfigError(
+            f"images: {images} holds no image ({', '.join(IMAGE_SUFFIXES)}), .tar, .csv or .parquet"
+        )
+    return pa.table(dict(zip(("id", "uri", "offset", "length"), zip(*found, strict=True), strict=True)))
+
+
+def _is_image(file: tuple[str, int]) -> bool:
+    return PurePosixPath(file[0]).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _batches(labeller: Labeller, rows: pa.Table, size: int, pool: ThreadPoolExecutor) -> Iterator[pa.Table]:
+    """A table of `SCHEMA` for each `size` rows."""
+    cut = partial(_pixels, mode=labeller.mode, how=labeller.encoder.crop)
+    for start in range(0, rows.num_rows, size):
+        batch = rows.slice(start, size)
+        found = list(pool.map(cut, (batch.slice(i, 1) for i in range(batch.num_rows))))
+        table: list[dict[str, Any]] = batch.select(["id", "uri"]).to_pylist()
+        for row, pixels in zip(table, found, strict=True):
+            if isinstance(pixels, str):
+                row["error"] = pixels
+        good = [i for i, pixels in enumerate(found) if not isinstance(pixels, str)]
+        if good:
+            for i, probs in zip(good, labeller(np.stack([found[i] for i in good])), strict=True):
+                if not np.isfinite(probs).all():
+                    table[i]["error"] = "its features are not finite; set encoder.precision=float32"
+                    continue
+                label = int(probs.argmax())
+                table[i] |= {
+                    "label": label,
+                    "class_name": labeller.classes[label],
+                    "confidence": float(probs[label]),
+                    "classifier": labeller.name,
+                }
+        yield pa.Table.from_pylist(table, SCHEMA)
+
+
+def _pixels(row: pa.Table, mode: Any, how: Crop) -> np.ndarray | str:
+    """The cropped pixels of one image, or why there are none."""
+    try:
+        return crop(decode(read_bytes(row)[0], mode), how)
+    except (OSError, ValueError) as error:
+        return " ".join(str(error).split())

@@ -1,0 +1,93 @@
+"""study: ordinary runs over label draws, labels per class, encoder seeds and variants, and their tables.
+
+Runs share every stage whose identity they share. Each process works through runs of its own; the lease
+of an artifact decides who makes what several of them need.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from dpt_ray.commands.study_table import SHORT, figure, table
+from dpt_ray.config import Config, ConfigError
+from dpt_ray.config.study import load_study
+from dpt_ray.engine.execute import StageError, code_version
+from dpt_ray.engine.progress import Display
+from dpt_ray.pipeline import run as runs
+
+
+def run_study(path: Path, overrides: Sequence[str], display: Display) -> str:
+    """Makes what is missing of all runs; returns the table and where it was written."""
+    study, configs = load_study(path, overrides)
+    first = next(iter(configs.values()))
+    store = runs.open_store(first)
+    started = time.monotonic()
+    results = _run_all(configs, study.concurrent_runs, display)
+    name = next(iter(configs)).rsplit("-n", 1)[0]  # the base's runs come first
+    summary = {
+        "command": " ".join(["dpt study", str(path), *overrides]),
+        "study": study.model_dump(mode="json"),
+        "seconds": round(time.monotonic() - started),
+        "code": code_version(),
+        "runs": results,
+    }
+    folder = store.run_folder(name)
+    folder.write_json("study.json", summary)
+    text = table(study, summary, name)
+    folder.write_bytes("study.md", text.encode())
+    folder.write_bytes("study.png", figure(study, results, first, name))
+    return f"{text}\nwritten: {folder.uri}"
+
+
+def _run_all(configs: dict[str, Config], workers: int, display: Display) -> dict[str, dict[str, Any]]:
+    results: dict[str, dict[str, Any]] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting = {pool.submit(_run_one, config): name for name, config in configs.items()}
+        try:
+            for number, future in enumerate(as_completed(waiting), 1):
+                name = waiting[future]
+                results[name] = _result(name, future, workers)
+                _show(name, results[name], f"[{number}/{len(configs)}]", display)
+        finally:  # after a failure or Ctrl-C the rest is not begun
+            pool.shutdown(cancel_futures=True)
+    return {name: results[name] for name in configs}
+
+
+def _result(name: str, future: Future[dict[str, Any]], workers: int) -> dict[str, Any]:
+    try:
+        result = future.result()
+    except BrokenProcessPool as error:  # every run that was waiting ends with it, so none is named
+        raise StageError(
+            "a process of the study was killed, probably for lack of memory: use fewer at once "
+            f"(study.concurrent_runs, now {workers}, or compute.actors); what is finished is kept"
+        ) from error
+    except Exception as error:
+        raise StageError(f"run {name}: {error}") from error
+    if not result["accuracy"][0]["n_test"]:
+        raise ConfigError(
+            f"run {name}: there are no labelled test images to compare methods on; set data.test to "
+            "how many to draw from the labelled training images"
+        )
+    return result
+
+
+def _show(name: str, result: dict[str, Any], count: str, display: Display) -> None:
+    accuracy = {SHORT[row["name"]]: row["test"] for row in result["accuracy"]}
+    shown = ", ".join(f"{key} {value:.3f}" for key, value in accuracy.items())
+    display.console.print(f"{count} {name}: {shown}", markup=False, highlight=False)
+
+
+def _run_one(config: Config) -> dict[str, Any]:
+    """One run, in a process of the study; what the evaluation says and what it rests on."""
+    from rich.console import Console
+
+    _, store = runs.run(config, Display(Console(quiet=True)), ["evaluation"])
+    folder = store.run_folder(config.name)
+    return runs.shown_json(folder, "evaluation.json") | {"artifacts": folder.read_json("artifacts.json")}

@@ -1,0 +1,111 @@
+"""One YAML file describes a run: checked as a whole before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from dpt_ray.config.sections import (
+    Autoencoder,
+    Classifier,
+    Compute,
+    Data,
+    Diffusion,
+    Encoder,
+    Evaluate,
+    Generate,
+    Labels,
+    Pretrain,
+    Retrain,
+    Section,
+    Sweep,
+)
+from dpt_ray.config.yaml_file import build, merge, parse_overrides, read_yaml
+
+
+class Config(Section):
+    """A whole run.
+
+    `output` is a folder or URI. Left out it is `outputs` below the current folder, and for a job on a
+    cluster of one machine `dpt_ray_outputs` in the home folder, since a job's own folder is removed.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    output: str | None = None
+    data: Data
+    labels: Labels
+    encoder: Encoder = Encoder()
+    pretrain: Pretrain | None = None
+    autoencoder: Autoencoder = Autoencoder()
+    classifier: Classifier = Classifier()
+    diffusion: Diffusion
+    generate: Generate
+    retrain: Retrain
+    sweep: Sweep | None = None
+    evaluate: Evaluate = Evaluate()
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _across_sections(self) -> Config:
+        if self.encoder.kind == "pretrain" and self.pretrain is None:
+            raise ValueError("encoder.kind pretrain needs a pretrain section")
+        kinds = {"encoder.kind": self.encoder.kind, "autoencoder.kind": self.autoencoder.kind}
+        published = [f"{key} {kind}" for key, kind in kinds.items() if kind in ("msn", "timm", "kl")]
+        if self.data.mode == "L" and published:
+            raise ValueError(
+                f"data.mode L does not fit {published[0]}, which takes colour: set data.mode RGB"
+            )
+        asked = max([self.retrain.images_per_class, *(self.sweep or self.retrain_grid).images_per_class])
+        if asked > self.generate.images_per_class:
+            raise ValueError(
+                f"retrain and sweep ask for {asked} images per class, but generate.images_per_class "
+                f"is {self.generate.images_per_class}: raise it or ask for fewer"
+            )
+        trained = {
+            "pretrain": self.pretrain,
+            "diffusion": self.diffusion,
+            "evaluate.referee": self.evaluate.referee,
+        }
+        for name, section in trained.items():
+            if section and section.batch_size % (8 * max(1, self.compute.train_workers)):
+                raise ValueError(
+                    f"{name}.batch_size {section.batch_size} must be a multiple of 8 x "
+                    f"compute.train_workers ({self.compute.train_workers})"
+                )
+        if self.encoder.kind == "pretrain" and self.pretrain:
+            groups = self.pretrain.batch_size // self.pretrain.contrast_group
+            if groups < self.compute.train_workers:
+                raise ValueError(
+                    f"pretrain.batch_size {self.pretrain.batch_size} has {groups} groups of "
+                    f"contrast_group {self.pretrain.contrast_group} for compute.train_workers "
+                    f"({self.compute.train_workers}), and each takes at least one: set a larger "
+                    "batch_size, a smaller contrast_group or fewer workers"
+                )
+        parts = 8 * max(1, self.compute.train_workers) * self.compute.gradient_accumulation
+        if self.diffusion.batch_size % parts:
+            raise ValueError(
+                f"diffusion.batch_size {self.diffusion.batch_size} must be a multiple of 8 x "
+                f"compute.train_workers ({self.compute.train_workers}) x compute.gradient_accumulation "
+                f"({self.compute.gradient_accumulation})"
+            )
+        size, patch = self.data.image_size, self.diffusion.model.patch_size
+        if self.autoencoder.kind == "identity" and size % patch:
+            raise ValueError(f"diffusion.model.patch_size {patch} must divide data.image_size {size}")
+        return self
+
+    @property
+    def retrain_grid(self) -> Sweep:
+        """The sweep that holds stage 3's one fixed setting."""
+        r = self.retrain
+        return Sweep(images_per_class=(r.images_per_class,), real_weight=(r.real_weight,), l2=(r.l2,))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The checked configuration in a YAML file with `key.path=value` overrides on top.
+
+    Raises ConfigError: one line naming the key, the value and what is allowed.
+    """
+    return build(Config, merge(read_yaml(path), parse_overrides(overrides)), str(path))

@@ -1,0 +1,109 @@
+"""A study: a list of ordinary runs over label draws, labels per class, encoder seeds and variants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dpt_ray.config.run import Config
+from dpt_ray.config.sections import Count, Counts, Encoder, Section, Seed
+from dpt_ray.config.yaml_file import ConfigError, build, merge, parse_overrides, read_yaml
+
+VariantName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+
+
+class Study(Section):
+    """A list of ordinary runs: every number of labels x encoder seed x label draw, variants, references.
+
+    Label draws are nested in encoder seeds: no two seeds see the same draw. `variants` are other sections
+    by name, mostly of a line; each is run wherever the base is, on the same encoder, labels and noise.
+    `references` are runs whose denoiser is trained without labels ("none") or with all true labels, one
+    for each encoder seed.
+    """
+
+    labels_per_class: Counts
+    encoder_seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)]
+    draws: Count
+    variants: dict[VariantName, dict[str, Any]] = Field(default_factory=dict)
+    references: Annotated[tuple[Literal["none", "true_labels"], ...], Field(strict=False)] = ()
+    concurrent_runs: Count = 1
+
+    @model_validator(mode="after")
+    def _sections(self) -> Study:
+        varied = {key for changes in self.variants.values() for key in changes}
+        if unknown := varied - Config.model_fields.keys():
+            raise ValueError(f"variants change {', '.join(sorted(unknown))}, which is no section of a run")
+        return self
+
+
+def run_name(study: str, per_class: int, seed: int, draw: int, variant: str = "") -> str:
+    """The name of one run of a study; the base has no variant."""
+    return f"{study}{variant and '-' + variant}-n{per_class}-e{seed}-d{draw}"
+
+
+def reference_name(study: str, condition: str, seed: int) -> str:
+    """The name of a reference run of a study."""
+    return f"{study}-{condition.replace('_', '-')}-e{seed}"
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, dict[str, Config]]:
+    """The study in a YAML file (a run's sections and `study`) and its runs by name.
+
+    Raises ConfigError as `load_config` does, and for a base whose labels or encoder a study cannot repeat.
+    """
+    tree = merge(read_yaml(path), parse_overrides(overrides))
+    study = build(Study, tree.pop("study", None) or {}, f"{path}: study")
+    _check_repeatable(tree, study, path)
+    name = tree.get("name", "study")
+    runs = {}
+    for per_class, draw, seed in product(study.labels_per_class, range(study.draws), study.encoder_seeds):
+        for variant, changes in {"": {}, **study.variants}.items():
+            key = run_name(name, per_class, seed, draw, variant)
+            runs[key] = merge(_repeat(tree, key, per_class, seed, draw), changes)
+    for condition, seed in product(study.references, study.encoder_seeds):
+        key = reference_name(name, condition, seed)
+        repeat = _repeat(tree, key, study.labels_per_class[0], seed, 0)
+        runs[key] = merge(repeat, {"diffusion": {"condition": condition}})
+    return study, {key: build(Config, run, f"{path}: {key}") for key, run in runs.items()}
+
+
+def _value(tree: dict[str, Any], section: str, key: str) -> Any:
+    """A value that nobody has checked yet; None where it is left out."""
+    values = tree.get(section)
+    return values.get(key) if isinstance(values, dict) else None
+
+
+def _pretrains(tree: dict[str, Any]) -> bool:
+    return (_value(tree, "encoder", "kind") or Encoder().kind) == "pretrain"
+
+
+def _check_repeatable(tree: dict[str, Any], study: Study, path: str | Path) -> None:
+    if file := _value(tree, "labels", "file"):
+        raise ConfigError(
+            f"{path}: labels.file: {file!r}: a study draws its labels (study.labels_per_class, study.draws); "
+            "leave the list out (labels.file=null)"
+        )
+    if not _pretrains(tree) and len(study.encoder_seeds) > 1:
+        raise ConfigError(
+            f"{path}: study.encoder_seeds: {list(study.encoder_seeds)}: encoder.kind "
+            f"{_value(tree, 'encoder', 'kind')} is one encoder, which no seed changes; give one seed and "
+            "more study.draws"
+        )
+
+
+def _repeat(tree: dict[str, Any], name: str, per_class: int, seed: int, draw: int) -> dict[str, Any]:
+    """A run of a study; the denoiser and the noise vary with the draw, so that draws are whole repeats."""
+    draw_seed = 1000 * seed + draw
+    changes: dict[str, Any] = {
+        "name": name,
+        "labels": {"per_class": per_class, "seed": draw_seed},
+        "diffusion": {"seed": draw_seed},
+        "generate": {"seed": draw_seed},
+    }
+    if _pretrains(tree):
+        changes["pretrain"] = {"seed": seed}
+    return merge(tree, changes)

@@ -1,0 +1,143 @@
+"""augment: random views of the labelled images, as many as there are generated ones (a control).
+
+If a classifier gains as much from these as from generated images, the denoiser added nothing. Shards are
+made by tasks, which read and decode the labelled images of a shard and no other image.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dpt_ray.cluster import session as cluster
+from dpt_ray.config import ConfigError
+from dpt_ray.data.crops import Crop
+from dpt_ray.data.rows import image_id
+from dpt_ray.data.shards import write_images
+from dpt_ray.data.units import decode_rows, find_rows
+from dpt_ray.engine.node import Task
+from dpt_ray.stages.labels import LABELS
+from dpt_ray.stages.samples import shard_units
+
+VIEWS = 64  # made at a time; a multiple of the positions that share a generator of random numbers
+
+
+def make(task: Task) -> dict[str, Any]:
+    """Publishes shards of views; view `index` of a class is of its (index mod n)-th labelled image."""
+    by_class, rows = _labelled_images(task)
+    units = shard_units(int(task.node.extent[1:]), task.settings["indices_per_shard"], len(by_class))
+    done = task.out.shards()
+    missing = [unit for unit in units if unit["shard"] not in done]
+    facts: dict[str, Any] = {"startup_seconds": 0.0, "peak_memory_bytes": 0}
+    if missing:
+        facts = _run(task, missing, AugmentUnit(task, by_class, rows))
+    published = task.out.shards()
+    shards = [published[unit["shard"]] for unit in units]
+    mode = task.inputs["index"].manifest["mode"]
+    return {**facts, "rows": sum(shard["rows"] for shard in shards), "shards": shards, "mode": mode}
+
+
+def _labelled_images(task: Task) -> tuple[list[list[str]], pa.Table]:
+    """The ids of each class's labelled images, in the order of the label list, and their index rows."""
+    table = pq.read_table(task.inputs["labels"].local_file(LABELS))
+    by_class: list[list[str]] = [[] for _ in task.inputs["index"].read_json("classes.json")]
+    for identifier, label in zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True):
+        by_class[label].append(identifier)
+    if not all(by_class):
+        name = task.inputs["index"].read_json("classes.json")[by_class.index([])]
+        raise ConfigError(
+            f"evaluate.controls: class {name} has no labelled image to augment; label one, or set it to false"
+        )
+    return by_class, find_rows(task.inputs["index"], table["id"].to_pylist())
+
+
+def _run(task: Task, units: list[dict[str, Any]], augment: AugmentUnit) -> dict[str, Any]:
+    started = time.perf_counter()
+    cluster.connect(task.compute)
+    import ray.data
+
+    results = ray.data.from_items(units).map(augment, **cluster.tasks(task.compute)).iter_rows()
+    return cluster.follow(results, len(units), task.progress, started)
+
+
+class AugmentUnit:
+    """Publishes the views of a shard."""
+
+    def __init__(self, task: Task, by_class: list[list[str]], rows: pa.Table) -> None:
+        self.out, self.by_class, self.rows = task.out, by_class, rows
+        self.seed, self.strength = task.settings["seed"], task.settings["strength"]
+        self.classes = task.inputs["index"].read_json("classes.json")
+        self.crop = Crop("adm", task.settings["image_size"])
+        self.mode = task.inputs["index"].manifest["mode"]
+        self.threads = task.compute.threads
+
+    @cluster.naming_shard
+    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        """Publishes the views of a range of indices x classes."""
+        import torch
+
+        torch.set_num_threads(self.threads)
+        started = time.perf_counter()
+        items = [(label, index) for index in range(*unit["indices"]) for label in range(*unit["classes"])]
+        views: list[np.ndarray] = []
+        for first in range(0, len(items), VIEWS):
+            images = self._images(items[first : first + VIEWS])
+            views += list(self._views(images, unit["indices"][0], first))
+        columns = {
+            "id": [image_id("aug", label, index) for label, index in items],
+            "class": pa.array([label for label, _ in items], pa.int32()),
+            "index": pa.array([index for _, index in items], pa.int64()),
+        }
+
+        def write(path: Path) -> None:
+            write_images(path, views, columns)
+
+        self.out.publish_shard(unit["shard"], ".parquet", len(items), write)
+        return {"seconds": time.perf_counter() - started, "peak_memory_bytes": cluster.peak_memory()}
+
+    def _images(self, items: list[tuple[int, int]]) -> np.ndarray:
+        """The labelled images (n, H, W, C) uint8 of (class, index) pairs."""
+        chosen = [self._candidates(label, index)[0] for label, index in items]
+        found = self._decode(chosen)
+        images = []
+        for identifier, (label, index) in zip(chosen, items, strict=True):
+            if identifier not in found:  # unreadable: the next one of its class is shown instead
+                found |= self._decode(self._candidates(label, index))
+            readable = [image for image in self._candidates(label, index) if image in found]
+            if not readable:
+                raise ConfigError(f"labels: no labelled image of class {self.classes[label]} can be read")
+            images.append(found[readable[0]])
+        return np.stack(images)
+
+    def _candidates(self, label: int, index: int) -> list[str]:
+        """A class's labelled images, from the (index mod n)-th on and round."""
+        ids = self.by_class[label]
+        first = index % len(ids)
+        return ids[first:] + ids[:first]
+
+    def _decode(self, ids: list[str]) -> dict[str, np.ndarray]:
+        """The pixels of the images that can be read."""
+        rows = self.rows.filter(pc.is_in(self.rows["id"], value_set=pa.array(set(ids), pa.string())))
+        return decode_rows(rows, self.crop, self.mode)
+
+    def _views(self, images: np.ndarray, step: int, position: int) -> np.ndarray:
+        """One random view of each image (n, H, W, C) uint8, by its position in the shard."""
+        import torch
+
+        from dpt_ray.learners.simclr import augment
+        from dpt_ray.training.random import GROUP, StepRandom
+
+        n = len(images)
+        padded = -(-n // GROUP) * GROUP
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = torch.cat([x, x[:1].expand(padded - n, -1, -1, -1)])
+        random = StepRandom(self.seed, step, position, position + padded)
+        views = augment(x, random, "view", self.strength)
+        pixels = ((views[:n].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).numpy()

@@ -1,0 +1,348 @@
+"""What a stage makes: its identity, where it lives, and how it is published whole or not at all.
+
+An artifact is a folder `store/STAGE/HASH/`. Its shards are published one by one (payload first, then a
+small manifest) and the artifact itself by a last manifest; readers trust manifests only, so a torn or
+doubled attempt is never seen. An artifact that can grow (generated images) has one manifest for each
+extent in the same folder, and the extents share shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from dpt_ray.store.cache import RemoteFile, is_disk_full, scratch
+
+SHARDS = "shards"
+
+T = TypeVar("T")
+
+
+def identity(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The 16-digit hash of everything that decides a stage's result."""
+    what = {"stage": stage, "version": version, "settings": settings, "inputs": inputs}
+    text = json.dumps(what, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def local_copy(uri: str | Path, family: str = "") -> Path:
+    """A local path with the content of a file: the file itself, or a copy of a remote one.
+
+    A remote file is downloaded once per content, whole or not at all, and the processes of a node
+    share the copy, one of a `family` that can be removed together. Raises ValueError where nothing is
+    there, reading is denied, or no room for the copy; what may pass, as a storage that is away for a
+    moment, stays the error that it is.
+    """
+    fs, path = url_to_fs(str(uri), use_listings_cache=False)
+    with _permitted(str(uri)):
+        try:
+            info = fs.info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            info = {"type": "none"}
+        if info["type"] != "file":
+            raise ValueError(f"{uri}: no such file; give the path or URI of an existing file")
+        if isinstance(fs, LocalFileSystem):
+            return Path(path)
+        # ukey changes with what the file system knows of the content: an ETag, or size and time.
+        content = f"{uri} {fs.ukey(path)}"
+        return RemoteFile(fs, path, content, info["size"], family).opened(lambda copy: copy)
+
+
+@contextmanager
+def _permitted(uri: str) -> Iterator[None]:
+    """Makes a denied reading one line: object stores say no more than "Forbidden"."""
+    try:
+        yield
+    except PermissionError as error:
+        where = urlsplit(uri).netloc
+        missing = f"credentials that may read bucket {where} (s3:GetObject, s3:ListBucket)" if where else ""
+        raise ValueError(
+            f"{uri}: denied ({error.strerror or error}); give {missing or 'this user the right to read it'}"
+        ) from error
+
+
+def sha256(uri: str | Path) -> str:
+    """SHA-256 of a local or remote file's bytes, in hexadecimal."""
+    with local_copy(uri).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder below a store: `uri`, and the `extent` of it that is meant (empty: it cannot grow)."""
+
+    uri: str
+    extent: str = ""
+
+    @cached_property
+    def _location(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        # The listing cache of remote file systems would hide what other processes publish.
+        return url_to_fs(self.uri, use_listings_cache=False)
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system that holds the artifact."""
+        return self._location[0]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the artifact is on this machine's own file system."""
+        return "file" in self.fs.protocol
+
+    def path(self, name: str) -> str:
+        """The path of a file on `fs`."""
+        return f"{self._location[1].rstrip('/')}/{name}"
+
+    def file_uri(self, name: str) -> str:
+        """The URI of a file of the artifact."""
+        return f"{self.uri.rstrip('/')}/{name}"
+
+    @property
+    def manifest_name(self) -> str:
+        """The name of the last manifest to be written."""
+        return f"manifest.{self.extent}.json" if self.extent else "manifest.json"
+
+    @property
+    def published(self) -> bool:
+        """Whether the artifact is complete."""
+        return self.exists(self.manifest_name)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of a published artifact."""
+        return self.read_json(self.manifest_name)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file."""
+        with _permitted(self.file_uri(name)):
+            return self.fs.cat_file(self.path(name))
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file."""
+        return json.loads(self.read_bytes(name))
+
+    def exists(self, name: str) -> bool:
+        """Whether a file is there. Raises ValueError where looking is denied."""
+        with _permitted(self.file_uri(name)):
+            return bool(self.fs.exists(self.path(name)))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Publishes a file whole: an atomic rename locally, a single put on an object store."""
+        if not self.is_local:
+            self.fs.pipe_file(self.path(name), data)
+            return
+        with self.writing(name) as local:
+            local.write_bytes(data)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Publishes a JSON file whole."""
+        self.write_bytes(name, json.dumps(value, indent=1, allow_nan=False).encode())
+
+    def writing(self, name: str) -> Publication:
+        """A context that gives a local path to write; on success it is published as `name`."""
+        return Publication(self, name)
+
+    def publish_files(self, write: Callable[[Path], None], prefix: str = "") -> None:
+        """Publishes each file that `write(folder)` leaves in a scratch folder, under `prefix`."""
+        with scratch() as folder:
+            write(folder)
+            for file in sorted(folder.rglob("*")):
+                if file.is_file():
+                    with self.writing(prefix + file.relative_to(folder).as_posix()) as target:
+                        shutil.copyfile(file, target)
+
+    def local_file(self, name: str) -> Path:
+        """A local path with the content of a file: the file itself, or a copy of a remote one."""
+        if self.is_local:  # looked up so often that whether it is there is for the reader to find
+            return Path(self.path(name))
+        return local_copy(self.file_uri(name))
+
+    # Shards ------------------------------------------------------------------------------------
+
+    def publish_shard(
+        self, key: str, suffix: str, rows: int, write: Callable[[Path], None], **facts: Any
+    ) -> dict[str, Any]:
+        """Writes a shard under a name of this attempt's own, then its manifest; returns that.
+
+        `write(path)` writes the payload. The first complete attempt stays: if the shard is published
+        already, nothing is written; if it was published meanwhile, this attempt's payload is removed.
+        """
+        manifest_name = f"{SHARDS}/{key}.json"
+        if self.exists(manifest_name):
+            return self.read_json(manifest_name)
+        payload = f"{SHARDS}/{key}.{uuid.uuid4().hex[:8]}{suffix}"
+        with self.writing(payload) as local:
+            write(local)
+            size, digest = local.stat().st_size, sha256(local)
+        if self.exists(manifest_name):
+            self.fs.rm_file(self.path(payload))
+            return self.read_json(manifest_name)
+        entry = {
+            "shard": key,
+            "file": payload,
+            "rows": rows,
+            "bytes": size,
+            "sha256": digest,
+            **facts,
+        }
+        self.write_json(manifest_name, entry)
+        return entry
+
+    def shards(self) -> dict[str, dict[str, Any]]:
+        """The published shards in the folder, by key."""
+        if not self.fs.exists(self.path(SHARDS)):
+            return {}
+        names = [n for n in self.fs.ls(self.path(SHARDS), detail=False) if n.endswith(".json")]
+        contents = self.fs.cat(names) if names else {}
+        entries = [json.loads(data) for _, data in sorted(contents.items())]
+        return {entry["shard"]: entry for entry in entries}
+
+    def listed_shards(self) -> list[dict[str, Any]]:
+        """The shards that the published manifest (of this extent) names, in its order."""
+        return list(self.manifest["shards"])
+
+    def open_shard(self, shard: Mapping[str, Any], open_file: Callable[[Path], T]) -> T:
+        """`open_file(path)` of a shard's payload, where it lies or in this node's copy of it."""
+        remote = self.remote_shard(shard)
+        return remote.opened(open_file) if remote else open_file(Path(self.path(shard["file"])))
+
+    def remote_shard(self, shard: Mapping[str, Any]) -> RemoteFile | None:
+        """The payload of a shard that is not on this machine; None of one that is."""
+        if self.is_local:
+            return None
+        return RemoteFile(self.fs, self.path(shard["file"]), shard["sha256"], shard["bytes"])
+
+    def check_room(self, needed: float) -> None:
+        """Raises ValueError where the disk of a folder on this machine has not so many bytes free."""
+        if not self.is_local:
+            return
+        folder = Path(self.path(""))
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if needed > shutil.disk_usage(there).free:
+            raise ValueError(
+                f"{folder}: about {needed / 1e9:.1f} GB are to be written, and the disk has "
+                f"{_free_gb(there):.1f} GB free; free some, or set output to a folder with more"
+            )
+
+    def publish(self, manifest: Mapping[str, Any]) -> None:
+        """Writes the last manifest: from now on the artifact exists."""
+        self.write_json(self.manifest_name, dict(manifest))
+
+
+class Publication:
+    """Writes go to a temporary file; leaving the context without an error publishes it.
+
+    A disk that is full is a ValueError, one line.
+    """
+
+    def __init__(self, artifact: Artifact, name: str) -> None:
+        self._artifact, self._target = artifact, artifact.path(name)
+        self._held = ExitStack()
+
+    def __enter__(self) -> Path:
+        target = Path(self._target)
+        if self._artifact.is_local:
+            folder = target.parent
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = self._held.enter_context(scratch())
+        self._local = folder / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+        return self._local
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._publish()
+        except OSError as failed:
+            error = failed
+            raise
+        finally:
+            self._local.unlink(missing_ok=True)
+            self._held.close()
+            if error and is_disk_full(error):
+                folder = self._local.parent
+                raise ValueError(
+                    f"{folder}: the disk is full ({_free_gb(folder):.1f} GB free without the file that was "
+                    "being written); free some, and the same command goes on"
+                ) from error
+
+    def _publish(self) -> None:
+        if not self._artifact.is_local:
+            self._artifact.fs.put_file(str(self._local), self._target)
+            return
+        with self._local.open("rb") as written:
+            os.fsync(written.fileno())
+        self._local.replace(self._target)
+
+
+def _free_gb(folder: Path) -> float:
+    return shutil.disk_usage(folder).free / 1e9
+
+
+@dataclass(frozen=True)
+class Store:
+    """The output URI of one or many runs: `store/STAGE/HASH/` and `runs/NAME/` below it."""
+
+    uri: str
+
+    def artifact(self, stage: str, digest: str, extent: str = "") -> Artifact:
+        """The artifact of an identity, published or not."""
+        return Artifact(f"{self.uri.rstrip('/')}/store/{stage}/{digest}", extent)
+
+    def run_folder(self, name: str) -> Artifact:
+        """The folder with what a person looks for by the run's name."""
+        return Artifact(f"{self.uri.rstrip('/')}/runs/{name}")
+
+    def check_writable(self) -> None:
+        """Raises ValueError, naming the folder and the reason, if nothing can be written."""
+        probe = Artifact(self.uri)
+        name = f".writable-{uuid.uuid4().hex[:8]}"
+        try:
+            probe.write_bytes(name, b"")
+            probe.fs.rm_file(probe.path(name))
+        except Exception as error:  # every kind of storage has errors of its own
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"output: {self.uri!r} cannot be written ({reason}); choose another folder or its rights"
+            ) from error
+
+    def all_artifacts(self) -> Iterator[tuple[str, str, int]]:
+        """(stage, hash, bytes) of every folder in the store, published or not."""
+        root = Artifact(f"{self.uri.rstrip('/')}/store")
+        if not root.fs.exists(root.path("")):
+            return
+        sizes: dict[tuple[str, str], int] = {}
+        for file, info in root.fs.find(root.path(""), detail=True).items():
+            stage, digest, *_ = file[len(root.path("")) :].split("/")
+            sizes[stage, digest] = sizes.get((stage, digest), 0) + int(info["size"] or 0)
+        for (stage, digest), size in sorted(sizes.items()):
+            yield stage, digest, size
+
+    def digests(self, stage: str) -> list[str]:
+        """The hashes of a stage's folders in the store, published or not."""
+        root = Artifact(f"{self.uri.rstrip('/')}/store/{stage}")
+        if not root.fs.exists(root.path("")):
+            return []
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in root.fs.ls(root.path(""), detail=False))
+
+    def remove(self, stage: str, digest: str) -> None:
+        """Removes an artifact; its manifests go first, so that a reader never trusts half of it."""
+        artifact = self.artifact(stage, digest)
+        for name in artifact.fs.ls(artifact.path(""), detail=False):
+            if name.rpartition("/")[2].startswith("manifest"):
+                artifact.fs.rm_file(name)
+        artifact.fs.rm(artifact.path(""), recursive=True)

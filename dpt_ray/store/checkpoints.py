@@ -1,0 +1,79 @@
+"""Checkpoints in an artifact's folder: published whole, the newest two kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dpt_ray.store.artifact import Artifact, local_copy
+from dpt_ray.store.cache import remove_family
+
+CHECKPOINTS = "checkpoints"
+KEPT = 2
+
+
+def save_checkpoint(out: Artifact, step: int, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Publishes a checkpoint (tensors first, then its JSON) and removes all but the newest two.
+
+    There is one writer: what else is unfinished there has been left by a killed one.
+    """
+    from safetensors.torch import save_file
+
+    _remove_torn(out)
+    name = f"{CHECKPOINTS}/{step:09d}"
+    with out.writing(f"{name}.safetensors") as path:
+        save_file(tensors, path)
+    out.write_json(f"{name}.json", meta)
+    for old in checkpoint_names(out)[:-KEPT]:
+        out.fs.rm_file(out.path(f"{CHECKPOINTS}/{old}.json"))
+        out.fs.rm_file(out.path(f"{CHECKPOINTS}/{old}.safetensors"))
+
+
+def check_room(out: Artifact, model: Any) -> None:
+    """Raises ValueError where the disk has no room for the checkpoints of a model's training.
+
+    What a killed writer left there is removed first.
+
+    Those that are kept and one being written, each with the weights, their averages and Adam's two moments.
+    """
+    _remove_torn(out)
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    there = sum(out.fs.size(out.path(f"{CHECKPOINTS}/{name}.safetensors")) for name in checkpoint_names(out))
+    out.check_room((KEPT + 1) * 4 * weights - there)
+
+
+def load_checkpoint(out: Artifact) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The newest complete checkpoint, if there is one."""
+    from safetensors.torch import load_file
+
+    names = checkpoint_names(out)
+    if not names:
+        return None
+    name = f"{CHECKPOINTS}/{names[-1]}"
+    family = out.file_uri(CHECKPOINTS)
+    copy = local_copy(out.file_uri(f"{name}.safetensors"), family)
+    tensors = load_file(copy)
+    remove_family(family, but=copy)  # the other workers of this node load this one, too
+    return tensors, out.read_json(f"{name}.json")
+
+
+def remove_copies(out: Artifact) -> None:
+    """Removes this node's copies of a remote store's checkpoints: once all its workers have loaded them."""
+    remove_family(out.file_uri(CHECKPOINTS))
+
+
+def _remove_torn(out: Artifact) -> None:
+    """Removes files under temporary names, and tensors that have no JSON."""
+    whole = checkpoint_names(out)
+    files = out.fs.ls(out.path(CHECKPOINTS), detail=False) if out.exists(CHECKPOINTS) else []
+    for file in map(Path, files):
+        if file.name.startswith(".") or (file.suffix == ".safetensors" and file.stem not in whole):
+            out.fs.rm_file(out.path(f"{CHECKPOINTS}/{file.name}"))
+
+
+def checkpoint_names(out: Artifact) -> list[str]:
+    """The names (zero-padded steps) of the complete checkpoints, oldest first."""
+    if not out.exists(CHECKPOINTS):
+        return []
+    files = out.fs.ls(out.path(CHECKPOINTS), detail=False)
+    return sorted(Path(file).stem for file in files if file.endswith(".json"))

@@ -1,0 +1,127 @@
+"""What one watches of a training: `log.jsonl`, TensorBoard's event file and Ray's metrics."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dpt_ray.store.artifact import Artifact
+
+LOG = "log.jsonl"
+EVENTS = "tensorboard/events.out.tfevents.0.training"
+GAUGES = ("loss", "images_per_s", "data_wait")
+
+
+def read_log(out: Artifact) -> list[dict[str, float]]:
+    """The logged records of a training, by step."""
+    if not out.exists(LOG):
+        return []
+    return [json.loads(line) for line in out.read_bytes(LOG).decode().splitlines()]
+
+
+class TrainingLog:
+    """The records of a training, rewritten whole: those after the step that is resumed from are cut."""
+
+    EVERY = 1.0  # seconds between writes
+
+    def __init__(self, out: Artifact, step: int, gauges: Mapping[str, Any] | None = None) -> None:
+        """`gauges` are Ray's, by the name of what they show."""
+        self._out, self._written, self._gauges = out, 0.0, gauges or {}
+        self._records = [record for record in read_log(out) if record["step"] <= step]
+        self._note: dict[str, float] = {}
+        self._events: Events | None = None
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The newest record."""
+        return dict(self._records[-1]) if self._records else {}
+
+    def cut(self, step: int, note: dict[str, float]) -> None:
+        """Goes back to `step`; `note` goes into the next record."""
+        self._records = [record for record in self._records if record["step"] <= step]
+        self._note = note
+        self.close()
+
+    def add(self, record: dict[str, float]) -> None:
+        """Takes a record, and writes the log if that was not done just now."""
+        self._records.append(record | self._note)
+        self._note = {}
+        for name, gauge in self._gauges.items():
+            gauge.set(record[name])
+        if self._events:
+            self._events.add(self._records[-1])
+        if time.monotonic() - self._written > self.EVERY:
+            self._write()
+
+    def amend(self, numbers: Mapping[str, float]) -> None:
+        """Puts more numbers into the newest record."""
+        if numbers:
+            self._records[-1].update(numbers)
+            if self._events:
+                self._events.add({"step": self._records[-1]["step"], **numbers})
+
+    def flush(self) -> None:
+        """Publishes the log and TensorBoard's event file."""
+        self._write()
+        if self._events is None:
+            self._events = Events()
+            for record in self._records:
+                self._events.add(record)
+        self._out.write_bytes(EVENTS, self._events.content())
+
+    def close(self) -> None:
+        """Ends TensorBoard's writer, whose thread would outlive its folder; `flush` begins another."""
+        if self._events:
+            self._events.close()
+        self._events = None
+
+    def _write(self) -> None:
+        lines = "".join(json.dumps(record) + "\n" for record in self._records)
+        self._out.write_bytes(LOG, lines.encode())
+        self._written = time.monotonic()
+
+
+class Events:
+    """TensorBoard's event file of the records, one curve for each number; it grows in a scratch folder.
+
+    One file of one name: that of a resumed training replaces the one before it, so no curve is doubled.
+    """
+
+    def __init__(self) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._folder = tempfile.TemporaryDirectory(prefix="dpt_ray-tensorboard-")
+        self._writer = SummaryWriter(self._folder.name, write_to_disk=True)
+
+    def add(self, record: Mapping[str, float]) -> None:
+        """Takes a record."""
+        for name, value in record.items():
+            if name != "step":
+                self._writer.add_scalar(f"training/{name}", value, int(record["step"]))
+
+    def content(self) -> bytes:
+        """The event file up to now."""
+        self._writer.flush()
+        [file] = Path(self._folder.name).iterdir()
+        return file.read_bytes()
+
+    def close(self) -> None:
+        """Ends the writer and removes its folder."""
+        self._writer.close()
+        self._folder.cleanup()
+
+
+def ray_gauges(stage: str) -> dict[str, Any]:
+    """Ray's gauges of a training: `ray_dpt_training_loss` and so on, tagged by stage."""
+    from ray.util.metrics import Gauge
+
+    gauges = {
+        name: Gauge(f"dpt_training_{name}", f"{name} of a training", tag_keys=("stage",)) for name in GAUGES
+    }
+    for gauge in gauges.values():
+        gauge.set_default_tags({"stage": stage})
+    return gauges
