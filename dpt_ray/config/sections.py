@@ -6,9 +6,11 @@ artifact's identity. `guidance` is the diffusers convention w (1 = none; the pap
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from dpt_ray.config.hashing import Hashed, HashedFile, HashedIfSet, NotHashed, Section, Settings
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
@@ -18,21 +20,7 @@ Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 RealWeight = Annotated[float, Field(gt=0)] | Literal["balanced"]
 
 
-class Section(BaseModel):
-    """A frozen part of the configuration that refuses unknown keys and wrong types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_the_default(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        # An unknown key stays, to be refused.
-        return {key: v for key, v in values.items() if v is not None or key not in cls.model_fields}
-
-
-class Data(Section):
+class Data(Settings):
     """Where the images are. `validation` and `test` are drawn where the source has no such split.
 
     `splits` says what a folder's or shard's split name means here: ImageNet's 50,000 are `{val: test}`.
@@ -41,7 +29,7 @@ class Data(Section):
     """
 
     source: Literal["digits", "folder", "tar", "parquet", "manifest"]
-    uri: str | None = None
+    uri: Annotated[str | None, Hashed] = None
     mode: Literal["L", "RGB"] = "RGB"
     image_size: Count = 256
     validation: Annotated[int, Field(ge=0)] = 0
@@ -49,8 +37,8 @@ class Data(Section):
     split_seed: Seed = 0
     classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
     splits: dict[str, Literal["train", "validation", "test"]] = {}
-    keep_in_train: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    max_bad_fraction: Fraction = 0.001
+    keep_in_train: Annotated[tuple[str, ...], Field(strict=False), NotHashed] = ()
+    max_bad_fraction: Annotated[Fraction, NotHashed] = 0.001
 
     @model_validator(mode="after")
     def _uri(self) -> Data:
@@ -63,12 +51,12 @@ class Data(Section):
         return self
 
 
-class Labels(Section):
+class Labels(Settings):
     """The few labels: drawn (`per_class` of the known ones, by `seed`) or listed in a `file`."""
 
-    per_class: Count | None = None
+    per_class: Annotated[Count | None, Hashed] = None
     seed: Seed = 0
-    file: str | None = None
+    file: Annotated[str | None, HashedFile(key="labels.file")] = None
     format: Literal["csv", "published"] = "csv"
 
     @model_validator(mode="after")
@@ -78,7 +66,7 @@ class Labels(Section):
         return self
 
 
-class Optimisation(Section):
+class Optimisation(Settings):
     """AdamW with warm-up, shared by every training stage. `batch_size` is the global batch.
 
     A training whose loss stays above `diverged_above` times the lowest it was, and above its first, is
@@ -93,11 +81,11 @@ class Optimisation(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     lr_schedule: Literal["constant", "cosine"] = "constant"
     ema_decay: Fraction = 0.999
-    grad_clip: Positive | None = None
+    grad_clip: Annotated[Positive | None, Hashed] = None
     precision: Literal["float32", "bfloat16"] = "float32"
-    checkpoint_every: Count = 200
-    log_every: Count = 20
-    diverged_above: Annotated[float, Field(gt=1)] = 5.0
+    checkpoint_every: Annotated[Count, NotHashed] = 200
+    log_every: Annotated[Count, NotHashed] = 20
+    diverged_above: Annotated[float, Field(gt=1), NotHashed] = 5.0
     seed: Seed = 0
 
 
@@ -120,15 +108,15 @@ class Pretrain(Optimisation):
         return self
 
 
-class Encoder(Section):
+class Encoder(Settings):
     """The frozen encoder: trained here (`pretrain`) or loaded from published weights.
 
     A timm model without `weights` has those that timm publishes under its `name` on the Hugging Face hub.
     """
 
     kind: Literal["pretrain", "msn", "timm"] = "pretrain"
-    name: str | None = None
-    weights: str | None = None
+    name: Annotated[str | None, Hashed] = None
+    weights: Annotated[str | None, HashedFile(key="encoder.weights")] = None
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
@@ -140,7 +128,7 @@ class Encoder(Section):
         return self
 
 
-class Autoencoder(Section):
+class Autoencoder(Settings):
     """Images to moments and latents back to images; `identity` trains on the pixels themselves.
 
     `weights` is a file with LDM's names or a folder in diffusers' format, also on the Hugging Face hub:
@@ -149,7 +137,7 @@ class Autoencoder(Section):
     """
 
     kind: Literal["identity", "kl"] = "identity"
-    weights: str | None = None
+    weights: Annotated[str | None, HashedFile(key="autoencoder.weights")] = None
     flips: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -160,14 +148,14 @@ class Autoencoder(Section):
         return self
 
 
-class Classifier(Section):
+class Classifier(Settings):
     """Multinomial logistic regression on row-normalised features: l2 = 0.0025 / n in the paper."""
 
     l2: Positive = 0.0025
-    max_iterations: Count | None = None
+    max_iterations: Annotated[Count | None, Hashed] = None
 
 
-class Denoiser(Section):
+class Denoiser(Settings):
     """The U-ViT. `modulation` (adaLN) off is the published network."""
 
     patch_size: Count = 2
@@ -204,14 +192,14 @@ class Diffusion(Optimisation):
     prediction: Literal["noise", "v", "flow"] = "noise"
     label_dropout: Fraction = 0.15
     condition: Literal["pseudo_labels", "true_labels", "none"] = "pseudo_labels"
-    weights: str | None = None
-    init_from: str | None = None
-    min_snr_gamma: Positive | None = None
-    min_confidence: Fraction | None = None
-    alignment: Positive | None = None
-    preview_every: Count | None = None
-    frechet_every: Count | None = None
-    shuffle_shards: Count | None = None
+    weights: Annotated[str | None, HashedFile(key="diffusion.weights")] = None
+    init_from: Annotated[str | None, HashedFile(key="diffusion.init_from")] = None
+    min_snr_gamma: Annotated[Positive | None, HashedIfSet] = None
+    min_confidence: Annotated[Fraction | None, HashedIfSet] = None
+    alignment: Annotated[Positive | None, HashedIfSet] = None
+    preview_every: Annotated[Count | None, NotHashed] = None
+    frechet_every: Annotated[Count | None, NotHashed] = None
+    shuffle_shards: Annotated[Count | None, HashedIfSet] = None
 
     @model_validator(mode="after")
     def _together(self) -> Diffusion:
@@ -231,34 +219,41 @@ class Diffusion(Optimisation):
         return self
 
 
-class Generate(Section):
-    """Class-conditional sampling. `images_per_class` may grow later without making any image again."""
+class Sampling(Settings):
+    """How images are sampled from a denoiser."""
 
-    images_per_class: Count
     guidance: Positive = 1.0
-    guidance_interval: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = None
+    guidance_interval: Annotated[Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None, Hashed] = (
+        None
+    )
     solver: Literal["dpm_solver_fast", "dpm_solver_pp_fast", "dpm_solver_pp_2m"] = "dpm_solver_pp_2m"
     nfe: Count = 25
     indices_per_shard: Count = 16
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _interval(self) -> Generate:
+    def _interval(self) -> Sampling:
         if self.guidance_interval and not self.guidance_interval[0] < self.guidance_interval[1]:
             raise ValueError(f"guidance_interval {self.guidance_interval} is empty: give low < high")
         return self
 
 
-class Retrain(Section):
+class Generate(Sampling):
+    """Class-conditional sampling. `images_per_class` may grow later without making any image again."""
+
+    images_per_class: Count
+
+
+class Retrain(Settings):
     """Stage 3: real labelled rows (weight `real_weight`) with generated rows (weight 1)."""
 
     images_per_class: Count
     real_weight: RealWeight = 1.0
     l2: Positive = 0.0025
-    max_iterations: Count | None = None
+    max_iterations: Annotated[Count | None, Hashed] = None
 
 
-class Sweep(Section):
+class Sweep(Settings):
     """The grid of stage 3 (and of its controls), chosen on validation."""
 
     images_per_class: Counts
