@@ -1,0 +1,49 @@
+"""The methods that are compared: each is stored by its key, and its text is looked up where it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is shown: `name` in tables of one run, `short` as a column of a study."""
+
+    name: str
+    short: str
+
+
+# In the order of a study's columns.
+METHODS = {
+    "probe": Method("Linear probe on the labels (stage 1)", "probe"),
+    "tuned_probe": Method("Linear probe, l2 chosen on validation", "tuned probe"),
+    "self_training": Method("Self-training on pseudo-labelled real images (control)", "self-training"),
+    "augmented": Method("Augmented labelled images (control)", "augmentation"),
+    "dpt": Method("DPT, chosen on validation", "DPT"),
+    "dpt_paper": Method("DPT, the configured setting (stage 3)", "DPT, paper's setting"),
+}
+
+# Studies of 2026-11-22 and before stored the text that was shown then.
+_KEY_OF_OLD_NAME = {
+    "Linear probe on the labels (stage 1)": "probe",
+    "Linear probe, l2 chosen on validation": "tuned_probe",
+    "Self-training on pseudo-labelled real images (control)": "self_training",
+    "Augmented labelled images (control)": "augmented",
+    "DPT, chosen on validation": "dpt",
+    "DPT, the configured setting (stage 3)": "dpt_paper",
+}
+
+
+def method_key(row: Mapping[str, Any]) -> str:
+    """Return the key of the method that an accuracy row of an evaluation or of a study is of.
+
+    Rows store it as `method`; older ones have the displayed text only, as `name`. Raises ValueError for
+    a method that is not in METHODS.
+    """
+    key = row.get("method") or _KEY_OF_OLD_NAME.get(row["name"])
+    if key not in METHODS:
+        known = ", ".join(METHODS)
+        raise ValueError(f"method {row.get('method') or row['name']!r} is unknown; the methods are {known}")
+    return key
