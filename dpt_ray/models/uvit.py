@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -96,8 +97,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the attended tokens."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        q, k, v = rearrange(self.qkv(x), "b l (qkv h d) -> qkv b h l d", qkv=3, h=self.heads)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(rearrange(attended, "b h l d -> b l (h d)"))
 
 
 class Mlp(nn.Module):
@@ -152,7 +154,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return one token for each patch, row by row."""
-        return self.proj(x).flatten(2).transpose(1, 2)
+        return rearrange(self.proj(x), "b d h w -> b (h w) d")
 
 
 class UViT(nn.Module):
@@ -236,20 +238,14 @@ class UViT(nn.Module):
         if condition is not None:
             shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
             patches = patches * (1 + scale) + shift
-        prediction = self.final_layer(self._unpatchify(self.decoder_pred(patches)))
-        return prediction, middle[:, _EXTRA_TOKENS:]
+        p, rows = self.config.patch_size, self.config.image_size // self.config.patch_size
+        image = rearrange(self.decoder_pred(patches), "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=p, q=p)
+        return self.final_layer(image), middle[:, _EXTRA_TOKENS:]
 
     def _run(self, block: nn.Module, x: Tensor, skip: Tensor | None, condition: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x, skip, condition, use_reentrant=False)
         return block(x, skip, condition)
-
-    def _unpatchify(self, patches: Tensor) -> Tensor:
-        """(B, h w, p p C) -> (B, C, h p, w p)."""
-        p = self.config.patch_size
-        side = self.config.image_size // p
-        grid = patches.unflatten(2, (p, p, self.config.in_channels)).unflatten(1, (side, side))
-        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def _time_mlp(dim: int, hidden: int) -> nn.Sequential:
