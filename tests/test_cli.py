@@ -5,18 +5,17 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import wait_until
 from typer.testing import CliRunner
 
 from dpt_ray.cli import STAGES, app, main
 from dpt_ray.commands import predict
 from dpt_ray.stages import index
 from dpt_ray.store.artifact import Store
+from tests.helpers.paths import DIGITS
+from tests.helpers.processes import wait_until
 
-DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 PROGRESS = re.compile(r"\[\d+/\d+\] (index|labels): ")
 
 

@@ -1,7 +1,7 @@
 """The identity of every node of every configuration: a change of the code keeps what people have made.
 
 `golden/identities.json` was recorded before the package was split into its present rooms. An entry may
-change only together with a result; `python tests/test_identities.py` records them anew.
+change only together with a result; `python -m tests.test_identities` records them anew.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ import pytest
 from dpt_ray.config import load_config
 from dpt_ray.config.study import load_study
 from dpt_ray.pipeline import flow as graph
+from tests.helpers.paths import CONFIGS, DIGITS, GOLDEN
 
-ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-RECORDED = Path(__file__).parent / "golden" / "identities.json"
+FILES = sorted(CONFIGS.glob("*.yaml"))
+RECORDED = GOLDEN / "identities.json"
 # Of what no configuration in configs/ uses: changes to the digits'.
 VARIANTS = {
     "options": (
@@ -69,13 +69,13 @@ def of_file(path):
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_no_identity_of_a_configuration_has_changed(path):
     assert of_file(path) == json.loads(RECORDED.read_text())[path.stem]
 
 
 def of_variant(name):
-    return identities(load_config(ROOT / "configs" / "digits.yaml", VARIANTS[name]))
+    return identities(load_config(DIGITS, VARIANTS[name]))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -84,7 +84,7 @@ def test_no_identity_of_an_option_has_changed(name):
 
 
 if __name__ == "__main__":
-    found = {path.stem: of_file(path) for path in CONFIGS}
+    found = {path.stem: of_file(path) for path in FILES}
     found |= {f"digits with {name}": of_variant(name) for name in VARIANTS}
     RECORDED.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     sys.stdout.write(f"{len(found)} configurations: {RECORDED}\n")

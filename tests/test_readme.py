@@ -12,8 +12,8 @@ from dpt_ray.cli import app
 from dpt_ray.config import Config, load_config
 from dpt_ray.config.study import load_study
 from dpt_ray.config.yaml_file import build
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 LINES = [line.partition(" #")[0].strip() for block in BLOCKS for line in block.splitlines()]
@@ -47,7 +47,7 @@ def test_the_job_is_the_one_that_the_test_of_jobs_submits():
     [words] = commands("ray")
     script = words[words.index("python") + 1]
     assert (ROOT / script).exists()
-    assert Path(script).name in (ROOT / "tests/stages/test_jobs.py").read_text()
+    assert Path(script).name in (ROOT / "tests/test_jobs.py").read_text()
     load_config(ROOT / words[words.index("--config") + 1], [word for word in words if "=" in word])
 
 

@@ -1,13 +1,12 @@
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
 from dpt_ray.diffusion.schedules import SCHEDULES
+from tests.helpers.paths import GOLDEN
 
-GOLDEN = load_file(Path(__file__).parents[1] / "data" / "schedules.safetensors")
+EXPECTED = load_file(GOLDEN / "schedules.safetensors")
 VARIANCE_PRESERVING = ["vp", "stable_diffusion", "cosine"]
 
 
@@ -17,15 +16,15 @@ def times(schedule, count=201):
 
 def test_vp_matches_the_golden_values():
     vp = SCHEDULES["vp"]
-    t = GOLDEN["t"]
+    t = EXPECTED["t"]
     for ours, key in [(vp.alpha, "alpha"), (vp.sigma, "sigma"), (vp.log_snr_half, "lambda")]:
-        torch.testing.assert_close(ours(t), GOLDEN[f"vp_{key}"], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(ours(t), EXPECTED[f"vp_{key}"], atol=1e-6, rtol=1e-6)
 
 
 def test_stable_diffusion_matches_the_golden_cumulative_alphas():
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     ours = SCHEDULES["stable_diffusion"].alpha(t).square()
-    torch.testing.assert_close(ours, GOLDEN["sd_alphas_cumprod"], atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(ours, EXPECTED["sd_alphas_cumprod"], atol=1e-9, rtol=1e-9)
 
 
 def test_stable_diffusion_matches_diffusers_in_float32():

@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +7,8 @@ from safetensors.torch import load_file
 
 from dpt_ray.diffusion.schedules import SCHEDULES
 from dpt_ray.diffusion.solvers import SOLVERS, dpm_solver_fast, dpm_solver_pp_2m, dpm_solver_pp_fast
+from tests.helpers.paths import GOLDEN
 
-DATA = Path(__file__).parents[1] / "data"
 STD = 0.5
 
 
@@ -50,7 +49,7 @@ def problem(name, seed=0):
     ],
 )
 def test_published_solvers_give_the_golden_sample(solver, schedule, nfe, file):
-    golden = load_file(DATA / f"{file}.safetensors")
+    golden = load_file(GOLDEN / f"{file}.safetensors")
     denoiser = GaussianDenoiser(SCHEDULES[schedule], golden["mu"])
     out = solver(denoiser, golden["x_init"], SCHEDULES[schedule], nfe)
     assert out.dtype == torch.float32

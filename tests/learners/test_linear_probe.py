@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +16,7 @@ from torch.nn.functional import cross_entropy
 from dpt_ray.learners import linear_probe
 from dpt_ray.learners.linear_classifier import Rows, logits, row_normalise
 from dpt_ray.learners.linear_probe import fit
-
-GOLDEN = Path(__file__).parents[1] / "data" / "logistic_regression.safetensors"
+from tests.helpers.paths import GOLDEN
 
 
 def generated(n=300, dim=24, classes=5, seed=0):
@@ -29,7 +27,7 @@ def generated(n=300, dim=24, classes=5, seed=0):
 
 
 def test_preprocessing_and_fit_agree_with_the_golden_vector():
-    golden = load_file(GOLDEN)
+    golden = load_file(GOLDEN / "logistic_regression.safetensors")
     features = row_normalise(golden["raw"])
     np.testing.assert_allclose(features, golden["preprocessed"], atol=1e-6)
     found = fit([Rows(features, golden["y"])], len(golden["W"].T))

@@ -1,18 +1,16 @@
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from dpt_ray.learners.msn_loss import log_assignments, msn_loss, msn_targets, sinkhorn
-
-DATA = Path(__file__).parents[1] / "data"
+from tests.helpers.paths import GOLDEN
 
 
 @pytest.fixture
 def g():
-    return load_file(DATA / "msn_loss.safetensors")
+    return load_file(GOLDEN / "msn_loss.safetensors")
 
 
 def random_views(views=2, batch=8, dim=5, prototypes=6):

@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +12,13 @@ from dpt_ray.learners.pseudo_mixup import (
     pseudo_mixup,
 )
 from dpt_ray.training.random import StepRandom
+from tests.helpers.paths import GOLDEN
 
-DATA = Path(__file__).parents[1] / "data"
 SWAP = torch.tensor([1, 0])
 
 
 def test_mixup_is_the_published_one():
-    g = load_file(DATA / "prob_pseudo_mixup.safetensors")
+    g = load_file(GOLDEN / "prob_pseudo_mixup.safetensors")
     mixed = pseudo_mixup(g["x"], g["target"], g["prob"], g["perm"], num_classes=7, smoothing=0.1)
     assert (mixed.images - g["x_mixed"]).abs().max() <= 1e-6
     assert (mixed.targets - g["target_mixed"]).abs().max() <= 1e-6

@@ -1,19 +1,17 @@
-from pathlib import Path
-
 import pytest
 import safetensors.torch
 import torch
 from diffusers import AutoencoderKL
 
 from dpt_ray.models.autoencoder import WEIGHTS_NAME, load_autoencoder, open_autoencoder
+from tests.helpers.paths import GOLDEN
 
-DATA = Path(__file__).parents[1] / "data"
-LDM = DATA / "autoencoder_kl.pth"
+LDM = GOLDEN / "autoencoder_kl.pth"
 
 
 @pytest.fixture(scope="module")
 def golden():
-    return safetensors.torch.load_file(DATA / "autoencoder_kl.safetensors")
+    return safetensors.torch.load_file(GOLDEN / "autoencoder_kl.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import fsspec
 import numpy as np
 import pytest
@@ -15,15 +13,15 @@ from dpt_ray.models.conv import SmallConvNet
 from dpt_ray.models.encoder import conv_encoder, load_encoder, open_encoder, save_encoder, timm_weights
 from dpt_ray.models.msn import load_msn
 from dpt_ray.models.weights import load_weights
+from tests.helpers.paths import GOLDEN
 
-DATA = Path(__file__).parents[1] / "data"
-MSN = DATA / "msn_vit.pth.tar"
+MSN = GOLDEN / "msn_vit.pth.tar"
 HEADS = 3
 
 
 @pytest.fixture(scope="module")
 def golden():
-    return safetensors.torch.load_file(DATA / "msn_vit.safetensors")
+    return safetensors.torch.load_file(GOLDEN / "msn_vit.safetensors")
 
 
 @pytest.fixture(scope="module")

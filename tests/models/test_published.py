@@ -17,16 +17,16 @@ from dpt_ray.models.published import (
 )
 from dpt_ray.models.uvit import PRESETS, UViT, UViTConfig
 from dpt_ray.models.weights import load_weights
+from tests.helpers.paths import GOLDEN
 
-DATA = Path(__file__).parents[1] / "data"
 LARGE_STYLE = UViTConfig(8, 2, 4, dim=48, depth=4, heads=4, num_classes=10)
 HUGE_STYLE = UViTConfig(8, 2, 4, dim=32, depth=6, heads=4, num_classes=10, final_conv=False)
-GOLDEN = {"uvit_large_style": LARGE_STYLE, "uvit_huge_style": HUGE_STYLE}
+STYLES = {"uvit_large_style": LARGE_STYLE, "uvit_huge_style": HUGE_STYLE}
 
 
 def golden(name):
     """Inputs and output, and the weights as the public code's `model.state_dict()` holds them."""
-    tensors = load_file(DATA / f"{name}.safetensors")
+    tensors = load_file(GOLDEN / f"{name}.safetensors")
     return tensors, OrderedDict((k[2:], v) for k, v in tensors.items() if k.startswith("w."))
 
 
@@ -41,7 +41,7 @@ def assert_same_weights(model, tensors):
     assert all(torch.equal(own[name], tensor) for name, tensor in tensors.items())
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", STYLES)
 @pytest.mark.parametrize("as_folder", [True, False])
 def test_a_published_checkpoint_gives_the_published_output(tmp_path, name, as_folder):
     tensors, weights = golden(name)
@@ -49,7 +49,7 @@ def test_a_published_checkpoint_gives_the_published_output(tmp_path, name, as_fo
     folder.mkdir()
     torch.save(weights, folder / "nnet_ema.pth")
     model = load_published_uvit(folder if as_folder else folder / "nnet_ema.pth", heads=4)
-    assert model.config == GOLDEN[name]
+    assert model.config == STYLES[name]
     with torch.no_grad():
         out = model(tensors["x"], tensors["t"], tensors["y"])
     assert (out - tensors["out"]).abs().max() <= 1e-5
@@ -73,7 +73,7 @@ def test_a_folder_without_weights_is_named(tmp_path):
         load_published_uvit(tmp_path / "elsewhere")
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", STYLES)
 def test_an_export_holds_the_published_names_and_the_very_weights(tmp_path, name):
     _, weights = golden(name)
     uri = export_published_uvit(published_uvit(weights, name, heads=4), tmp_path / "new" / "export")

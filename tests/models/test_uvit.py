@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,15 +7,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpt_ray.models.uvit import PRESETS, UViT, UViTConfig, flops, time_sinusoid
 from dpt_ray.training.throughput import forward_flops
+from tests.helpers.paths import GOLDEN
 
-DATA = Path(__file__).parents[1] / "data"
 LARGE_STYLE = UViTConfig(8, 2, 4, dim=48, depth=4, heads=4, num_classes=10)
 HUGE_STYLE = UViTConfig(8, 2, 4, dim=32, depth=6, heads=4, num_classes=10, final_conv=False)
-GOLDEN = {"uvit_large_style": LARGE_STYLE, "uvit_huge_style": HUGE_STYLE}
+STYLES = {"uvit_large_style": LARGE_STYLE, "uvit_huge_style": HUGE_STYLE}
 
 
 def golden(name):
-    tensors = load_file(DATA / f"{name}.safetensors")
+    tensors = load_file(GOLDEN / f"{name}.safetensors")
     weights = {key[2:]: value for key, value in tensors.items() if key.startswith("w.")}
     return tensors, weights
 
@@ -38,10 +37,10 @@ def perturbed(config):
     return model
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", STYLES)
 def test_published_weights_load_strictly_and_give_the_published_output(name):
     tensors, weights = golden(name)
-    model = UViT(GOLDEN[name])
+    model = UViT(STYLES[name])
     model.load_state_dict(weights, strict=True)
     with torch.no_grad():
         out = model(tensors["x"], tensors["t"], tensors["y"])

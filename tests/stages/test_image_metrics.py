@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import shard_files
 from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_isc import isc_features_to_metric
@@ -30,6 +29,7 @@ from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages import inception_statistics as inception
 from dpt_ray.store.artifact import Store
+from tests.helpers.tiny_run import shard_files
 
 pytestmark = pytest.mark.cluster
 

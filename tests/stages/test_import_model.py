@@ -1,7 +1,6 @@
 """A published denoiser in the place of a trained one."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +15,8 @@ from dpt_ray.models.weights import load_strict, load_weights
 from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.store.artifact import Store
+from tests.helpers.paths import GOLDEN
 
-DATA = Path(__file__).parents[1] / "data"
 CONFIG = """
 name: small
 output: {folder}/out
@@ -43,10 +42,10 @@ def config(tmp_path):
         folder = tmp_path / "images" / f"n0000000{label}"
         folder.mkdir(parents=True)
         Image.new("RGB", (16, 16)).save(folder / "0.JPEG")
-    golden = load_file(DATA / "uvit_large_style.safetensors")
+    golden = load_file(GOLDEN / "uvit_large_style.safetensors")
     torch.save({k[2:]: v for k, v in golden.items() if k.startswith("w.")}, tmp_path / "nnet_ema.pth")
     path = tmp_path / "small.yaml"
-    path.write_text(CONFIG.format(folder=tmp_path, data=DATA))
+    path.write_text(CONFIG.format(folder=tmp_path, data=GOLDEN))
     return path
 
 
@@ -62,7 +61,7 @@ def test_a_published_network_is_read_as_the_denoiser_and_nothing_is_trained(conf
     told = json.loads(denoiser.read_bytes("config.json"))
     model = UViT(UViTConfig(**told["model"]))
     load_strict(model, load_weights(denoiser.file_uri("model.safetensors")), "denoiser")
-    golden = load_file(DATA / "uvit_large_style.safetensors")
+    golden = load_file(GOLDEN / "uvit_large_style.safetensors")
     with torch.no_grad():
         out = model(golden["x"], golden["t"], golden["y"])
     assert (out - golden["out"]).abs().max() <= 1e-5
@@ -89,7 +88,7 @@ def test_the_settings_of_a_training_that_is_not_done_decide_nothing(config):
 def test_an_autoencoders_folder_in_diffusers_format_is_read_as_its_file_is(config, tmp_path):
     from dpt_ray.models.autoencoder import load_autoencoder, open_autoencoder
 
-    given = open_autoencoder("kl", DATA / "autoencoder_kl.pth", size=16)
+    given = open_autoencoder("kl", GOLDEN / "autoencoder_kl.pth", size=16)
     given.vae.save_pretrained(tmp_path / "vae")
     settings = load_config(config, [f"autoencoder.weights={tmp_path}/vae"])
     runs.run(settings, Display(Console(quiet=True)), ["autoencoder"])

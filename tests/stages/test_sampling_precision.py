@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from hand_made import make_latents
 
 from dpt_ray.learners import training_frechet
 from dpt_ray.models.uvit import UViT
 from dpt_ray.stages.samples import GenerateUnit, Sampler
+from tests.helpers.latents import make_latents
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@ import math
 from dataclasses import replace
 
 import pytest
-from test_loop import ROWS, SETTINGS, Record, denoise, load, run, tiny
 
 from dpt_ray.training.guards import Diverged, Divergence
 from dpt_ray.training.loop import train
+from tests.helpers.small_training import ROWS, SETTINGS, Record, denoise, load, run, tiny
 
 
 def stops_at(losses, factor=5.0):

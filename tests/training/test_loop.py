@@ -14,68 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dpt_ray.training import loop
 from dpt_ray.training.guards import NonFiniteLoss
-from dpt_ray.training.loop import TrainSettings, train
+from dpt_ray.training.loop import train
 from dpt_ray.training.order import ShardWindows, batch_rows
-
-ROWS = 50
-DATA = torch.randn(ROWS, 6, generator=torch.Generator().manual_seed(0))
-SETTINGS = TrainSettings(
-    steps=11,
-    batch_size=32,
-    learning_rate=0.02,
-    warmup_steps=3,
-    lr_schedule="cosine",
-    ema_decay=0.9,
-    grad_clip=0.5,
-    log_every=1,
-    checkpoint_every=4,
-    max_bad_steps=3,
-)
-TIMES = ("images_per_s", "data_wait", "memory")
-
-
-def tiny() -> nn.Module:
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6))
-    generator = torch.Generator().manual_seed(1)
-    for p in model.parameters():
-        p.data = 0.3 * torch.randn(p.shape, generator=generator)
-    return model
-
-
-def load(rows, step):
-    return {"x": DATA[rows]}
-
-
-def denoise(model, batch, random):
-    return (model(batch["x"] + random.normal("noise", (6,))) - batch["x"]).square().mean()
-
-
-class Record:
-    """What a run reports."""
-
-    def __init__(self) -> None:
-        self.logs, self.checkpoints = [], {}
-
-    def log(self, record):
-        self.logs.append({k: v for k, v in record.items() if k not in TIMES})
-
-    def checkpoint(self, step, tensors, meta):
-        self.checkpoints[step] = tensors, meta
-
-
-def run(settings=SETTINGS, step_fn=denoise, model=None, **more):
-    record = Record()
-    result = train(
-        model or tiny(),
-        step_fn,
-        more.pop("load_batch", load),
-        settings,
-        ROWS,
-        on_log=record.log,
-        on_checkpoint=record.checkpoint,
-        **more,
-    )
-    return result, record
+from tests.helpers.small_training import ROWS, SETTINGS, Record, denoise, load, run, tiny
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """A run's denoiser written for others, and read back as the same network."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +16,8 @@ from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages.denoiser import load_denoiser
 from dpt_ray.store.artifact import Store
+from tests.helpers.paths import DIGITS
 
-DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 PUBLISHED = ("diffusion.model.modulation=false",)
 INPUT = (
     torch.linspace(-2, 2, 256).view(4, 1, 8, 8),

@@ -22,8 +22,8 @@ from dpt_ray.data import export as formats
 from dpt_ray.data.shards import encode_png, write_images
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.store.artifact import Store
+from tests.helpers.paths import DIGITS
 
-DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 CLASSES = ["two", "one", "zero"]  # in another order than the sorted one
 PER_CLASS = 5
 PER_SHARD = 4  # so that the second shard reaches three indices too far

@@ -26,8 +26,8 @@ from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages.classifier import save_classifier
 from dpt_ray.store.artifact import Store
+from tests.helpers.paths import DIGITS
 
-DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 CLASSES = ["cat", "dog", "owl"]
 SIZE, DIM, TEMPERATURE = 8, 6, 0.25
 PLACES = {"sweep": "generated/", "retrained": "", "classifier": ""}

@@ -9,17 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import (
-    TINY,
-    TinyRun,
-    command_line,
-    files,
-    kill_group,
-    kill_session,
-    session_pids,
-    shard_files,
-    wait_until,
-)
 from safetensors.numpy import load_file, save_file
 
 from dpt_ray.data.crops import Crop
@@ -27,6 +16,8 @@ from dpt_ray.data.shards import read_images
 from dpt_ray.stages.extract import Output, check_finite
 from dpt_ray.store.checkpoints import checkpoint_names
 from dpt_ray.training.log import read_log
+from tests.helpers.processes import command_line, kill_group, kill_session, session_pids, wait_until
+from tests.helpers.tiny_run import TINY, TinyRun, files, shard_files
 
 pytestmark = pytest.mark.cluster
 

@@ -3,12 +3,12 @@
 import threading
 
 import pytest
-from gated_training import gated_task
 
 from dpt_ray.cluster import session as stage_cluster
 from dpt_ray.cluster import training
 from dpt_ray.config import ConfigError
 from dpt_ray.config.sections import Compute
+from tests.helpers.gated_training import gated_task
 
 
 @pytest.mark.cluster

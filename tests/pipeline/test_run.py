@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from conftest import files, shard_files
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from dpt_ray.data.rows import RealRows
 from dpt_ray.stages.evaluation import METHODS
 from dpt_ray.training.log import read_log
+from tests.helpers.tiny_run import files, shard_files
 
 pytestmark = pytest.mark.cluster
 

@@ -18,8 +18,8 @@ from dpt_ray.engine.node import Task
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages import denoiser as train_diffusion
 from dpt_ray.store.artifact import Artifact, Store
+from tests.helpers.paths import DIGITS
 
-DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 ROWS, CLASSES, DIM = 40, 4, 6
 SMALL = (
     "data.image_size=4",

@@ -7,7 +7,6 @@ import signal
 import numpy as np
 import pytest
 import yaml
-from conftest import DIGITS
 from PIL import Image
 from rich.console import Console
 
@@ -15,6 +14,7 @@ from dpt_ray.commands import study
 from dpt_ray.config import ConfigError
 from dpt_ray.engine.execute import StageError
 from dpt_ray.engine.progress import Display
+from tests.helpers.paths import DIGITS
 
 
 def write(folder, **section):

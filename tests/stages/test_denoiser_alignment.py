@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hand_made import CLASSES, DIM, ROWS, make_latents, same, weights
 from safetensors.torch import load_file
 
 from dpt_ray.data.shards import read_features
@@ -16,6 +15,7 @@ from dpt_ray.stages import denoiser as train_diffusion
 from dpt_ray.stages import report
 from dpt_ray.store.checkpoints import checkpoint_names
 from dpt_ray.training.log import read_log
+from tests.helpers.latents import CLASSES, DIM, ROWS, make_latents, same, weights
 
 ALIGNED = "diffusion.alignment=0.5"
 

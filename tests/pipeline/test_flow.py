@@ -1,7 +1,5 @@
 """Which settings decide which artifacts, and in which order they are made."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +10,8 @@ from dpt_ray.engine.execute import steps
 from dpt_ray.engine.node import Node, topological
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages.sweep import grid
+from tests.helpers.paths import DIGITS
 
-DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 RGB = "data.mode=RGB"  # what published networks take
 
 # What each node is made from (ARCHITECTURE.md, "The flow"), written out by hand.

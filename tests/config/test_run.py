@@ -1,7 +1,5 @@
 """A run's YAML: what is accepted, what it becomes, and how each mistake is told in one line."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -9,9 +7,7 @@ from pydantic import ValidationError
 from dpt_ray.config import Config, ConfigError, load_config, to_yaml
 from dpt_ray.config.study import load_study
 from dpt_ray.config.yaml_file import build, read_yaml
-
-CONFIGS = Path(__file__).parent.parent / "configs"
-DIGITS = CONFIGS / "digits.yaml"
+from tests.helpers.paths import CONFIGS, DIGITS
 
 
 def write(folder, file="run.yaml", /, **changes):

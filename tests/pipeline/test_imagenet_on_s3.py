@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import object_store
 from PIL import Image
 from rich.console import Console
 
@@ -25,10 +24,11 @@ from dpt_ray.engine.progress import Display
 from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.store.artifact import Store
+from tests.helpers.object_store import object_store
+from tests.helpers.paths import GOLDEN
 
 pytestmark = pytest.mark.cluster
 
-DATA = Path(__file__).parents[1] / "data"
 CLASSES = ["n01440764", "n01443537", "n02085620", "n03000684", "n04235860", "n15075141"]
 COLOURS = np.array(
     [(200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40), (200, 40, 200), (30, 30, 30)]
@@ -141,7 +141,7 @@ def bucket_content():
         "imagenet/val-000000.tar": tar_shard(val),
         **{name: "".join(f"{key}.JPEG\n" for key in keys).encode() for name, keys in listed.items()},
         "vit_300ep.pth.tar": msn_checkpoint(),
-        "autoencoder_kl.pth": (DATA / "autoencoder_kl.pth").read_bytes(),
+        "autoencoder_kl.pth": (GOLDEN / "autoencoder_kl.pth").read_bytes(),
     }
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, TinyRun
+
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_run import TinyRun
 
 # The job's python is the one of the tests, whatever the cluster's shell would find.
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -6,7 +6,6 @@ import textwrap
 from collections import namedtuple
 
 import pytest
-from hand_made import make_latents
 from rich.console import Console
 from safetensors import SafetensorError
 
@@ -17,6 +16,7 @@ from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages import denoiser as train_diffusion
 from dpt_ray.store.artifact import Store
+from tests.helpers.latents import make_latents
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import DIGITS
 
 from dpt_ray.config import load_config
 from dpt_ray.data.crops import Crop
@@ -21,6 +20,7 @@ from dpt_ray.stages import inception_statistics as inception
 from dpt_ray.stages import samples as generate
 from dpt_ray.stages.samples import first_images, shard_units
 from dpt_ray.store.artifact import Store
+from tests.helpers.paths import DIGITS
 
 CLASSES, INDICES = 5, 4
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hand_made import make_latents
 
 from dpt_ray.cluster.initial import continue_shorter
 from dpt_ray.store import cache
 from dpt_ray.store.artifact import Artifact, Publication, Store
 from dpt_ray.store.checkpoints import checkpoint_names, load_checkpoint, save_checkpoint
 from dpt_ray.training.log import read_log
+from tests.helpers.latents import make_latents
 
 # A writer that is killed: while safetensors writes, before the tensors are published, before their JSON.
 KILLED = """

@@ -13,13 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import command_line, free_ports, kill_session, ray_start, session_pids
-from gated_training import STEPS, function, gate, gated_task
 from safetensors.torch import load_file
 
 from dpt_ray.cluster import training
 from dpt_ray.store.checkpoints import checkpoint_names
 from dpt_ray.training.log import read_log
+from tests.helpers import gated_training
+from tests.helpers.cluster import free_ports, ray_start
+from tests.helpers.gated_training import STEPS, function, gate, gated_task
+from tests.helpers.processes import command_line, kill_session, session_pids
 
 pytestmark = pytest.mark.cluster
 
@@ -109,9 +111,9 @@ class Training:
 
     def start(self):
         """The same command at any time."""
-        script = Path(__file__).with_name("gated_training.py")
+        script = gated_training.__file__
         self.process = subprocess.Popen(
-            [sys.executable, str(script), str(self.folder), json.dumps(self.compute)],
+            [sys.executable, script, str(self.folder), json.dumps(self.compute)],
             env=os.environ | QUICK | {"RAY_ADDRESS": self.nodes.address},
             stdout=self.log.open("a"),
             stderr=subprocess.STDOUT,

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,13 +7,13 @@ from torchvision.transforms.functional import InterpolationMode
 
 from dpt_ray.data.crops import Crop, crop
 from dpt_ray.data.decode import BadImage
+from tests.helpers.paths import GOLDEN
 
-DATA = Path(__file__).parent.parent / "data"
-GOLDEN = load_file(DATA / "crops.safetensors")
+EXPECTED = load_file(GOLDEN / "crops.safetensors")
 
 
 def golden(kind: str) -> list[str]:
-    return [key for key in GOLDEN if f".{kind}" in key]
+    return [key for key in EXPECTED if f".{kind}" in key]
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -26,17 +24,17 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
 @pytest.mark.parametrize("key", golden("adm"))
 def test_adm_crop_has_the_published_bytes(key: str) -> None:
     name, _, size = key.rpartition(".adm")
-    image = Image.open(DATA / "images" / f"{name}.png")
-    assert np.array_equal(crop(image, Crop("adm", int(size))), GOLDEN[key])
+    image = Image.open(GOLDEN / "images" / f"{name}.png")
+    assert np.array_equal(crop(image, Crop("adm", int(size))), EXPECTED[key])
 
 
 @pytest.mark.parametrize("key", golden("eval224"))
 def test_eval_crop_agrees_with_the_published_transform(key: str) -> None:
-    image = Image.open(DATA / "images" / f"{key.partition('.')[0]}.png")
+    image = Image.open(GOLDEN / "images" / f"{key.partition('.')[0]}.png")
     pixels = crop(image, Crop("eval", 224, resize=256)).transpose(2, 0, 1) / np.float32(255)
     mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
     std = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
-    assert np.abs((pixels - mean) / std - GOLDEN[key]).max() <= 1e-6
+    assert np.abs((pixels - mean) / std - EXPECTED[key]).max() <= 1e-6
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

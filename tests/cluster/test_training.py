@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hand_made import CLASSES, ROWS, make_latents, same, weights
 from safetensors.torch import load_file
 
 from dpt_ray.config import ConfigError
@@ -16,6 +15,7 @@ from dpt_ray.engine.execute import StageError
 from dpt_ray.stages import denoiser as train_diffusion
 from dpt_ray.store import cache
 from dpt_ray.training.log import read_log
+from tests.helpers.latents import CLASSES, ROWS, make_latents, same, weights
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The configurations of the paper's rows: whole without the data or the weights, and what they cost."""
 
 import re
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -11,11 +10,11 @@ from typer.testing import CliRunner
 from dpt_ray.cli import app
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.pipeline.cost import costs
+from tests.helpers.paths import CONFIGS, DIGITS
 
-ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("imagenet256_*.yaml"))
-ROWS = [path for path in CONFIGS if path.stem not in ("imagenet256_base", "imagenet256_uvit_h")]
-BASE = ROOT / "configs" / "imagenet256_base.yaml"
+ALL = sorted(CONFIGS.glob("imagenet256_*.yaml"))
+ROWS = [path for path in ALL if path.stem not in ("imagenet256_base", "imagenet256_uvit_h")]
+BASE = CONFIGS / "imagenet256_base.yaml"
 IMAGENET = {"train": 1_281_167, "test": 50_000}
 
 
@@ -29,7 +28,7 @@ def test_every_row_of_the_paper_has_a_configuration():
     assert names == large | huge | {"all_labels", "unconditional", "published_uvit_h"}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_a_configuration_is_valid_where_neither_images_nor_weights_are(path):
     config = load_config(path)
     assert config.name == (path.stem if path != BASE else "imagenet256")
@@ -71,7 +70,7 @@ def test_the_names_say_what_the_rows_are():
 def test_the_recipe_is_the_published_one():
     """RECIPES: the table of stage 2 and what both columns share."""
     large = load_config(BASE).diffusion
-    huge = load_config(ROOT / "configs" / "imagenet256_uvit_h.yaml").diffusion
+    huge = load_config(CONFIGS / "imagenet256_uvit_h.yaml").diffusion
     for recipe in (large, huge):
         assert (recipe.batch_size, recipe.learning_rate, recipe.weight_decay) == (1024, 2e-4, 0.03)
         assert (recipe.betas, recipe.warmup_steps, recipe.lr_schedule) == ((0.99, 0.99), 5000, "constant")
@@ -92,7 +91,7 @@ def test_costs_are_those_computed_by_hand():
     assert large["moments"].gpu_hours == pytest.approx(0.6, rel=0.05)
     assert large["denoiser"].gpu_hours == pytest.approx(124, rel=0.01)
     assert large["samples"].gpu_hours == pytest.approx(1.8, rel=0.02)
-    huge = costs(load_config(ROOT / "configs" / "imagenet256_uvit_h.yaml"), IMAGENET, 1000)
+    huge = costs(load_config(CONFIGS / "imagenet256_uvit_h.yaml"), IMAGENET, 1000)
     assert huge["denoiser"].gpu_hours == pytest.approx(360, rel=0.01)
 
 
@@ -119,7 +118,7 @@ def test_what_depends_on_unknown_counts_is_left_open():
     unknown = costs(load_config(BASE), None, None)
     assert unknown["features"].rows is unknown["samples"].flops is unknown["moments"].bytes is None
     assert unknown["denoiser"].gpu_hours == pytest.approx(124, rel=0.01)  # steps, not images
-    digits = costs(load_config(ROOT / "configs" / "digits.yaml"), {"train": 997}, 10)
+    digits = costs(load_config(DIGITS), {"train": 997}, 10)
     assert digits["features"].flops is None  # no formula for the small encoder
     assert digits["moments"].bytes == 997 * 2 * 2 * 64  # mean and logvar of 8 x 8 pixels, float16
 
@@ -135,4 +134,4 @@ def test_a_plan_for_a_number_of_images_needs_no_files():
 
 def test_the_data_that_digits_has_already_cannot_be_set():
     with pytest.raises(ConfigError, match="leave out splits"):
-        load_config(ROOT / "configs" / "digits.yaml", ["data.splits={val: test}"])
+        load_config(DIGITS, ["data.splits={val: test}"])

@@ -1,0 +1,8 @@
+"""Where things lie in the repository."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+DIGITS = CONFIGS / "digits.yaml"
+GOLDEN = ROOT / "tests" / "golden"
