@@ -7,9 +7,7 @@ from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 
-# Left out on purpose: EPS starts Ghostscript on the bytes it is given, and vector formats have no
-# pixels of their own.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+from dpt_ray.data.listing import FORMATS
 
 
 class BadImage(ValueError):  # noqa: N818 - a finding about one image, not a fault of the program
@@ -32,7 +30,7 @@ def decode(data: bytes, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
     if not data:
         raise BadImage("empty: zero bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
             check_pixels(*image.size)  # from the header, before any pixel is decoded
             image.load()
             return image if image.mode == mode else image.convert(mode)  # convert would copy it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from fsspec.core import url_to_fs
 
 from dpt_ray.data.index import class_id, encode_labels
-from dpt_ray.data.listing import file_stem
+from dpt_ray.data.listing import SHARD_SUFFIXES, file_stem
+from dpt_ray.data.lookup import find_images, nearest_id
 from dpt_ray.data.splits import draw_key
 
 SCHEMA = pa.schema([("id", pa.string()), ("label", pa.int32())])
@@ -57,7 +58,7 @@ def _table(labels: Sequence[tuple[str, int]]) -> pa.Table:
 
 
 class Entry(NamedTuple):
-    """One line of a label list: `key` is an id (csv) or a file name's stem (published)."""
+    """One line of a label list: `key` names the image (csv) or is a file name's stem (published)."""
 
     line: int
     key: str
@@ -69,10 +70,11 @@ def read_label_list(
 ) -> pa.Table:
     """Return (id, label) of a label list, in its order.
 
-    csv: columns `id,label`, the label a class name or a class id.  published: one file name such as
-    n04235860_14959.JPEG per line, its class the text before the first "_", joined to the images by
-    file name without suffix. Where the images' classes go by other names (Hugging Face's ImageNet says
-    "tench, Tinca tinca"), a list of as many classes tells them by rank, as the published class ids do.
+    csv: columns `id,label`, the id as `find_images` takes it, the label a class name or a class id.
+    published: one file name such as n04235860_14959.JPEG per line, its class the text before the first
+    "_", joined to the images by file name without suffix. Where the images' classes go by other names
+    (Hugging Face's ImageNet says "tench, Tinca tinca"), a list of as many classes tells them by rank, as
+    the published class ids do.
     Windows line ends and blank lines are accepted.
 
     Raises ValueError naming the line: an image or class that does not exist, an image listed twice
@@ -84,19 +86,21 @@ def read_label_list(
     listed = sorted({entry.label for entry in entries})
     ranked = format == "published" and len(listed) == len(classes) and set(listed).isdisjoint(classes)
     by_name = {name: i for i, name in enumerate(listed if ranked else classes)}
-    images = _find_images(index, {entry.key for entry in entries}, format)
+    find = _find_published if format == "published" else find_images
+    images = find(index, {entry.key for entry in entries})
     labels: list[tuple[str, int]] = []
     seen: dict[str, tuple[int, int]] = {}
     for entry in entries:
         where = f"label list {uri} line {entry.line}"
         label = _label(entry, by_name, format, where)
-        line, first = seen.setdefault(entry.key, (entry.line, label))
+        image = _image(entry, images, index, where)
+        line, first = seen.setdefault(image, (entry.line, label))
         if line != entry.line:
             problem = "repeats" if first == label else f"(class {classes[label]}) contradicts"
             raise ValueError(
                 f"{where} {problem} line {line} (class {classes[first]}) for {entry.key}; remove one"
             )
-        labels.append((_image(entry, images, where), label))
+        labels.append((image, label))
     return _table(labels)
 
 
@@ -138,10 +142,12 @@ def _label(entry: Entry, by_name: Mapping[str, int], format: str, where: str) ->
     return label
 
 
-def _image(entry: Entry, images: Mapping[str, list[tuple[str, str]]], where: str) -> str:
+def _image(entry: Entry, images: Mapping[str, list[tuple[str, str]]], index: pa.Table, where: str) -> str:
     found = images.get(entry.key, [])
     if not found:
-        raise ValueError(f"{where}: no image {entry.key!r} in the index; correct or remove the line")
+        nearest = nearest_id(entry.key, index["id"])
+        hint = f" (did you mean {nearest!r}?)" if nearest else ""
+        raise ValueError(f"{where}: no image {entry.key!r} in the index{hint}; correct or remove the line")
     if len(found) > 1:
         ids = ", ".join(identifier for identifier, _ in found[:5])
         raise ValueError(f"{where}: {entry.key!r} could be any of {ids}; use a csv list with ids")
@@ -151,21 +157,16 @@ def _image(entry: Entry, images: Mapping[str, list[tuple[str, str]]], where: str
     return identifier
 
 
-def _find_images(index: pa.Table, keys: set[str], format: str) -> dict[str, list[tuple[str, str]]]:
-    """Return the (id, split) of the images that each key names."""
+def _find_published(index: pa.Table, keys: Collection[str]) -> dict[str, list[tuple[str, str]]]:
+    """Return the (id, split) of the images that each published name means."""
     found: dict[str, list[tuple[str, str]]] = {}
-    for key, identifier, split in _image_keys(index, format):
-        if key in keys:
-            found.setdefault(key, []).append((identifier, split))
-    return found
-
-
-def _image_keys(index: pa.Table, format: str) -> Iterator[tuple[str, str, str]]:
     for batch in index.select(["id", "uri", "split"]).to_batches(max_chunksize=65_536):
         for identifier, uri, split in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-            in_shard = uri.endswith((".tar", ".parquet"))  # then the id has the file's name
-            name = identifier if in_shard else uri
-            yield (identifier if format == "csv" else _published_name(name)), identifier, split
+            # In a shard the id has the file's name.
+            key = _published_name(identifier if uri.endswith(SHARD_SUFFIXES) else uri)
+            if key in keys:
+                found.setdefault(key, []).append((identifier, split))
+    return found
 
 
 def _published_name(path: str) -> str:

@@ -14,7 +14,20 @@ from fsspec.implementations.local import LocalFileSystem
 # What file systems call the mark of a file's content: S3; Google's and Azure's; the Hugging Face hub.
 VERSION_KEYS = ("ETag", "etag", "blob_id")
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# What is an image: the suffixes of files, by the format that Pillow reads them as. Left out on purpose:
+# EPS starts Ghostscript on the bytes it is given, and vector formats have no pixels of their own.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k"),
+}
+IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+SHARD_SUFFIXES = (".tar", ".parquet")  # files that hold many images
 
 # How sources name the splits. ImageNet's "val" is this project's test set: pass {"val": "test"}.
 SPLIT_NAMES = {

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from dpt_ray.data.decode import BadImage, decode
+from dpt_ray.data.listing import FORMATS, IMAGE_SUFFIXES
 
 RANDOM = np.random.default_rng(1)
 RGB = RANDOM.integers(0, 256, (24, 16, 3), np.uint8)
@@ -73,6 +74,14 @@ def test_exif_rotation_is_not_applied() -> None:
 def test_the_bytes_decide_the_format_and_lossless_ones_keep_every_pixel(format) -> None:
     options = {"lossless": True} if format == "WEBP" else {}
     assert np.array_equal(pixels(encoded(Image.fromarray(RGB), format, **options)), RGB)
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_what_is_an_image_by_its_suffix_is_of_a_format_that_is_decoded(suffix) -> None:
+    Image.init()  # Pillow's own table of suffixes
+    assert Image.EXTENSION[suffix] in FORMATS
+    Image.fromarray(GREY).save(buffer := io.BytesIO(), Image.EXTENSION[suffix])
+    assert decode(buffer.getvalue()).size == (16, 24)
 
 
 def test_the_first_frame_of_an_animation_is_taken() -> None:

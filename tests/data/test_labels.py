@@ -91,6 +91,79 @@ def test_a_label_list_is_joined_by_name(tmp_path, format, text) -> None:
     assert read(tmp_path, text, format) == EXPECTED
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "train/n02/n02_4",
+        "train/n02/n02_4.JPEG",
+        "./train/n02/n02_4.jpg",
+        "/data/photos/train/n02/n02_4.JPEG",
+        "/data/photos//train/n02/n02_4",
+        "file:///data/photos/train/n02/n02_4.JPEG",
+        "n02_4.JPEG",
+        "n02_4",
+    ],
+)
+def test_an_image_is_named_by_its_id_path_uri_or_file_name(tmp_path, key) -> None:
+    index = in_folder(imagenet(), "file:///data/photos")
+    assert read(tmp_path, f"id,label\n{key},n02\n", "csv", index) == {("train/n02/n02_4", 1)}
+
+
+def in_folder(index: pa.Table, folder: str) -> pa.Table:
+    uris = pa.array([f"{folder}/{identifier}.JPEG" for identifier in index["id"].to_pylist()])
+    return index.set_column(1, SCHEMA.field(1), uris)
+
+
+def test_an_image_in_a_bucket_is_named_by_its_uri(tmp_path) -> None:
+    key = "s3://bucket/train/n02/n02_4.JPEG"
+    assert read(tmp_path, f"id,label\n{key},n02\n", "csv") == {("train/n02/n02_4", 1)}
+
+
+def test_an_image_in_a_shard_is_named_by_its_file(tmp_path) -> None:
+    uris = pa.array(["s3://bucket/shard-0.tar"] * imagenet().num_rows)
+    index = imagenet().set_column(1, SCHEMA.field(1), uris)
+    assert read(tmp_path, "id,label\nn02_4.JPEG,n02\n", "csv", index) == {("train/n02/n02_4", 1)}
+
+
+def test_an_id_wins_over_a_path_and_a_path_over_a_file_name(tmp_path) -> None:
+    ids = ["1.jpg", "1", "a/1", "b/2.png", "b/2"]
+    uris = ["s3://b/u.jpg", "s3://b/1.jpg", "s3://b/a/1.jpg", "s3://b/b/2.png.png", "s3://b/b/2.png"]
+    columns = [ids, uris, [0] * 5, [9] * 5, ["train"] * 5, [None] * 5]
+    index = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA)
+    text = "id,label\n1.jpg,n01\n1,n02\nb/2.png,n03\n2,n01\n"
+    expected = {("1.jpg", 0), ("1", 1), ("b/2.png", 2), ("b/2", 0)}
+    assert read(tmp_path, text, "csv", index) == expected
+
+
+def test_two_names_of_one_image_are_a_repetition(tmp_path) -> None:
+    text = f"id,label\n{ID},n01\n{ID}.JPEG,n02\n"
+    with pytest.raises(ValueError, match=r"line 3 .class n02. contradicts line 2"):
+        read(tmp_path, text, "csv")
+
+
+def test_a_bare_name_of_several_images_is_refused(tmp_path) -> None:
+    other = imagenet().slice(0, 1).set_column(0, SCHEMA.field(0), [pa.array(["copy/n01_0"])])
+    other = other.set_column(1, SCHEMA.field(1), [pa.array(["s3://bucket/copy/n01_0.JPEG"])])
+    with pytest.raises(ValueError, match=r"'n01_0\.JPEG' could be any of train/n01/n01_0, copy/n01_0"):
+        read(tmp_path, "id,label\nn01_0.JPEG,n01\n", "csv", pa.concat_tables([imagenet(), other]))
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("tarin/n02/n02_4.JPEG", "train/n02/n02_4"),  # another folder
+        ("train/n02/n02_99.JPEG", "train/n02/n02_"),  # another file
+        ("n02_4x", "train/n02/n02_4"),
+        ("holiday", None),
+    ],
+)
+def test_an_unknown_image_is_answered_with_the_nearest_id(tmp_path, key, nearest) -> None:
+    with pytest.raises(ValueError, match=f"line 2: no image '{key}' in the index") as caught:
+        read(tmp_path, f"id,label\n{key},n01\n", "csv")
+    assert ("did you mean" in str(caught.value)) == (nearest is not None)
+    assert (nearest or "") in str(caught.value)
+
+
 def test_a_published_list_finds_images_inside_tar_shards_by_their_key(tmp_path) -> None:
     index = imagenet()
     uris = pa.array(["s3://bucket/shard-0.tar"] * index.num_rows)

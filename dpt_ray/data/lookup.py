@@ -1,0 +1,102 @@
+"""Find the images that a person's list names: by id, by path, by file name."""
+
+from __future__ import annotations
+
+import difflib
+import posixpath
+import re
+from bisect import bisect
+from collections.abc import Callable, Collection
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dpt_ray.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES
+
+COMPARED = 4000  # ids that a misspelt one is compared with; a million would take minutes
+_SUFFIX = rf"(?i)({'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
+
+
+def find_images(index: pa.Table, keys: Collection[str]) -> dict[str, list[tuple[str, str]]]:
+    """Return the (id, split) of the images that each key names, by the strictest reading that fits any.
+
+    A key is an id, which is the path below the source's folder without the image's suffix; that path with
+    a suffix; an absolute path or URI; or a file name alone, with or without a suffix. Several images of
+    one key share a file name. Keys that name none are left out.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    for read_key, read_column in _READINGS:
+        wanted: dict[str, list[str]] = {}
+        for key in keys:
+            if key not in found and (form := read_key(key)):
+                wanted.setdefault(form, []).append(key)
+        if not wanted:
+            continue
+        column = read_column(index)
+        is_wanted = pc.is_in(column, value_set=pa.array(wanted, pa.string()))
+        rows = index.select(["id", "split"]).append_column("form", column).filter(is_wanted)
+        for identifier, split, form in zip(*(values.to_pylist() for values in rows.columns), strict=True):
+            for key in wanted[form]:
+                found.setdefault(key, []).append((identifier, split))
+    return found
+
+
+def nearest_id(key: str, ids: pa.ChunkedArray) -> str | None:
+    """Return the id that is most like `key`, or None where none is like it.
+
+    Compared are images of the same file name, and those beside it in sorted order: the start of the path
+    is theirs too.
+    """
+    wanted = _without_suffix(key)
+    name = f"/{wanted.rpartition('/')[2]}"
+    same = ids.filter(pc.ends_with(pc.binary_join_element_wise("", ids, "/"), name))
+    ordered = sorted(ids.to_pylist())
+    place = bisect(ordered, wanted)
+    beside = ordered[max(0, place - COMPARED // 2) : place + COMPARED // 2]
+    likely = [*same.slice(0, COMPARED).to_pylist(), *beside]
+    forms = {identifier.rpartition("/")[2]: identifier for identifier in likely}
+    forms |= {identifier: identifier for identifier in likely}
+    return next((forms[form] for form in difflib.get_close_matches(wanted, forms, n=1)), None)
+
+
+def _without_suffix(path: str) -> str:
+    return re.sub(_SUFFIX, "", path)
+
+
+def _relative_path(key: str) -> str | None:
+    return None if key.startswith("/") else _without_suffix(posixpath.normpath(key))
+
+
+def _absolute_path(key: str) -> str | None:
+    if key.startswith("/"):
+        return f"file://{_without_suffix(posixpath.normpath(key))}"
+    return _without_suffix(key) if "://" in key else None
+
+
+def _file_name(key: str) -> str | None:
+    return None if "/" in key else key
+
+
+def _file_stem(key: str) -> str | None:
+    return None if "/" in key else _without_suffix(key)
+
+
+def _names(index: pa.Table) -> pa.ChunkedArray:
+    """The images' file names; in a shard the name is in the id."""
+    shard = f"({'|'.join(map(re.escape, SHARD_SUFFIXES))})$"
+    path = pc.if_else(pc.match_substring_regex(index["uri"], shard), index["id"], index["uri"])
+    return pc.replace_substring_regex(path, "^.*/", "")
+
+
+def _cut(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.replace_substring_regex(column, _SUFFIX, "")
+
+
+# (how a key is read, what of the index it is compared with), the strictest first.
+_READINGS: tuple[tuple[Callable[[str], str | None], Callable[[pa.Table], pa.ChunkedArray]], ...] = (
+    (lambda key: key, lambda index: index["id"]),
+    (_relative_path, lambda index: index["id"]),
+    (_absolute_path, lambda index: _cut(index["uri"])),
+    (_file_name, _names),
+    (_file_stem, lambda index: _cut(_names(index))),
+)
