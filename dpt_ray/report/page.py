@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from dpt_ray.evaluation.metric import Metric
 from dpt_ray.report.pictures import GridRow, grid_png, scale_to
@@ -131,18 +130,16 @@ def render_report(data: ReportData) -> str:
         with_top5=any(row.test_top5 is not None for row in data.accuracies),
         difference=difference,
         difference_kind=difference_kind,
-        accuracy_plot=Markup(
-            accuracy_bars(data.accuracies, compared[1].name if compared else "") if tested else ""
-        ),
+        accuracy_plot=accuracy_bars(data.accuracies, compared[1].name if compared else "") if tested else "",
         pictures=[_picture_row(row) for row in data.grid if len(row.real) + len(row.generated)],
         pixelated=_pixelated(data.grid),
-        sweep_plot=Markup(sweep_lines(data.sweep) if data.sweep else ""),
+        sweep_plot=sweep_lines(data.sweep) if data.sweep else "",
         sweep_best=sorted(data.sweep, key=lambda row: -row.validation_top1),
-        class_plot=Markup(class_bars(data.pseudo_label_classes)),
+        class_plot=class_bars(data.pseudo_label_classes),
         most_bars=MOST_BARS,
-        calibration_plot=Markup(reliability(data.calibration) if data.calibration else ""),
+        calibration_plot=reliability(data.calibration) if data.calibration else "",
         curve_plots=[
-            Markup(training_curve(name, points, number))
+            training_curve(name, points, number)
             for number, (name, points) in enumerate(data.curves.items())
             if points
         ],

@@ -6,18 +6,17 @@ serves light and dark mode; text stays text, and ids are prefixed, since all plo
 
 from __future__ import annotations
 
-import html
 import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
 INK, FAINT, PAPER = "#1b1f24", "#d5d9de", "#fdfdfc"
@@ -33,6 +32,7 @@ DASHES = ("-", "--", ":", "-.")
 
 STYLE = {
     "font.size": 9.5,
+    "font.sans-serif": ["DejaVu Sans"],  # the layout is measured in it; browsers without it take theirs
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -52,12 +52,15 @@ STYLE = {
     "axes.axisbelow": True,
     "axes.prop_cycle": cycler(color=SERIES),
     "svg.fonttype": "none",
-    "svg.hashsalt": "dpt_ray",
     "text.parse_math": False,  # a class name may hold a dollar sign
 }
 WIDTH = 4.7  # inches; the viewBox is 338 units wide, so 9.5 pt stays readable on a phone
 MOST_BARS = 30
 MOST_POINTS = 400
+
+SVG = "http://www.w3.org/2000/svg"
+ElementTree.register_namespace("", SVG)
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 
 @dataclass(frozen=True)
@@ -324,20 +327,23 @@ def _short(text: str, most: int) -> str:
 
 
 def _inline_svg(figure: Figure, name: str, alt: str) -> str:
-    """Return the figure as an `<svg>` element: ids prefixed by name, colours as CSS variables."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=nothing)
-    svg = buffer.getvalue()
-    opening, body = re.search(r"<svg ([^>]*)>(.*)", svg, re.DOTALL).groups()  # type: ignore[union-attr]
-    view_box = re.search(r'viewBox="[^"]*"', opening).group()  # type: ignore[union-attr]
-    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'xlink:href="#', f'href="#{name}-', body)
-    body = re.sub(r"url\(#", f"url(#{name}-", body)
-    body = re.sub(r"'DejaVu Sans'[^;\"]*", "sans-serif", body)
-    for colour, variable in CSS_VARIABLES.items():
-        body = body.replace(f": {colour}", f": var({variable})")
-    # 7 rem an inch: on a wide page text has the same size in every plot.
-    style = f"max-width: {7 * figure.get_figwidth():.1f}rem"
-    return f'<svg role="img" aria-label="{html.escape(alt)}" {view_box} style="{style}">{body}'
+    """Return the figure as an `<svg>` element whose ids no figure of another `name` has."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # the salt of the ids that are referred to
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = ElementTree.fromstring(buffer.getvalue())
+    for element in svg.iter():
+        if element.tag == f"{{{SVG}}}g":
+            element.attrib.pop("id", None)  # "axes_1" and so on, the same in every figure
+        if style := element.get("style"):
+            for colour, variable in CSS_VARIABLES.items():
+                style = style.replace(f": {colour}", f": var({variable})")
+            element.set("style", style)
+    svg.attrib = {
+        "role": "img",
+        "aria-label": alt,
+        "viewBox": svg.attrib["viewBox"],
+        # 7 rem an inch: on a wide page text has the same size in every plot.
+        "style": f"max-width: {7 * figure.get_figwidth():.1f}rem",
+    }
+    return ElementTree.tostring(svg, "unicode")

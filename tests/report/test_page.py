@@ -202,7 +202,7 @@ def test_every_reference_inside_the_page_meets_exactly_one_id(source: str, page:
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
     used = re.findall(r"url\(#([^)]*)\)", source)
-    used += [a["href"][1:] for t, a in page.elements if t == "use"]
+    used += [a["xlink:href"][1:] for t, a in page.elements if t == "use"]
     used += [a["aria-labelledby"] for _, a in page.elements if "aria-labelledby" in a]
     assert used
     assert set(used) <= set(ids)
