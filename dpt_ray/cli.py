@@ -206,14 +206,20 @@ def status(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def study(config: ConfigPath, overrides: Overrides = None) -> None:
+def study(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Show a finished study's study.json instead of making its runs.")
+    ] = None,
+) -> None:
     """Run a list of runs over label draws, labels per class and encoder seeds, and print one table."""
-    from dpt_ray.commands.study import run_study
+    from dpt_ray.commands.study import run_study, show_study
     from dpt_ray.engine.progress import Display
 
-    Console().print(
-        run_study(config, overrides or [], Display()), markup=False, highlight=False, soft_wrap=True
-    )
+    changes, display = overrides or [], Display()
+    text = show_study(config, changes, results, display) if results else run_study(config, changes, display)
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

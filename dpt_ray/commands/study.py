@@ -6,30 +6,31 @@ of an artifact decides who makes what several of them need.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from dpt_ray.commands.study_table import SHORT, figure, table
+from dpt_ray.commands.study_table import figure, table
 from dpt_ray.config import Config, ConfigError
-from dpt_ray.config.study import load_study
+from dpt_ray.config.study import Study, load_study
 from dpt_ray.engine.execute import StageError, code_version
 from dpt_ray.engine.progress import Display
+from dpt_ray.evaluation.methods import METHODS, method_key
 from dpt_ray.pipeline import run as runs
 
 
 def run_study(path: Path, overrides: Sequence[str], display: Display) -> str:
-    """Makes what is missing of all runs; returns the table and where it was written."""
+    """Make what is missing of all runs; return the page and where it was written."""
     study, configs = load_study(path, overrides)
     first = next(iter(configs.values()))
-    store = runs.open_store(first)
+    runs.open_store(first)
     started = time.monotonic()
     results = _run_all(configs, study.concurrent_runs, display)
-    name = next(iter(configs)).rsplit("-n", 1)[0]  # the base's runs come first
     summary = {
         "command": " ".join(["dpt study", str(path), *overrides]),
         "study": study.model_dump(mode="json"),
@@ -37,11 +38,47 @@ def run_study(path: Path, overrides: Sequence[str], display: Display) -> str:
         "code": code_version(),
         "runs": results,
     }
-    folder = store.run_folder(name)
+    return _publish(study, configs, summary)
+
+
+def show_study(path: Path, overrides: Sequence[str], results: Path, display: Display) -> str:
+    """Write the page and the figure of a finished study from its `study.json`, without its runs.
+
+    Only the images of its first run are made, where they are missing, for the figure's pictures. Raises
+    ConfigError where `results` cannot be read or is of another study.
+    """
+    study, configs = load_study(path, overrides)
+    summary = _read_results(results)
+    if lacking := [name for name in configs if name not in summary["runs"]]:
+        raise ConfigError(
+            f"--results: {str(results)!r} lacks run {lacking[0]} ({len(lacking)} of {len(configs)} runs of "
+            f"{path}); give the study.json of this study"
+        )
+    runs.run(next(iter(configs.values())), display, ["samples"])
+    return _publish(study, configs, summary)
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    try:
+        summary = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--results: {str(path)!r} cannot be read: {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(summary, dict) or not {"command", "seconds", "code", "runs"} <= summary.keys():
+        raise ConfigError(f"--results: {str(path)!r} is no study.json; give the one that `dpt study` wrote")
+    return summary
+
+
+def _publish(study: Study, configs: Mapping[str, Config], summary: Mapping[str, Any]) -> str:
+    first_name, first = next(iter(configs.items()))
+    name = first_name.rsplit("-n", 1)[0]  # the base's runs come first
+    folder = runs.open_store(first).run_folder(name)
+    text = table(study, summary, name, first.sweep)
+    picture = figure(study, summary["runs"], first, name)
     folder.write_json("study.json", summary)
-    text = table(study, summary, name)
     folder.write_bytes("study.md", text.encode())
-    folder.write_bytes("study.png", figure(study, results, first, name))
+    folder.write_bytes("study.png", picture)
     return f"{text}\nwritten: {folder.uri}"
 
 
@@ -79,7 +116,7 @@ def _result(name: str, future: Future[dict[str, Any]], workers: int) -> dict[str
 
 
 def _show(name: str, result: dict[str, Any], count: str, display: Display) -> None:
-    accuracy = {SHORT[row["name"]]: row["test"] for row in result["accuracy"]}
+    accuracy = {METHODS[method_key(row)].short: row["test"] for row in result["accuracy"]}
     shown = ", ".join(f"{key} {value:.3f}" for key, value in accuracy.items())
     display.console.print(f"{count} {name}: {shown}", markup=False, highlight=False)
 

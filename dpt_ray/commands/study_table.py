@@ -1,51 +1,118 @@
-"""The tables and the figure of a study: means and standard errors, draws nested in encoder seeds."""
+"""A study's page and figure, from the results of its runs; draws are nested in encoder seeds."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
 from dpt_ray.config import Config
+from dpt_ray.config.sections import Sweep
 from dpt_ray.config.study import Study, reference_name, run_name
-from dpt_ray.evaluation.paired import PairedGain, half_interval, paired_gain
+from dpt_ray.evaluation.methods import METHODS, key_of, method_key
+from dpt_ray.evaluation.paired import PairedGain, paired_gain
 from dpt_ray.pipeline import run as runs
-from dpt_ray.stages.evaluation import METHODS, PAPER
-from dpt_ray.stages.probe import PROBE
+from dpt_ray.report.study_page import (
+    Choice,
+    Comparison,
+    Distances,
+    Row,
+    StudyPage,
+    Table,
+    TestError,
+    VariantRow,
+    render_study,
+)
 
-DPT = METHODS["generated"]
-SHORT = {
-    PROBE: "probe",
-    METHODS["probe"]: "tuned probe",
-    METHODS["self_training"]: "self-training",
-    METHODS["augmented"]: "augmentation",
-    DPT: "DPT",
-    PAPER: "DPT, paper's setting",
-}
-PROBES = (PROBE, METHODS["probe"])
-FRECHET = "frechet"
+# The two forms of DPT; what is chosen on validation comes first where there is any.
+DPT = ("dpt", "dpt_paper")
+OTHERS = tuple(method for method in METHODS if method not in DPT)
+TITLES = {"dpt": "DPT, chosen on validation", "dpt_paper": "DPT, the paper's setting"}
+PER_CLASS = "labels per class"
 
 # Of one method or distance, by (encoder seed, draw).
 Values = dict[tuple[int, int], float]
 
 
-def table(study: Study, summary: dict[str, Any], name: str) -> str:
-    """The study as Markdown."""
-    results = summary["runs"]
-    lines = [
-        f"# {name}",
-        "",
-        f"`{summary['command']}`; {summary['seconds']} s; code {summary['code']}.",
-        "",
-        _what_the_numbers_are(study, results),
-        "",
-        *_accuracies(study, results, name),
-        *_gains(study, results, name),
-        *_distances(study, results, name),
-        *_variants(study, results, name),
-    ]
-    return "\n".join(lines) + "\n"
+@dataclass(frozen=True)
+class RunResult:
+    """What a study reads of a run: the test accuracy by method, Frechet distances, what made them.
+
+    `gain` is (improved, baseline, standard error over test images) of DPT's gain in this run.
+    """
+
+    test: dict[str, float]
+    n_test: int
+    n_validation: int
+    gain: tuple[str, str, float] | None
+    frechet: list[dict[str, Any]]
+    extractor: str
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> RunResult:
+        """The record of one of the runs in `study.json`."""
+        rows, artifacts = stored["accuracy"], stored["artifacts"]
+        gain = stored.get("gain")
+        return cls(
+            test={method_key(row): row["test"] for row in rows},
+            n_test=rows[0]["n_test"],
+            n_validation=rows[0]["n_validation"],
+            gain=gain and (key_of(gain["improved"]), key_of(gain["baseline"]), gain["stderr"]),
+            frechet=stored["frechet"],
+            extractor=artifacts.get("referee", artifacts["encoder"]),
+        )
+
+
+@dataclass(frozen=True)
+class Results:
+    """The runs of a study by what was varied."""
+
+    study: Study
+    name: str
+    by_name: dict[str, RunResult]
+
+    @classmethod
+    def read(cls, study: Study, name: str, stored: Mapping[str, Any]) -> Results:
+        """The runs in `study.json` (its "runs"), by their names."""
+        return cls(study, name, {run: RunResult.read(result) for run, result in stored.items()})
+
+    @cached_property
+    def some(self) -> RunResult:
+        """The base's first run, whose methods all runs of the base have."""
+        return next(iter(self.by_name.values()))
+
+    @cached_property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that the base's runs have, in the order of the columns."""
+        return tuple(method for method in METHODS if method in self.some.test)
+
+    @cached_property
+    def one_extractor(self) -> bool:
+        """Whether all runs measure distances with the same weights, without which they do not compare."""
+        return len({result.extractor for result in self.by_name.values()}) == 1
+
+    def of(self, per_class: int, variant: str = "") -> dict[tuple[int, int], RunResult]:
+        """The runs of one number of labels by (encoder seed, draw)."""
+        return {
+            (seed, draw): self.by_name[run_name(self.name, per_class, seed, draw, variant)]
+            for seed in self.study.encoder_seeds
+            for draw in range(self.study.draws)
+        }
+
+    def accuracies(self, per_class: int, variant: str = "") -> dict[str, Values]:
+        """Test accuracy by method."""
+        found = self.of(per_class, variant)
+        return {method: {at: run.test[method] for at, run in found.items()} for method in self.methods}
+
+    def distances(self, per_class: int, variant: str = "") -> Values:
+        """Frechet distances, where there are any and they compare."""
+        found = self.of(per_class, variant)
+        return {
+            at: run.frechet[0]["value"] for at, run in found.items() if run.frechet and self.one_extractor
+        }
 
 
 def spread(values: Values, less: Values | None = None) -> PairedGain:
@@ -55,133 +122,108 @@ def spread(values: Values, less: Values | None = None) -> PairedGain:
     )
 
 
-def _values(
-    study: Study, results: dict[str, Any], name: str, per_class: int, variant: str = ""
-) -> dict[str, Values]:
-    """Test accuracy by method and (encoder seed, draw); Frechet distances, if comparable, under FRECHET."""
-    found: dict[str, Values] = {}
-    comparable = _one_extractor(results)
-    for seed in study.encoder_seeds:
-        for draw in range(study.draws):
-            result = results[run_name(name, per_class, seed, draw, variant)]
-            for row in result["accuracy"]:
-                found.setdefault(row["name"], {})[seed, draw] = row["test"]
-            if comparable and result["frechet"]:
-                found.setdefault(FRECHET, {})[seed, draw] = result["frechet"][0]["value"]
-    return found
-
-
-def _one_extractor(results: dict[str, Any]) -> bool:
-    """Whether all runs measure with the same weights: the referee's where there is one, or the encoder's."""
-    used = [result["artifacts"] for result in results.values()]
-    return len({artifacts.get("referee", artifacts["encoder"]) for artifacts in used}) == 1
-
-
-def _methods(results: dict[str, Any]) -> list[str]:
-    """The methods that the base's runs have, in the order of the columns."""
-    there = {row["name"] for row in next(iter(results.values()))["accuracy"]}
-    return [method for method in SHORT if method in there]
-
-
-def _dpt(values: dict[str, Values]) -> str | None:
-    """DPT as chosen on validation, or as configured where nothing was chosen, or not at all."""
-    return next((method for method in (DPT, PAPER) if method in values), None)
-
-
-def _what_the_numbers_are(study: Study, results: dict[str, Any]) -> str:
-    seeds, draws = len(study.encoder_seeds), study.draws
-    some = next(iter(results.values()))["accuracy"][0]
-    text = f"Top-1 on {some['n_test']} test images, "
-    if seeds * draws == 1:
-        text += "one run each, without a standard error. "
-    else:
-        over = f"{seeds} encoder seeds" if seeds > 1 else f"{draws} label draws of one encoder"
-        free = (seeds if seeds > 1 else draws) - 1
-        text += (
-            f"mean over {seeds * draws} runs ({seeds} encoder seed{'s' * (seeds > 1)} x {draws} label "
-            f"draw{'s' * (draws > 1)}, nested) ± standard error over {over}, {free} "
-            f"degree{'s' * (free > 1)} of freedom; a 95 % interval is ± {half_interval(free):.1f} of them. "
+def table(study: Study, summary: Mapping[str, Any], name: str, sweep: Sweep | None) -> str:
+    """Return the study as Markdown. `summary` is what `study.json` holds, `sweep` the runs' grid."""
+    results = Results.read(study, name, summary["runs"])
+    tested = results.some.gain
+    return render_study(
+        StudyPage(
+            name=name,
+            command=summary["command"],
+            seconds=summary["seconds"],
+            code=summary["code"],
+            n_test=results.some.n_test,
+            seeds=len(study.encoder_seeds),
+            draws=study.draws,
+            choice=_choice(results, sweep),
+            accuracies=_accuracies(results),
+            test_errors=tuple(_test_error(results, per_class) for per_class in study.labels_per_class),
+            tested_gain=tested and (METHODS[tested[0]].short, METHODS[tested[1]].short),
+            gains=tuple(_comparison(results, method) for method in DPT if method in results.methods),
+            distances=_distances(results) if results.one_extractor else None,
+            several_extractors=bool(results.some.frechet) and not results.one_extractor,
+            variants=tuple(_variants(results)),
+            changes={variant: json.dumps(changes) for variant, changes in study.variants.items()},
         )
-    if some["n_validation"] and set(_methods(results)) - {PROBE, PAPER}:
-        text += (
-            f"Methods that have settings to choose chose them on {some['n_validation']} labelled validation "
-            "images."
-        )
-    return text.rstrip()
+    )
 
 
-def _row(*cells: object) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+def _choice(results: Results, sweep: Sweep | None) -> Choice | None:
+    """What was chosen among; None without validation images or without methods that choose."""
+    if sweep is None or not results.some.n_validation or not set(results.methods) - {"probe", "dpt_paper"}:
+        return None
+    return Choice(results.some.n_validation, sweep.images_per_class, sweep.real_weight, sweep.l2)
 
 
-def _header(*cells: str) -> list[str]:
-    return [_row(*cells), "|---" * len(cells) + "|"]
+def _accuracies(results: Results) -> Table:
+    rows = []
+    for per_class in results.study.labels_per_class:
+        values = results.accuracies(per_class)
+        rows.append(Row(str(per_class), tuple(spread(values[method]) for method in results.methods)))
+    return Table((PER_CLASS, *(METHODS[method].short for method in results.methods)), tuple(rows))
 
 
-def _accuracies(study: Study, results: dict[str, Any], name: str) -> list[str]:
-    methods = _methods(results)
-    lines = _header("labels per class", *(SHORT[method] for method in methods))
-    for per_class in study.labels_per_class:
-        values = _values(study, results, name, per_class)
-        lines.append(_row(per_class, *(_cell(spread(values[method])) for method in methods)))
-    return lines
+def _test_error(results: Results, per_class: int) -> TestError:
+    from dpt_ray.evaluation.accuracy import binomial_stderr
+
+    gains = [run.gain[2] for run in results.of(per_class).values() if run.gain]
+    probe = fmean(results.accuracies(per_class)["probe"].values())
+    error = binomial_stderr(probe, results.some.n_test)
+    return TestError(per_class, error, fmean(gains) if gains else None)
 
 
-def _gains(study: Study, results: dict[str, Any], name: str) -> list[str]:
-    methods = _methods(results)
-    others = [method for method in methods if method not in (DPT, PAPER)]
-    lines: list[str] = []
-    for per_class in study.labels_per_class:
-        values = _values(study, results, name, per_class)
-        if dpt := _dpt(values):
-            found = [spread(values[dpt], values[other]) for other in others]
-            lines.append(_row(per_class, *(_gain(gain) for gain in found)))
-    if not lines:
-        return []
-    chosen = "chosen on validation" if DPT in methods else "the paper's setting"
-    return [
-        "",
-        f"Paired gains of DPT ({chosen}), and how many of the runs are above 0:",
-        "",
-        *_header("labels per class", *(f"over {'the ' * (o in PROBES)}{SHORT[o]}" for o in others)),
-        *lines,
-    ]
+def _comparison(results: Results, method: str) -> Comparison:
+    """The gains of `method` over all that is not DPT."""
+    others = tuple(other for other in OTHERS if other in results.methods)
+    columns = tuple(f"over {'the ' * ('probe' in other)}{METHODS[other].short}" for other in others)
+    over_all, by_seed = [], []
+    for per_class in results.study.labels_per_class:
+        values = results.accuracies(per_class)
+        gains = tuple(spread(values[method], values[other]) for other in others)
+        over_all.append(Row(str(per_class), gains))
+        for seed in results.study.encoder_seeds:
+            mine = {at: value for at, value in values[method].items() if at[0] == seed}
+            by_seed.append(
+                Row(f"{per_class}, seed {seed}", tuple(spread(mine, values[other]) for other in others))
+            )
+    several = len(results.study.encoder_seeds) > 1
+    return Comparison(
+        TITLES[method],
+        Table((PER_CLASS, *columns), tuple(over_all)),
+        Table((f"{PER_CLASS}, encoder seed", *columns), tuple(by_seed)) if several else None,
+    )
 
 
-def _distances(study: Study, results: dict[str, Any], name: str) -> list[str]:
+def _distances(results: Results) -> Distances | None:
     """Frechet distances of the base, of the reference denoisers and of real against real images."""
+    study = results.study
     # The first two rows of a run are of the referee, where there is one: generated and real images.
-    rows = [row for result in results.values() for row in result["frechet"][:2]]
+    rows = [row for result in results.by_name.values() for row in result.frechet[:2]]
     if not rows:
-        return []
-    if not _one_extractor(results):
-        return [
-            "",
-            "Frechet distances are left out: the runs have them in the features of different networks, which "
-            "do not compare. `evaluate.referee` gives all runs the same.",
-        ]
-    lines = [
-        "",
-        f"Frechet distance (lower is better) of {_each(rows, 'n_generated')} images to "
-        f"{_each(rows, 'n_reference')} {_each(rows, 'reference')}, in the features of "
-        f"{_each(rows, 'extractor')}; resize: {_each(rows, 'resize')}.",
-        "",
-        *_header("denoiser", "distance"),
+        return None
+    found = [
+        Row(f"{per_class} label{'s' * (per_class > 1)} per class", (spread(values),))
+        for per_class in study.labels_per_class
+        if (values := results.distances(per_class))
     ]
-    for per_class in study.labels_per_class:
-        values = _values(study, results, name, per_class)
-        if FRECHET in values:
-            lines.append(_row(f"{per_class} labels per class", _cell(spread(values[FRECHET]))))
     words = {"none": "no labels (unconditional)", "true_labels": "all true labels"}
     for condition in study.references:
-        found = {
-            seed: results[reference_name(name, condition, seed)]["frechet"] for seed in study.encoder_seeds
+        runs_of = {
+            seed: results.by_name[reference_name(results.name, condition, seed)]
+            for seed in study.encoder_seeds
         }
-        distances: Values = {(seed, 0): rows[0]["value"] for seed, rows in found.items() if rows}
-        if distances:
-            lines.append(_row(words[condition], _cell(spread(distances))))
-    floor = fmean(result["frechet"][1]["value"] for result in results.values() if result["frechet"])
-    return [*lines, _row("real training images (floor)", f"{floor:.3f}")]
+        values = {(seed, 0): run.frechet[0]["value"] for seed, run in runs_of.items() if run.frechet}
+        if values:
+            found.append(Row(words[condition], (spread(values),)))
+    return Distances(
+        n_generated=_each(rows, "n_generated"),
+        n_reference=_each(rows, "n_reference"),
+        reference=_each(rows, "reference"),
+        extractor=_each(rows, "extractor"),
+        resize=_each(rows, "resize"),
+        table=Table(("denoiser", "distance"), tuple(found)),
+        floor=fmean(result.frechet[1]["value"] for result in results.by_name.values() if result.frechet),
+    )
 
 
 def _each(rows: list[dict[str, Any]], key: str) -> str:
@@ -189,73 +231,48 @@ def _each(rows: list[dict[str, Any]], key: str) -> str:
     return " or ".join(str(value) for value in dict.fromkeys(row[key] for row in rows))
 
 
-def _variants(study: Study, results: dict[str, Any], name: str) -> list[str]:
-    """A table of the base and the variants for each number of labels; differences are run by run."""
-    if not study.variants:
+def _variants(results: Results) -> list[VariantRow]:
+    """The base and the variants at each number of labels; differences are run by run."""
+    if not results.study.variants:
         return []
-    base = {per_class: _values(study, results, name, per_class) for per_class in study.labels_per_class}
-    distances = any(FRECHET in values for values in base.values())
-    columns = ["labels per class", "variant", "DPT", "over its probe", "over the base"]
-    lines = [
-        "",
-        "Variants, each less the base on the same encoder, labels and noise; accuracies in points"
-        + (", Frechet distance lower is better:" if distances else ":"),
-        "",
-        *_header(*columns, *(["Frechet", "over the base"] if distances else [])),
+    return [
+        _variant(results, per_class, variant)
+        for per_class in results.study.labels_per_class
+        for variant in ("", *results.study.variants)
     ]
-    for per_class in study.labels_per_class:
-        for variant in ("", *study.variants):
-            values = _values(study, results, name, per_class, variant)
-            cells = _variant_cells(values, base[per_class] if variant else None)
-            lines.append(_row(per_class, variant or "base", *cells[: 5 if distances else 3]))
-    lines += ["", "What a variant changes:", ""]
-    for variant, changes in study.variants.items():
-        lines.append(f"- {variant}: `{json.dumps(changes)}`")
-    return lines
 
 
-def _variant_cells(values: dict[str, Values], base: dict[str, Values] | None) -> list[str]:
-    """DPT, less its probe, less the base's; the distance, and less the base's; blank what there is not."""
-    cells = [""] * 5
-    dpt = _dpt(values)
-    if dpt:
-        cells[:2] = _points(spread(values[dpt])), _points(spread(values[dpt], values[PROBE]), "+")
-    if dpt and base and dpt in base:
-        cells[2] = _gain(spread(values[dpt], base[dpt]), _points)
-    if FRECHET in values:
-        cells[3] = _cell(spread(values[FRECHET]))
-    if FRECHET in values and base and FRECHET in base:
-        cells[4] = _cell(spread(values[FRECHET], base[FRECHET]), "+")
-    return cells
-
-
-def _cell(found: PairedGain, sign: str = "") -> str:
-    return f"{found.mean:{sign}.3f}" + (f" ± {found.stderr:.3f}" if found.stderr is not None else "")
-
-
-def _points(found: PairedGain, sign: str = "") -> str:
-    return f"{100 * found.mean:{sign}.2f}" + (
-        f" ± {100 * found.stderr:.2f}" if found.stderr is not None else ""
+def _variant(results: Results, per_class: int, variant: str) -> VariantRow:
+    dpt = next((method for method in DPT if method in results.methods), None)
+    accuracies, distances = results.accuracies(per_class, variant), results.distances(per_class, variant)
+    over_base = frechet_over_base = None
+    if variant and dpt:
+        over_base = spread(accuracies[dpt], results.accuracies(per_class)[dpt])
+    if variant and distances:
+        frechet_over_base = spread(distances, results.distances(per_class))
+    return VariantRow(
+        per_class,
+        variant,
+        dpt=spread(accuracies[dpt]) if dpt else None,
+        over_probe=spread(accuracies[dpt], accuracies["probe"]) if dpt else None,
+        over_base=over_base,
+        frechet=spread(distances) if distances else None,
+        frechet_over_base=frechet_over_base,
     )
 
 
-def _gain(found: PairedGain, shown: Callable[[PairedGain, str], str] = _cell) -> str:
-    return f"{shown(found, '+')} ({found.positive}/{found.total})"
-
-
-def figure(study: Study, results: dict[str, Any], base: Config, name: str) -> bytes:
-    """The README's figure (PNG): accuracies with standard errors, beside real and generated images."""
+def figure(study: Study, stored: Mapping[str, Any], base: Config, name: str) -> bytes:
+    """Return the README's figure (PNG): accuracies with standard errors, beside real and generated images."""
     from dpt_ray.pipeline.flow import flow
     from dpt_ray.report.study_figure import StudyPoint, study_figure
     from dpt_ray.stages.report import picture_rows
 
+    results = Results.read(study, name, stored)
     points = []
     for per_class in study.labels_per_class:
-        values = _values(study, results, name, per_class)
-        shown = [method for method in _methods(results) if method != PAPER or DPT not in values]
-        for method in shown:
-            found = spread(values[method])
-            points.append(StudyPoint(per_class, SHORT[method], found.mean, found.stderr))
+        for method, values in results.accuracies(per_class).items():
+            found = spread(values)
+            points.append(StudyPoint(per_class, METHODS[method].short, found.mean, found.stderr))
     store, nodes = runs.open_store(base), flow(base)
     pictures = picture_rows(nodes["index"].artifact(store), nodes["samples"].artifact(store), 4)
     return study_figure(points, pictures[:10])

@@ -36,14 +36,20 @@ _KEY_OF_OLD_NAME = {
 }
 
 
+def key_of(stored: str) -> str:
+    """Return the method's key for a stored key, or for the text that older studies stored.
+
+    Raises ValueError for a method that is not in METHODS.
+    """
+    key = _KEY_OF_OLD_NAME.get(stored, stored)
+    if key not in METHODS:
+        raise ValueError(f"method {stored!r} is unknown; the methods are {', '.join(METHODS)}")
+    return key
+
+
 def method_key(row: Mapping[str, Any]) -> str:
     """Return the key of the method that an accuracy row of an evaluation or of a study is of.
 
-    Rows store it as `method`; older ones have the displayed text only, as `name`. Raises ValueError for
-    a method that is not in METHODS.
+    Rows store it as `method`; older ones have the displayed text only, as `name`.
     """
-    key = row.get("method") or _KEY_OF_OLD_NAME.get(row["name"])
-    if key not in METHODS:
-        known = ", ".join(METHODS)
-        raise ValueError(f"method {row.get('method') or row['name']!r} is unknown; the methods are {known}")
-    return key
+    return key_of(row.get("method") or row["name"])

@@ -43,12 +43,16 @@ def test_a_study_of_one_run_is_that_runs_table_without_errors(finished, tmp_path
     text = study.run_study(write(tmp_path), [*run.overrides, f"output={run.output}"], quiet())
     found = finished.artifact("evaluation").manifest["result"]["accuracy"]
     by_column = [found[i]["test"] for i in (0, 1, 2, 3, 5, 4)]  # the paper's setting is the last column
-    assert "| 1 | " + " | ".join(f"{value:.3f}" for value in by_column) + " |" in text
+    assert "| 1 | " + " | ".join(f"{100 * value:.2f}" for value in by_column) + " |" in text
     gains = [found[5]["test"] - found[i]["test"] for i in range(4)]
-    assert "| 1 | " + " | ".join(f"{gain:+.3f} ({int(gain > 0)}/1)" for gain in gains) + " |" in text
+    assert "| 1 | " + " | ".join(f"{100 * gain:+.2f} ({int(gain > 0)}/1)" for gain in gains) + " |" in text
     folder = run.output / "runs" / "s"
     assert (folder / "study.md").read_text() in text + "\n"
     assert np.asarray(Image.open(io.BytesIO((folder / "study.png").read_bytes()))).shape[:2] == (880, 2000)
+    stored = tmp_path / "kept.json"
+    (folder / "study.json").rename(stored)
+    again = study.show_study(write(tmp_path), [*run.overrides, f"output={run.output}"], stored, quiet())
+    assert again == text and (folder / "study.json").read_bytes() == stored.read_bytes()
 
 
 def test_a_killed_process_is_no_runs_fault(tmp_path, monkeypatch):
@@ -58,6 +62,25 @@ def test_a_killed_process_is_no_runs_fault(tmp_path, monkeypatch):
         study.run_study(path, [f"output={tmp_path}"], quiet())
     assert "killed" in str(caught.value) and "study.concurrent_runs, now 2" in str(caught.value)
     assert "s-n1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: "),
+        ("{", "cannot be read: "),
+        ("[]", "is no study.json; give the one that `dpt study` wrote"),
+        ('{"command": "", "seconds": 1, "code": "", "runs": {}}', "lacks run s-n1-e0-d0 (2 of 2 runs of "),
+    ],
+)
+def test_results_of_another_study_are_refused_in_one_line(tmp_path, content, words):
+    results = tmp_path / "study.json"
+    if content is not None:
+        results.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        study.show_study(write(tmp_path, draws=2), [f"output={tmp_path / 'out'}"], results, quiet())
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_without_test_labels_is_refused_after_its_first_run(tmp_path, monkeypatch):

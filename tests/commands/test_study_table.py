@@ -1,13 +1,17 @@
-"""The tables of a study: means, paired differences and standard errors by hand."""
+"""What a study's page says of results that are made up, so that every number is worked out by hand."""
+
+import json
+from pathlib import Path
 
 import pytest
 
 from dpt_ray.commands.study_table import table
-from dpt_ray.config.study import Study, reference_name, run_name
-from dpt_ray.stages.evaluation import METHODS, PAPER
-from dpt_ray.stages.probe import PROBE
+from dpt_ray.config.sections import Sweep
+from dpt_ray.config.study import Study, load_study, reference_name, run_name
 
-# Test accuracy of the probe, of DPT in the base and in the variant, and the two Frechet distances, by
+ROOT = Path(__file__).parents[2]
+
+# Accuracies of the probe, of DPT in the base and in the variant; then their two Frechet distances, by
 # (encoder seed, draw). The probe does not depend on the variant.
 MADE_UP = {
     (0, 0): (0.90, 0.91, 0.93, 0.30, 0.20),
@@ -15,14 +19,15 @@ MADE_UP = {
     (5, 0): (0.92, 0.92, 0.96, 0.40, 0.30),
     (5, 1): (0.94, 0.96, 0.98, 0.40, 0.30),
 }
-CONTROLS = {METHODS["probe"]: 0.8, METHODS["self_training"]: 0.6, METHODS["augmented"]: 0.7}
+CONTROLS = {"tuned_probe": 0.8, "self_training": 0.6, "augmented": 0.7}
+SWEEP = Sweep(images_per_class=(128,), real_weight=(1.0, "balanced"))
 
 
-def result(accuracies, frechet=None, floor=0.077, n=997, **artifacts):
-    chosen = any(name in CONTROLS or name == METHODS["generated"] for name in accuracies)
+def result(accuracies, frechet=None, floor=0.077, n=997, gain_error=None, **artifacts):
+    chosen = any(method in CONTROLS or method == "dpt" for method in accuracies)
     rows = [
-        {"name": name, "test": value, "n_test": 600, "n_validation": 200 * chosen}
-        for name, value in accuracies.items()
+        {"method": method, "name": "words", "test": value, "n_test": 600, "n_validation": 200 * chosen}
+        for method, value in accuracies.items()
     ]
     about = {
         "extractor": "the referee",
@@ -30,20 +35,23 @@ def result(accuracies, frechet=None, floor=0.077, n=997, **artifacts):
         "n_reference": 600,
         "reference": "real test images",
     }
-    distances = [about | {"value": value, "resize": "none"} for value in (frechet, floor)]
+    gain = {"baseline": "probe", "improved": "dpt", "stderr": gain_error}
     return {
         "accuracy": rows,
-        "frechet": distances if frechet else [],
+        "gain": gain if gain_error else None,
+        "frechet": [about | {"value": v, "resize": "none"} for v in (frechet, floor)] if frechet else [],
         "artifacts": {"encoder": "encoder/a", "referee": "encoder/r"} | artifacts,
     }
 
 
 def with_controls(probe, dpt, frechet, **more):
-    return result({PROBE: probe, METHODS["generated"]: dpt, PAPER: 0.5} | CONTROLS, frechet, **more)
+    return result({"probe": probe, "dpt": dpt, "dpt_paper": 0.5} | CONTROLS, frechet, **more)
 
 
-def summary(runs):
-    return {"command": "dpt study x.yaml", "seconds": 1, "code": "abc", "runs": runs}
+def page(study, runs, sweep=SWEEP):
+    return table(
+        study, {"command": "dpt study x.yaml", "seconds": 1, "code": "abc", "runs": runs}, "s", sweep
+    )
 
 
 def made_up():
@@ -51,7 +59,7 @@ def made_up():
     for (seed, draw), (probe, base, variant, near, far) in MADE_UP.items():
         runs[run_name("s", 1, seed, draw)] = with_controls(probe, base, near)
         runs[run_name("s", 1, seed, draw, "v")] = with_controls(probe, variant, far)
-    return summary(runs)
+    return runs
 
 
 def rows(text):
@@ -61,9 +69,15 @@ def rows(text):
     return {tuple(row[:2]): row[2:] for row in cells}
 
 
+def section(text, title):
+    """The lines of the first table below a title."""
+    return text.split(f"\n{title}:\n\n", 1)[1].split("\n\n")[0].splitlines()[2:]
+
+
 def test_a_variant_is_compared_with_the_base_run_by_run_with_draws_nested_in_seeds():
     study = Study(labels_per_class=(1,), encoder_seeds=(0, 5), draws=2, variants={"v": {"diffusion": {}}})
-    found = rows(table(study, made_up(), "s"))
+    text = page(study, made_up())
+    found = rows(text)
     # DPT by seed: 0.92 and 0.94, so 0.93 and sqrt(((0.01^2 + 0.01^2) / 1) / 2) = 0.01.
     # Over the probe by seed: 0.02 and 0.01. Frechet by seed: 0.3 and 0.4.
     assert found["1", "base"] == ["93.00 ± 1.00", "+1.50 ± 0.50", "", "0.350 ± 0.050", ""]
@@ -76,20 +90,55 @@ def test_a_variant_is_compared_with_the_base_run_by_run_with_draws_nested_in_see
         "0.260 ± 0.040",
         "-0.090 ± 0.010",
     ]
+    assert '- v: `{"diffusion": {}}`' in text
 
 
 def test_a_study_without_variants_has_the_table_of_methods_alone():
     study = Study(labels_per_class=(1,), encoder_seeds=(0, 5), draws=2)
-    text = table(study, made_up(), "s")
+    text = page(study, made_up())
     assert (
         "| labels per class | probe | tuned probe | self-training | augmentation | DPT | DPT, paper" in text
     )
-    cells = "0.915 ± 0.015 | 0.800 ± 0.000 | 0.600 ± 0.000 | 0.700 ± 0.000 | 0.930 ± 0.010 | 0.500 ± 0.000"
+    cells = "91.50 ± 1.50 | 80.00 ± 0.00 | 60.00 ± 0.00 | 70.00 ± 0.00 | 93.00 ± 1.00 | 50.00 ± 0.00"
     assert f"| 1 | {cells} |" in text
     assert "| over the probe | over the tuned probe | over self-training | over augmentation |" in text
-    assert "| 1 | +0.015 ± 0.005 (3/4) | +0.130 ± 0.010 (4/4) | +0.330 ± 0.010 (4/4) |" in text
     assert "997 images to 600 real test images, in the features of the referee; resize: none." in text
     assert "ariant" not in text
+
+
+def test_the_papers_own_setting_is_compared_beside_the_chosen_one_and_both_by_encoder_seed():
+    text = page(Study(labels_per_class=(1,), encoder_seeds=(0, 5), draws=2), made_up())
+    # By seed 0.02 and 0.01 over the probe; 0.12 and 0.14 over the tuned probe; and so on.
+    gains = "+1.50 ± 0.50 (3/4) | +13.00 ± 1.00 (4/4) | +33.00 ± 1.00 (4/4) | +23.00 ± 1.00 (4/4)"
+    assert section(text, "DPT, chosen on validation") == [f"| 1 | {gains} |"]
+    # 0.5 less the probe: -0.40 and -0.43; less the controls the same everywhere.
+    gains = "-41.50 ± 1.50 (0/4) | -30.00 ± 0.00 (0/4) | -10.00 ± 0.00 (0/4) | -20.00 ± 0.00 (0/4)"
+    assert section(text, "DPT, the paper's setting") == [f"| 1 | {gains} |"]
+    by_seed = text.split("The same by encoder seed, ± standard error over its label draws.")[1]
+    # Over the probe seed 0 has 0.01 and 0.03, seed 5 has 0.00 and 0.02: errors sqrt(2 * 0.01^2 / 2) = 0.01.
+    first, second = section(by_seed, "DPT, chosen on validation")
+    assert first.startswith("| 1, seed 0 | +2.00 ± 1.00 (2/2) | +12.00 ± 1.00 (2/2) |")
+    assert second.startswith("| 1, seed 5 | +1.00 ± 1.00 (1/2) | +14.00 ± 2.00 (2/2) |")
+
+
+def test_the_page_says_what_was_chosen_among_and_whose_the_choice_is():
+    study = Study(labels_per_class=(1,), encoder_seeds=(0, 5), draws=2)
+    text = page(study, made_up())
+    assert "on 200 labelled validation images" in text and "real weight 1.0, balanced" in text
+    assert "`balanced`" in text and "this project's addition" in text
+    assert "this project's addition" not in page(study, made_up(), Sweep(images_per_class=(128,)))
+
+
+def test_the_error_of_the_test_set_is_the_binomial_one_and_that_of_a_gain_the_runs_mean():
+    study = Study(labels_per_class=(1,), encoder_seeds=(0, 1), draws=1)
+    runs = {
+        run_name("s", 1, seed, 0): with_controls(0.9, 0.91, 0.3, gain_error=error)
+        for seed, error in ((0, 0.004), (1, 0.008))
+    }
+    # sqrt(0.9 * 0.1 / 600) = 0.012247; the mean of 0.004 and 0.008.
+    assert "| labels per class | of a top-1 | of a gain |\n|---|---|---|\n| 1 | 1.22 | 0.60 |" in page(
+        study, runs
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,43 +156,44 @@ def test_a_study_without_variants_has_the_table_of_methods_alone():
             5,
             "over 5 label draws of one encoder, 4 degrees of freedom; a 95 % interval is ± 2.8 of them",
         ),
-        ((7,), 1, "Top-1 on 600 test images, one run each, without a standard error. Methods that"),
+        ((7,), 1, "on 600 test images, one run each, without a standard error.\n\nMethods that"),
     ],
 )
-def test_the_table_says_over_what_its_errors_are(seeds, draws, words):
+def test_the_page_says_over_what_its_errors_are(seeds, draws, words):
     study = Study(labels_per_class=(1,), encoder_seeds=seeds, draws=draws)
     runs = {run_name("s", 1, s, d): with_controls(0.9, 0.91, 0.3) for s in seeds for d in range(draws)}
-    text = table(study, summary(runs), "s")
+    text = page(study, runs)
     assert words in text
     assert ("±" in text) == (len(runs) > 1)
+    assert ("by encoder seed" in text) == (len(seeds) > 1)
 
 
 @pytest.mark.parametrize(
     ("draws", "probe", "gain"),
-    [(1, "0.900", "+0.010 (1/1)"), (2, "0.900 ± 0.000", "+0.020 ± 0.010 (2/2)")],
+    [(1, "90.00", "+1.00 (1/1)"), (2, "90.00 ± 0.00", "+2.00 ± 1.00 (2/2)")],
 )
 def test_a_single_value_has_no_error(draws, probe, gain):
     study = Study(labels_per_class=(1,), encoder_seeds=(4,), draws=draws, references=("none",))
     runs = {run_name("s", 1, 4, d): with_controls(0.9, 0.91 + 0.02 * d, 0.3) for d in range(draws)}
-    runs[reference_name("s", "none", 4)] = result({PROBE: 0.9}, 0.35)
-    found = rows(table(study, summary(runs), "s"))
+    runs[reference_name("s", "none", 4)] = result({"probe": 0.9}, 0.35)
+    found = rows(page(study, runs))
     assert {("1", probe), ("1", gain), ("no labels (unconditional)", "0.350")} <= found.keys()
 
 
 @pytest.mark.parametrize(
     ("accuracies", "header", "gains"),
     [
-        ({PROBE: 0.9, PAPER: 0.95}, "| probe | DPT, paper's setting |", "| 1 | +0.050 ± 0.000 (2/2) |"),
-        ({PROBE: 0.9, PAPER: 0.95, METHODS["generated"]: 0.94}, "| probe | DPT | DPT, paper", "| 1 | +0.040"),
-        ({PROBE: 0.9}, "| labels per class | probe |\n", None),
+        ({"probe": 0.9, "dpt_paper": 0.95}, "| probe | DPT, paper's setting |", "| 1 | +5.00 ± 0.00 (2/2) |"),
+        ({"probe": 0.9, "dpt_paper": 0.95, "dpt": 0.94}, "| probe | DPT | DPT, paper", "| 1 | +4.00"),
+        ({"probe": 0.9}, "| labels per class | probe |\n", None),
     ],
 )
 def test_the_columns_are_the_methods_that_there_are(accuracies, header, gains):
     study = Study(labels_per_class=(1,), encoder_seeds=(0, 1), draws=1, variants={"v": {"generate": {}}})
     runs = {run_name("s", 1, seed, 0, v): result(accuracies) for seed in (0, 1) for v in ("", "v")}
-    text = table(study, summary(runs), "s")
+    text = page(study, runs)
     assert header in text and "Frechet" not in text
-    assert ("chose them" in text) == (METHODS["generated"] in accuracies)
+    assert ("chose them" in text) == ("dpt" in accuracies)
     assert gains in text if gains else "Paired gains" not in text
 
 
@@ -156,12 +206,12 @@ def test_distances_in_the_features_of_different_encoders_are_not_averaged():
         for run in runs.values():
             if not referee:
                 del run["artifacts"]["referee"]
-        return table(study, summary(runs), "s")
+        return page(study, runs)
 
     assert "distances are left out" in text("encoder/a", "encoder/b")
-    assert "| 1 labels per class | 0.300 ± 0.000 |" not in text("encoder/a", "encoder/b")
-    assert "| 1 labels per class | 0.300 ± 0.000 |" in text("encoder/a", "encoder/a")
-    assert "| 1 labels per class | 0.300 ± 0.000 |" in text("encoder/a", "encoder/b", referee="encoder/r")
+    assert "| 1 label per class | 0.300 ± 0.000 |" not in text("encoder/a", "encoder/b")
+    assert "| 1 label per class | 0.300 ± 0.000 |" in text("encoder/a", "encoder/a")
+    assert "| 1 label per class | 0.300 ± 0.000 |" in text("encoder/a", "encoder/b", referee="encoder/r")
 
 
 def test_the_floor_is_the_mean_of_all_runs():
@@ -169,6 +219,19 @@ def test_the_floor_is_the_mean_of_all_runs():
     runs = {
         run_name("s", 1, 0, d): with_controls(0.9, 0.91, 0.3, floor=0.07 + 0.02 * d, n=10 + d) for d in (0, 1)
     }
-    text = table(study, summary(runs), "s")
+    text = page(study, runs)
     assert "| real training images (floor) | 0.080 |" in text
     assert "of 10 or 11 images" in text
+
+
+def test_the_committed_page_is_that_of_the_committed_results():
+    """With the numbers that were recomputed by hand when the paper's own setting was asked for."""
+    study, configs = load_study(ROOT / "configs" / "digits_study.yaml")
+    stored = json.loads((ROOT / "docs/results/digits_study.json").read_text())
+    text = table(study, stored, "digits-study", next(iter(configs.values())).sweep)
+    assert (ROOT / "docs/results/digits_study.md").read_text().startswith(text)
+    paper = [line.split(" | ") for line in section(text, "DPT, the paper's setting")]
+    assert [line[1][:13] for line in paper] == ["+0.66 ± 0.48 ", "-0.09 ± 0.27 ", "-0.50 ± 0.19 "]
+    assert paper[2][3].startswith("-0.72 ± 0.29 ")
+    for seed, gain in enumerate(("+1.60", "-0.20", "+0.97")):
+        assert f"| 1, seed {seed} | {gain} ± " in text

@@ -1,0 +1,138 @@
+"""A study as a Markdown page: records of what it compares, rendered by the template study.md.j2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from dpt_ray.evaluation.paired import PairedGain, half_interval
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: its name and a value, or None, for each column after the first."""
+
+    name: str
+    values: tuple[PairedGain | None, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under `columns`, of which the first is that of their names."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The paired gains of one method over others, over all runs and, of several seeds, by encoder seed."""
+
+    method: str
+    over_all: Table
+    by_seed: Table | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the methods chose among on validation images."""
+
+    n_validation: int
+    images_per_class: tuple[int, ...]
+    real_weights: tuple[float | str, ...]
+    l2: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TestError:
+    """Standard errors over the test images at one number of labels: of a top-1, of one run's gain."""
+
+    per_class: int
+    top1: float
+    gain: float | None
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Frechet distances by denoiser, with what they rest on."""
+
+    n_generated: str
+    n_reference: str
+    reference: str
+    extractor: str
+    resize: str
+    table: Table
+    floor: float
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """A variant at one number of labels: DPT, its gains over its probe and over the base, distances."""
+
+    per_class: int
+    variant: str
+    dpt: PairedGain | None
+    over_probe: PairedGain | None
+    over_base: PairedGain | None
+    frechet: PairedGain | None
+    frechet_over_base: PairedGain | None
+
+
+@dataclass(frozen=True)
+class StudyPage:
+    """All that the page shows. Accuracies and gains are fractions; the page has them in points."""
+
+    name: str
+    command: str
+    seconds: int
+    code: str
+    n_test: int
+    seeds: int
+    draws: int
+    choice: Choice | None
+    accuracies: Table
+    test_errors: tuple[TestError, ...]
+    tested_gain: tuple[str, str] | None
+    gains: tuple[Comparison, ...]
+    distances: Distances | None
+    several_extractors: bool
+    variants: tuple[VariantRow, ...]
+    changes: dict[str, str]
+
+
+def render_study(page: StudyPage) -> str:
+    """Return the page as Markdown."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # Markdown, of the study's own configuration
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"points": points, "gain": gain, "distance": distance, "half": half_interval}
+    return environment.get_template("study.md.j2").render(page=page)
+
+
+def points(found: PairedGain | None, sign: str = "") -> str:
+    """A fraction with its standard error, in points; blank where there is none."""
+    return _with_error(found, 100, f"{sign}.2f")
+
+
+def gain(found: PairedGain | None) -> str:
+    """A difference in points, with how many of the runs are above 0."""
+    return f"{points(found, '+')} ({found.positive}/{found.total})" if found else ""
+
+
+def distance(found: PairedGain | None, sign: str = "") -> str:
+    """A Frechet distance with its standard error."""
+    return _with_error(found, 1, f"{sign}.3f")
+
+
+def _with_error(found: PairedGain | None, scale: int, form: str) -> str:
+    if found is None:
+        return ""
+    error = "" if found.stderr is None else f" ± {scale * found.stderr:{form.lstrip('+')}}"
+    return f"{scale * found.mean:{form}}{error}"
