@@ -1,4 +1,8 @@
-"""The boundaries of ARCHITECTURE.md, read off the sources."""
+"""The boundaries of ARCHITECTURE.md, read off the sources.
+
+What does not hold yet is listed beside each rule. A list must match exactly: an entry that is mended is
+removed from it, and nothing is added.
+"""
 
 import ast
 import subprocess
@@ -10,15 +14,60 @@ from tests.helpers.paths import ROOT
 PACKAGE = ROOT / "dpt_ray"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
 
-# From the ground up; a module imports from its own layer or from lower ones.
-LAYERS = [
-    {"yaml_file", "sections", "config", "artifacts", "cache", "lease"},
-    {"data", "diffusion", "models"},
-    {"learners", "training", "evaluation", "report"},
-    {"stages"},
-    {"cli", "interrupt"},
-    {"jobs"},
-]
+# From the top floor down; a room imports from lower floors, and on its own floor one way at most.
+FLOORS = (
+    ("jobs",),
+    ("cli",),
+    ("commands",),
+    ("pipeline",),
+    ("stages",),
+    ("learners", "report"),
+    ("diffusion", "evaluation"),
+    ("models", "cluster"),
+    ("data", "training", "engine"),
+    ("store", "config"),
+)
+LIGHT = ("cli", "commands", "pipeline", "stages", "engine", "store", "config")  # what a driver imports
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+# What does not hold yet.
+UPWARDS = {
+    "dpt_ray.data.rows imports dpt_ray.learners.linear_classifier",
+    "dpt_ray.data.rows imports dpt_ray.stages.labels",
+    "dpt_ray.evaluation.distances imports dpt_ray.stages.samples",
+}
+RAY_ELSEWHERE = {
+    "dpt_ray/pipeline/run.py",
+    "dpt_ray/stages/augmented.py",
+    "dpt_ray/stages/pseudo_labels.py",
+    "dpt_ray/stages/sweep.py",
+    "dpt_ray/training/log.py",
+}
+BETWEEN_STAGES = {
+    "dpt_ray.stages.augmented imports dpt_ray.stages.labels",
+    "dpt_ray.stages.augmented imports dpt_ray.stages.samples",
+    "dpt_ray.stages.evaluation imports dpt_ray.stages.classifier",
+    "dpt_ray.stages.evaluation imports dpt_ray.stages.probe",
+    "dpt_ray.stages.image_metrics imports dpt_ray.stages.inception_statistics",
+    "dpt_ray.stages.import_model imports dpt_ray.stages.denoiser",
+    "dpt_ray.stages.inception_statistics imports dpt_ray.stages.samples",
+    "dpt_ray.stages.probe imports dpt_ray.stages.classifier",
+    "dpt_ray.stages.pseudo_labels imports dpt_ray.stages.classifier",
+    "dpt_ray.stages.samples imports dpt_ray.stages.denoiser",
+    "dpt_ray.stages.sweep imports dpt_ray.stages.classifier",
+}
+SETTINGS_READ = {
+    "dpt_ray/cluster/initial.py",
+    "dpt_ray/learners/training_frechet.py",
+    "dpt_ray/pipeline/run.py",
+    "dpt_ray/stages/evaluation.py",
+    "dpt_ray/stages/image_metrics.py",
+}
+TOO_LONG = {
+    "tests/data/test_sources.py",
+    "tests/pipeline/test_flow.py",
+    "tests/report/test_page.py",
+}
 
 
 def module_name(path):
@@ -52,46 +101,82 @@ def own_modules(path):
                 break
 
 
-def layer(module):
+def room(module):
     parts = module.split(".")
-    part = parts[1] if parts[0] == "dpt_ray" else parts[0]
-    return next(height for height, names in enumerate(LAYERS) if part in names)
+    return parts[1] if parts[0] == "dpt_ray" and len(parts) > 1 else parts[0]
+
+
+def own_imports():
+    """(importing module, imported module) of all that are in a room."""
+    for name, path in MODULES.items():
+        if name != "dpt_ray":
+            yield from ((name, source) for source in own_modules(path))
 
 
 def relative(path):
     return str(path.relative_to(ROOT))
 
 
-def test_there_is_something_to_check():
+def test_every_module_is_in_a_room_of_the_layout():
     assert {"dpt_ray.cli", "dpt_ray.pipeline.flow", "dpt_ray.models.uvit"} <= MODULES.keys()
     assert {"dpt_ray.store.artifact", "dpt_ray.config"} <= set(own_modules(MODULES["dpt_ray.engine.execute"]))
+    assert {room(name) for name in MODULES if name != "dpt_ray"} == FLOOR.keys()
 
 
-def test_only_the_stages_import_ray():
+def test_only_the_cluster_imports_ray():
     users = {path for path in SOURCES if any(name.split(".")[0] == "ray" for name in imports(path))}
-    assert users, "nothing imports ray: the walk is broken"
-    assert [relative(path) for path in sorted(users) if path.parent != PACKAGE / "stages"] == []
+    assert any(path.parent == PACKAGE / "cluster" for path in users), "the walk finds no import of ray"
+    assert {relative(path) for path in users if path.parent != PACKAGE / "cluster"} == RAY_ELSEWHERE
 
 
-def test_imports_point_one_way():
-    wrong = [
+def test_imports_point_down():
+    upwards = {
         f"{name} imports {source}"
-        for name, path in MODULES.items()
-        if name != "dpt_ray"
-        for source in own_modules(path)
-        if layer(source) > layer(name)
-    ]
-    assert wrong == []
+        for name, source in own_imports()
+        if FLOOR[room(source)] < FLOOR[room(name)]
+    }
+    assert upwards == UPWARDS
 
 
-def test_training_knows_no_learner():
-    training = [path for name, path in MODULES.items() if name.startswith("dpt_ray.training")]
-    assert not [source for path in training for source in own_modules(path) if "learners" in source]
+def test_rooms_of_one_floor_import_one_way():
+    rooms = {name: set() for name in FLOOR}
+    for name, source in own_imports():
+        if room(name) != room(source) and FLOOR[room(name)] == FLOOR[room(source)]:
+            rooms[room(name)].add(room(source))
+    TopologicalSorter(rooms).prepare()  # raises CycleError, naming the rooms
 
 
 def test_no_imports_go_round():
     order = TopologicalSorter({name: set(own_modules(path)) - {name} for name, path in MODULES.items()})
     order.prepare()  # raises CycleError, naming the cycle
+
+
+def test_no_stage_imports_a_stage():
+    between = {
+        f"{name} imports {source}"
+        for name, source in own_imports()
+        if room(name) == room(source) == "stages" and name != source
+    }
+    assert between == BETWEEN_STAGES
+
+
+def reads_settings(node):
+    """Whether an expression takes what the engine keeps for itself out of a manifest."""
+    kept = ("settings", "unhashed")
+    if isinstance(node, ast.Subscript):
+        key = node.slice
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+        key = node.args[0] if node.args else None
+    elif isinstance(node, ast.Attribute):
+        return node.attr in kept and dotted(node.value).split(".")[-1] == "manifest"
+    else:
+        return False
+    return isinstance(key, ast.Constant) and key.value in kept
+
+
+def test_only_the_engine_reads_the_settings_of_a_manifest():
+    readers = {path for path in PACKAGE.rglob("*.py") if any(map(reads_settings, ast.walk(tree(path))))}
+    assert {relative(path) for path in readers if path.parent != PACKAGE / "engine"} == SETTINGS_READ
 
 
 def dotted(node):
@@ -133,8 +218,8 @@ def test_nothing_prints_or_runs_a_shell():
 
 
 def test_files_stay_short():
-    lengths = {relative(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
-    assert {path: length for path, length in lengths.items() if length > 400} == {}
+    files = [*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    assert {relative(path) for path in files if len(path.read_text().splitlines()) > 400} == TOO_LONG
 
 
 def fresh(code):
@@ -144,9 +229,8 @@ def fresh(code):
     return result.stdout.split()
 
 
-def test_everything_but_the_stages_works_without_ray():
-    names = [name for name in MODULES if name.startswith("dpt_ray.") and layer(name) < 3]
-    assert len(names) > 30
+def test_everything_but_the_cluster_is_imported_without_ray():
+    names = [name for name in MODULES if name.startswith("dpt_ray.") and room(name) != "cluster"]
     fresh(
         "import importlib, sys\n"
         "sys.modules['ray'] = None\n"  # importing ray now raises ImportError
@@ -155,7 +239,7 @@ def test_everything_but_the_stages_works_without_ray():
 
 
 def test_the_driver_starts_without_torch_and_without_ray():
-    names = [name for name in MODULES if name.startswith("dpt_ray.stages")] + ["dpt_ray.cli"]
+    names = [name for name in MODULES if room(name) in LIGHT]
     loaded = fresh(
         "import importlib, sys\n"
         "seen = set()\n"
