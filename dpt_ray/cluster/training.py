@@ -19,7 +19,7 @@ from dpt_ray.cluster.preemption import Notices
 from dpt_ray.config.sections import Optimisation
 from dpt_ray.engine.execute import StageError
 from dpt_ray.engine.node import Task
-from dpt_ray.engine.progress import POLL, REMOTE_POLL, following
+from dpt_ray.engine.progress import POLL, REMOTE_POLL, Reached, following, silent
 from dpt_ray.store.checkpoints import (
     check_room,
     checkpoint_names,
@@ -59,11 +59,11 @@ def run(task: Task, function: TrainFunction) -> dict[str, Any]:
         task.out.fs.rm_file(task.out.path(STOPPED))
     continued = continue_shorter(task)
 
-    def reached() -> int:
+    def reached() -> Reached:
         records = read_log(task.out)
-        return int(records[-1]["step"]) if records else 0
+        return Reached(int(records[-1]["step"]), records[-1]["loss"]) if records else Reached(0)
 
-    remote = replace(task, progress=_silent)  # the display stays in the driver
+    remote = replace(task, progress=silent)  # the display stays in the driver
     every = POLL if task.out.is_local else REMOTE_POLL
     try:
         if task.compute.train_workers == 0:
@@ -71,12 +71,12 @@ def run(task: Task, function: TrainFunction) -> dict[str, Any]:
 
             torch.set_num_threads(task.compute.threads)
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            with following(task.progress, steps, reached, every):
+            with following(task.progress, steps, "steps", reached, every):
                 _guarded(remote, Worker(0, 1, device), function)
         else:
             cluster.connect(task.compute)
             cluster.check_training(task.compute)
-            with following(task.progress, steps, reached, every):
+            with following(task.progress, steps, "steps", reached, every):
                 _fit(remote, function)
     finally:
         if task.out.exists(STOPPED):
@@ -123,10 +123,6 @@ _SMALLER = {
     "encoder": "set a smaller pretrain.batch_size",
     "referee": "set a smaller evaluate.referee.batch_size",
 }
-
-
-def _silent(done: int, total: int) -> None:
-    """Progress that nobody sees."""
 
 
 def _fit(task: Task, function: TrainFunction) -> None:

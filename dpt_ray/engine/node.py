@@ -6,13 +6,14 @@ the identities of its inputs. Nodes of one `group` are made together by one pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from dpt_ray.config import ConfigError
 from dpt_ray.config.sections import Compute
+from dpt_ray.engine.progress import Report, silent
 from dpt_ray.store.artifact import Artifact, Store, identity
 
 
@@ -77,7 +78,7 @@ class Task:
     inputs: Mapping[str, Artifact]
     compute: Compute
     run_started: str
-    progress: Callable[[int, int], None] = lambda done, total: None
+    progress: Report = silent
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -1,46 +1,121 @@
-"""What a person sees while stages run: a progress bar on a terminal, one line a stage elsewhere."""
+"""What a person sees while stages run: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from typing import NamedTuple, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
-Report = Callable[[int, int], None]
+
+class Report(Protocol):
+    """Tells how far a stage is: `done` of `total` of what (rows, steps, ...), and in training the loss."""
+
+    def __call__(self, done: int, total: int, what: str = "", loss: float | None = None) -> None:
+        """Take the newest numbers."""
+
+
+def silent(done: int, total: int, what: str = "", loss: float | None = None) -> None:
+    """Report to nobody."""
+
+
+class Reached(NamedTuple):
+    """How far a piece of work has come."""
+
+    done: int
+    loss: float | None = None
+
 
 # Seconds between two looks at how far a stage is: into a folder, and into a remote store, where each look
 # is a request and the download of a training's whole log.
 POLL, REMOTE_POLL = 1.0, 15.0
 
+LINE_EVERY = 30.0  # seconds between the lines of a stage where there is no terminal
+RATE_OVER = 300.0  # seconds that a rate is measured over
+
 
 @contextmanager
-def following(progress: Report, total: int, read: Callable[[], int], every: float = POLL) -> Iterator[None]:
-    """Reports every so many seconds how far `read()` says that the work in the block has come.
+def following(
+    progress: Report, total: int, what: str, read: Callable[[], Reached], every: float = POLL
+) -> Iterator[None]:
+    """Report every so many seconds how far `read()` says that the work in the block has come.
 
     While `read` fails, as where a storage is away for a moment, nothing new is reported.
     """
-    stop = threading.Event()
 
     def look() -> None:
         with suppress(Exception):  # each kind of storage has errors of its own
-            progress(read(), total)
-
-    def watch() -> None:
-        while not stop.wait(every):
-            look()
+            reached = read()
+            progress(reached.done, total, what, reached.loss)
 
     look()
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    with _repeating(look, every):
+        yield
+
+
+@contextmanager
+def _repeating(act: Callable[[], None], every: float) -> Iterator[None]:
+    """Call `act` in a thread every so many seconds while the block runs."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.wait(every):
+            act()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         stop.set()
-        watcher.join()
+        thread.join()
+
+
+def describe(task: Task) -> str:
+    """Return how far a step is, in words: done of all, rate, loss, time left."""
+    total = task.total
+    if not total:
+        return f"running for {duration(task.elapsed or 0.0)}"
+    words = [f"{task.completed:,.0f}/{total:,.0f} {task.fields['what']}".rstrip()]
+    if task.speed:
+        words.append(f"{_rate(task.speed)}/s")
+    if task.fields["loss"] is not None and math.isfinite(task.fields["loss"]):
+        words.append(f"loss {task.fields['loss']:.4g}")
+    if task.speed and not task.finished:
+        words.append(f"{duration((total - task.completed) / task.speed)} left")
+    return ", ".join(words)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+
+
+class _Described(ProgressColumn):
+    """A column of `describe`."""
+
+    def render(self, task: Task) -> Text:
+        """Return the column of one step."""
+        return Text(describe(task))
 
 
 class Display:
@@ -51,33 +126,45 @@ class Display:
         self._told_to_wait = False
 
     def reused(self, number: int, total: int, name: str) -> None:
-        """Says that a step's artifacts are there already."""
+        """Tell that a step's artifacts are there already."""
         self.console.print(f"[dim][{number}/{total}] {name}: done before[/dim]", highlight=False)
 
     def waiting(self, holder: str) -> None:
-        """Says once that another process is making the same artifact."""
+        """Tell once that another process is making the same artifact."""
         if not self._told_to_wait:
-            self.console.print(f"waiting: another run is making this ({holder})", highlight=False)
+            self.console.print(
+                f"waiting: another run is making this ({holder})", highlight=False, markup=False
+            )
         self._told_to_wait = True
 
     @contextmanager
     def step(self, number: int, total: int, name: str) -> Iterator[Report]:
-        """Shows a step while it runs; gives the function that reports (done, total)."""
+        """Show a step while it runs; give the function that reports how far it is."""
         started = time.monotonic()
         self._told_to_wait = False
-        columns = [
+        is_terminal = self.console.is_terminal
+        live = Progress(
             TextColumn("[{task.fields[number]}] {task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        ]
-        live = Progress(*columns, console=self.console, transient=True, disable=not self._is_terminal)
-        with live:
-            bar = live.add_task(name, total=None, number=f"{number}/{total}")
-            yield lambda done, of: live.update(bar, completed=done, total=of)
-        seconds = time.monotonic() - started
-        self.console.print(f"[{number}/{total}] {name}: {seconds:.1f} s", highlight=False, markup=False)
+            BarColumn(bar_width=20),
+            _Described(),
+            console=self.console,
+            transient=True,
+            disable=not is_terminal,
+            speed_estimate_period=RATE_OVER,
+        )
+        bar = live.add_task(name, total=None, number=f"{number}/{total}", what="", loss=None)
 
-    @property
-    def _is_terminal(self) -> bool:
-        return self.console.is_terminal
+        def report(done: int, total: int, what: str = "", loss: float | None = None) -> None:
+            live.update(bar, completed=done, total=total, what=what, loss=loss)
+
+        def line() -> None:
+            self._line(f"[{number}/{total}] {name}: {describe(live.tasks[0])}")
+
+        # The lines also tell of a stage that starts, and of one that reports nothing.
+        with live, nullcontext() if is_terminal else _repeating(line, LINE_EVERY):
+            yield report
+        seconds = time.monotonic() - started
+        self._line(f"[{number}/{total}] {name}: {seconds:.1f} s")
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -27,7 +27,7 @@ from dpt_ray.config import ConfigError
 from dpt_ray.data.rows import ImageRows, RealRows
 from dpt_ray.data.units import read_index
 from dpt_ray.engine.node import Node, Task
-from dpt_ray.engine.progress import POLL, REMOTE_POLL, following
+from dpt_ray.engine.progress import POLL, REMOTE_POLL, Reached, following
 from dpt_ray.learners.linear_classifier import Rows, logits
 from dpt_ray.stages.classifier import accuracy, fit_rows, save_classifier
 from dpt_ray.store.artifact import Artifact
@@ -133,12 +133,12 @@ def _run(task: Task, trials: list[Trial], total: int) -> dict[str, Any]:
     def trainable(config: dict[str, Any]) -> None:
         tune.report(run_trial(config["trial"], reader, out, threads))
 
-    def done() -> int:
-        return len(task.out.shards())
+    def done() -> Reached:
+        return Reached(len(task.out.shards()))
 
     with (
         tempfile.TemporaryDirectory(prefix="dpt_ray-tune-") as scratch,
-        following(task.progress, total, done, POLL if out.is_local else REMOTE_POLL),
+        following(task.progress, total, "settings", done, POLL if out.is_local else REMOTE_POLL),
     ):
         found = tune.Tuner(
             tune.with_resources(trainable, {"cpu": task.compute.actor_cpus}),

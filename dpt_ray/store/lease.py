@@ -46,7 +46,7 @@ class Lease:
                 self._remove()
                 continue
             if content:
-                self._on_wait(content.decode(errors="replace"))
+                self._on_wait(_holder(content))
             time.sleep(POLL)
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -108,6 +108,15 @@ class Lease:
                 if not self.held:  # taken over: the store's atomic shards keep both writers harmless
                     return
                 self._artifact.write_bytes(NAME, self._content())
+
+
+def _holder(content: bytes) -> str:
+    """Return who holds a lease, for a person: its process and host."""
+    try:
+        holder = json.loads(content)
+    except ValueError:
+        return "another process"
+    return f"process {holder['pid']} on {holder['host']}"
 
 
 def _is_dead(content: bytes) -> bool:
