@@ -233,11 +233,11 @@ def predict(
         list[str] | None, typer.Option("--set", help="A setting, as key.path=value.")
     ] = None,
 ) -> None:
-    """Label new images with a finished run's classifier."""
+    """Label new images with the classifier of a run that is best on validation."""
     from dpt_ray.commands.predict import predict_images
 
-    rows = predict_images(load_config(config, overrides or ()), images, out)
-    Console().print(f"{rows} images labelled: {out}", highlight=False)
+    predicted = predict_images(load_config(config, overrides or ()), images, out)
+    Console().print(f"{predicted}\nwritten: {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

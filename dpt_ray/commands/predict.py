@@ -5,9 +5,10 @@ All in this process. An image that cannot be read is a row with its reason in `e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from dpt_ray.data.index import read_bytes
 from dpt_ray.data.listing import IMAGE_SUFFIXES, open_root, walk_files
 from dpt_ray.data.manifest import index_manifest
 from dpt_ray.data.tar import index_tar
+from dpt_ray.evaluation.methods import METHODS
 from dpt_ray.learners.linear_classifier import logits, row_normalise
 from dpt_ray.pipeline.run import find_store, sets_made
 from dpt_ray.stages.classifier import load_classifier
@@ -38,8 +40,16 @@ if TYPE_CHECKING:
 
 WRITERS = {".csv": pyarrow.csv.write_csv, ".parquet": pq.write_table}
 TABLES = {".tar": index_tar, ".csv": index_manifest, ".parquet": index_manifest}
-# Which classifier, best first: (node, where in its artifact).
-CLASSIFIERS = (("sweep", "generated/"), ("retrained", ""), ("classifier", ""))
+# The methods with a classifier: (node, where in its artifact), in the order they are taken in where
+# validation does not say which is best.
+CLASSIFIERS = {
+    "dpt": ("sweep", "generated/"),
+    "dpt_paper": ("retrained", ""),
+    "probe": ("classifier", ""),
+    "tuned_probe": ("sweep", "probe/"),
+    "self_training": ("sweep", "self_training/"),
+    "augmented": ("sweep", "augmented/"),
+}
 
 SCHEMA = pa.schema(
     {
@@ -54,13 +64,13 @@ SCHEMA = pa.schema(
 )
 
 
-def predict_images(config: Config, images: str, out: Path) -> int:
-    """Writes a row of `SCHEMA` for each image to `out` (.csv or .parquet); returns how many got a label.
+def predict_images(config: Config, images: str, out: Path) -> Predicted:
+    """Write a row of `SCHEMA` for each image to `out` (.csv or .parquet).
 
-    `images` is what `list_images` takes. The classifier is the sweep's choice where there is one, else
-    stage 3's, else stage 1's; column `classifier` says which. `confidence` is the probability of the
-    label. Only stage 1's classifier has a temperature fitted on validation; confidences of the others
-    are the plain softmax. An existing table is replaced, once the new one is whole.
+    `images` is what `list_images` takes. The classifier is the run's best on validation; column
+    `classifier` has its method. `confidence` is the probability of the label. Only stage 1's classifier
+    has a temperature fitted on validation; confidences of the others are the plain softmax. An existing
+    table is replaced, once the new one is whole.
     """
     if out.suffix not in WRITERS:
         raise ConfigError(f"out: {str(out)!r} must end in .csv or .parquet")
@@ -86,7 +96,41 @@ def predict_images(config: Config, images: str, out: Path) -> int:
             WRITERS[out.suffix](table, part)
     except OSError as error:
         raise ConfigError(f"out: {str(out)!r} cannot be written: {error}") from error
-    return table.num_rows - table["label"].null_count
+    return Predicted(table.num_rows - table["label"].null_count, table.num_rows, labeller.choice)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method's classifier, and how good it is on `n_validation` images: one of `among` that the run has."""
+
+    method: str
+    artifact: Artifact
+    prefix: str
+    validation_top1: float | None
+    validation_nll: float
+    n_validation: int
+    among: int = 1
+
+    def __str__(self) -> str:
+        text = f"{self.method} ({METHODS[self.method].name})"
+        if self.validation_top1 is None:
+            return f"{text}; the run has no labelled validation images to choose on"
+        best = f", the best of {self.among} classifiers" if self.among > 1 else ""
+        return f"{text}{best}: {self.validation_top1:.1%} right on {self.n_validation:,} validation images"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was written: so many of `images` got a label, by the classifier of `choice`."""
+
+    labelled: int
+    images: int
+    choice: Choice
+
+    def __str__(self) -> str:
+        bad = self.images - self.labelled
+        left = f" ({bad:,} could not be, see column error)" if bad else ""
+        return f"{self.labelled:,} images labelled{left} by {self.choice}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +140,7 @@ class Labeller:
     encoder: Encoder
     batches: Batches
     mode: str
-    name: str
+    choice: Choice
     weights: np.ndarray
     classes: list[str]
     temperature: float
@@ -119,26 +163,51 @@ def load_labeller(config: Config) -> Labeller:
     from dpt_ray.models.encoder import load_encoder
 
     for made in sets_made(config):
-        found = [(name, prefix) for name, prefix in CLASSIFIERS if name in made]
+        found = _classifiers(made)
         if found and "encoder" in made:
             break
     else:
         store = find_store(config)
         raise ConfigError(f"run {config.name} has no classifier in {store.uri}; run `dpt run CONFIG` first")
-    name, prefix = found[0]
+    # Validation is small: ties go to the lower cross-entropy, where it is known.
+    best = min(found, key=lambda choice: (-(choice.validation_top1 or 0.0), choice.validation_nll))
     temperature = 1.0
-    if name == "classifier" and "pseudo_labels" in made:
+    if best.method == "probe" and "pseudo_labels" in made:
         temperature = made["pseudo_labels"].manifest["calibration"]["temperature"]
     encoder = load_encoder(made["encoder"].uri, config.encoder.precision)
     return Labeller(
         encoder.to("cuda" if torch.cuda.is_available() else "cpu"),
         Batches(config.compute.batch_size),
         config.data.mode,
-        name,
-        load_classifier(made[name], prefix),
-        made[name].read_json(f"{prefix}config.json")["classes"],
+        best,
+        load_classifier(best.artifact, best.prefix),
+        best.artifact.read_json(f"{best.prefix}config.json")["classes"],
         temperature,
     )
+
+
+def _classifiers(made: Mapping[str, Artifact]) -> list[Choice]:
+    """Return every classifier of a run, with what its artifact says of validation."""
+    found = []
+    for method, (node, prefix) in CLASSIFIERS.items():
+        if node not in made:
+            continue
+        manifest = made[node].manifest
+        facts = manifest["chosen"].get(prefix.rstrip("/")) if prefix else manifest
+        if facts is None:  # a method that this sweep does not have
+            continue
+        nll = facts.get("validation_nll")
+        found.append(
+            Choice(
+                method,
+                made[node],
+                prefix,
+                facts["validation_top1"],
+                math.inf if nll is None else nll,
+                manifest["n_validation"],
+            )
+        )
+    return [replace(choice, among=len(found)) for choice in found]
 
 
 def list_images(images: str) -> pa.Table:
@@ -200,7 +269,7 @@ def _batches(labeller: Labeller, rows: pa.Table, size: int, pool: ThreadPoolExec
                     "label": label,
                     "class_name": labeller.classes[label],
                     "confidence": float(probs[label]),
-                    "classifier": labeller.name,
+                    "classifier": labeller.choice.method,
                 }
         yield pa.Table.from_pylist(table, SCHEMA)
 

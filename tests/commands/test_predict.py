@@ -19,6 +19,7 @@ from dpt_ray.commands import predict
 from dpt_ray.commands.predict import predict_images
 from dpt_ray.config import Config, ConfigError, load_config
 from dpt_ray.data.crops import Crop
+from dpt_ray.evaluation.methods import METHODS
 from dpt_ray.learners.linear_probe import Fit
 from dpt_ray.models.conv import SmallConvNet
 from dpt_ray.models.encoder import conv_encoder, save_encoder
@@ -30,7 +31,14 @@ from tests.helpers.paths import DIGITS
 
 CLASSES = ["cat", "dog", "owl"]
 SIZE, DIM, TEMPERATURE = 8, 6, 0.25
-PLACES = {"sweep": "generated/", "retrained": "", "classifier": ""}
+# Method: (node, where its classifier is in the artifact).
+PLACES = {
+    "dpt": ("sweep", "generated/"),
+    "self_training": ("sweep", "self_training/"),
+    "dpt_paper": ("retrained", ""),
+    "probe": ("classifier", ""),
+}
+Validation = tuple[float, float | None] | None  # accuracy and cross-entropy
 IMAGES = {f"image_{k}": np.random.default_rng(k).integers(0, 256, (SIZE, SIZE), np.uint8) for k in range(7)}
 
 
@@ -43,18 +51,27 @@ def weights(classifier: str) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 3, (len(CLASSES), DIM)).astype(np.float32)
 
 
-def publish_run(root: Path, *classifiers: str, overrides: tuple[str, ...] = ()) -> Config:
-    """A run with an encoder, some of its classifiers and the pseudo-labels' temperature."""
+def publish_run(
+    root: Path, *methods: str, overrides: tuple[str, ...] = (), **validation: Validation
+) -> Config:
+    """A run with an encoder, the classifiers of some methods and the pseudo-labels' temperature."""
     config = load_config(DIGITS, [f"output={root}/output", *overrides])
     nodes, store = flow(config), Store(config.output)
     encoder = nodes["encoder"].artifact(store)
     built = conv_encoder(network(), Crop("adm", SIZE))
     encoder.publish_files(lambda folder: save_encoder(folder, built))
     encoder.publish({})
-    for name in classifiers:
-        out = nodes[name].artifact(store)
-        save_classifier(out, PLACES[name], Fit(weights(name), 0.0, 0.0, 0), CLASSES, {})
-        out.publish({})
+    chosen = {}
+    for name in methods:
+        node, prefix = PLACES[name]
+        out = nodes[node].artifact(store)
+        save_classifier(out, prefix, Fit(weights(name), 0.0, 0.0, 0), CLASSES, {})
+        top1, nll = validation.get(name) or (None, None)
+        facts = {"n_validation": 1234, "validation_top1": top1, "validation_nll": nll}
+        if prefix:
+            chosen[prefix.rstrip("/")] = facts
+            facts = {"n_validation": 1234, "chosen": chosen}
+        out.publish(facts)
     nodes["pseudo_labels"].artifact(store).publish({"calibration": {"temperature": TEMPERATURE}})
     return config
 
@@ -98,27 +115,27 @@ def check(row: dict, image: np.ndarray, classifier: str, temperature: float = 1.
 
 @pytest.mark.parametrize("batch_size", [3, 256])
 def test_a_folder_is_labelled_with_all_below_it(tmp_path: Path, batch_size: int) -> None:
-    config = publish_run(tmp_path, "sweep", overrides=(f"compute.batch_size={batch_size}",))
+    config = publish_run(tmp_path, "dpt", overrides=(f"compute.batch_size={batch_size}",))
     folder = write_folder(tmp_path / "new")
-    assert predict_images(config, str(folder), tmp_path / "out" / "p.parquet") == len(IMAGES)
+    assert predict_images(config, str(folder), tmp_path / "out" / "p.parquet").labelled == len(IMAGES)
     rows = read(tmp_path / "out" / "p.parquet")
     assert len(rows) == len(IMAGES)
     for k, (name, image) in enumerate(IMAGES.items()):
         row = rows[name if k < 4 else f"deep/er/{name}"]
-        check(row, image, "sweep")
+        check(row, image, "dpt")
         assert row["uri"] == (folder / ("" if k < 4 else "deep/er") / f"{name}.PNG").as_uri()
 
 
 def test_unreadable_images_are_rows_with_the_reason(tmp_path: Path) -> None:
-    config = publish_run(tmp_path, "sweep")
+    config = publish_run(tmp_path, "dpt")
     folder = write_folder(tmp_path / "new")
     (folder / "empty.png").touch()
     (folder / "text.jpg").write_text("no image")
     (folder / "torn.png").write_bytes(png(IMAGES["image_0"])[:60])
-    assert predict_images(config, str(folder), tmp_path / "p.parquet") == len(IMAGES)
+    assert predict_images(config, str(folder), tmp_path / "p.parquet").labelled == len(IMAGES)
     rows = read(tmp_path / "p.parquet")
     assert len(rows) == len(IMAGES) + 3
-    check(rows["image_3"], IMAGES["image_3"], "sweep")
+    check(rows["image_3"], IMAGES["image_3"], "dpt")
     reasons = {"empty": "zero bytes", "text": "not an image", "torn": "cannot be decoded"}
     for name, reason in reasons.items():
         assert reason in rows[name]["error"]
@@ -126,40 +143,61 @@ def test_unreadable_images_are_rows_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_broken_images_alone_is_a_table_too(tmp_path: Path) -> None:
-    config = publish_run(tmp_path, "sweep")
+    config = publish_run(tmp_path, "dpt")
     (tmp_path / "a.png").touch()
-    assert predict_images(config, str(tmp_path / "a.png"), tmp_path / "p.parquet") == 0
+    assert predict_images(config, str(tmp_path / "a.png"), tmp_path / "p.parquet").labelled == 0
     assert "zero bytes" in read(tmp_path / "p.parquet")["a"]["error"]
 
 
 @pytest.mark.parametrize(
     ("published", "used"),
     [
-        (("classifier", "retrained", "sweep"), "sweep"),
-        (("classifier", "retrained"), "retrained"),
-        (("classifier",), "classifier"),
+        (("probe", "dpt_paper", "self_training", "dpt"), "dpt"),
+        (("probe", "dpt_paper"), "dpt_paper"),
+        (("probe",), "probe"),
     ],
 )
-def test_the_best_published_classifier_is_used(tmp_path: Path, published: tuple[str, ...], used: str) -> None:
+def test_without_validation_images_stage_3_comes_before_stage_1(
+    tmp_path: Path, published: tuple[str, ...], used: str
+) -> None:
     config = publish_run(tmp_path, *published)
-    predict_images(config, str(write_folder(tmp_path / "new")), tmp_path / "p.parquet")
+    said = predict_images(config, str(write_folder(tmp_path / "new")), tmp_path / "p.parquet")
     row = read(tmp_path / "p.parquet")["image_1"]
     # Only the first classifier's confidence has a fitted temperature.
-    check(row, IMAGES["image_1"], used, TEMPERATURE if used == "classifier" else 1.0)
+    check(row, IMAGES["image_1"], used, TEMPERATURE if used == "probe" else 1.0)
+    assert f"7 images labelled by {used} (" in str(said) and "no labelled validation images" in str(said)
+
+
+@pytest.mark.parametrize(
+    ("best", "validation"),
+    [
+        ("self_training", {"dpt": (0.8, 0.7), "self_training": (0.9, 0.9), "dpt_paper": (0.85, None)}),
+        ("self_training", {"dpt": (0.9, 0.7), "self_training": (0.9, 0.6), "dpt_paper": (0.9, None)}),
+        ("dpt_paper", {"dpt": (0.8, 0.7), "self_training": (0.7, 0.7), "dpt_paper": (0.9, None)}),
+    ],
+)
+def test_the_best_classifier_on_validation_is_used_and_named(
+    tmp_path: Path, best: str, validation: dict[str, Validation]
+) -> None:
+    config = publish_run(tmp_path, *validation, **validation)
+    said = str(predict_images(config, str(write_folder(tmp_path / "new")), tmp_path / "p.parquet"))
+    check(read(tmp_path / "p.parquet")["image_1"], IMAGES["image_1"], best)
+    assert said.startswith(f"7 images labelled by {best} ({METHODS[best].name}), the best of 3 classifiers: ")
+    assert said.endswith("90.0% right on 1,234 validation images")
 
 
 def test_images_of_another_size_are_cropped_as_the_run_does(tmp_path: Path) -> None:
-    config = publish_run(tmp_path, "sweep")
+    config = publish_run(tmp_path, "dpt")
     # ADM's crop halves 16 x 24 to 8 x 12 by averaging, here of equal pixels, and cuts the centre out.
     wide = np.random.default_rng(9).integers(0, 256, (8, 12), np.uint8)
     Image.fromarray(np.kron(wide, np.ones((2, 2), np.uint8))).convert("RGB").save(tmp_path / "wide.png")
     predict_images(config, str(tmp_path / "wide.png"), tmp_path / "p.parquet")
-    check(read(tmp_path / "p.parquet")["wide"], np.ascontiguousarray(wide[:, 2:10]), "sweep")
+    check(read(tmp_path / "p.parquet")["wide"], np.ascontiguousarray(wide[:, 2:10]), "dpt")
 
 
 @pytest.mark.parametrize("folder", [False, True])
 def test_tars_are_labelled(tmp_path: Path, folder: bool) -> None:
-    config = publish_run(tmp_path, "sweep")
+    config = publish_run(tmp_path, "dpt")
     (tmp_path / "tars").mkdir()
     with tarfile.open(tmp_path / "tars" / "a.tar", "w") as tar:
         for name, image in IMAGES.items():
@@ -167,25 +205,25 @@ def test_tars_are_labelled(tmp_path: Path, folder: bool) -> None:
             member.size = len(png(image))
             tar.addfile(member, io.BytesIO(png(image)))
     source = tmp_path / "tars" if folder else tmp_path / "tars" / "a.tar"
-    assert predict_images(config, str(source), tmp_path / "p.parquet") == len(IMAGES)
+    assert predict_images(config, str(source), tmp_path / "p.parquet").labelled == len(IMAGES)
     for name, row in read(tmp_path / "p.parquet").items():
-        check(row, IMAGES[name], "sweep")
+        check(row, IMAGES[name], "dpt")
 
 
 def test_a_manifest_is_labelled_in_its_order(tmp_path: Path) -> None:
-    config = publish_run(tmp_path, "sweep")
+    config = publish_run(tmp_path, "dpt")
     write_folder(tmp_path / "new")
     (tmp_path / "new" / "list.csv").write_text(
         "uri,id\nimage_2.PNG,second\ndeep/er/image_5.PNG,fifth\nimage_0.PNG,zeroth\n"
     )
-    assert predict_images(config, str(tmp_path / "new" / "list.csv"), tmp_path / "p.parquet") == 3
+    assert predict_images(config, str(tmp_path / "new" / "list.csv"), tmp_path / "p.parquet").labelled == 3
     rows = read(tmp_path / "p.parquet")
     assert list(rows) == ["second", "fifth", "zeroth"]
-    check(rows["fifth"], IMAGES["image_5"], "sweep")
+    check(rows["fifth"], IMAGES["image_5"], "dpt")
 
 
 def test_csv_says_the_same_as_parquet(tmp_path: Path) -> None:
-    config = publish_run(tmp_path, "sweep")
+    config = publish_run(tmp_path, "dpt")
     folder = write_folder(tmp_path / "new")
     (folder / "bad,one.png").touch()
     for out in ("p.csv", "p.parquet"):
@@ -201,7 +239,7 @@ def test_csv_says_the_same_as_parquet(tmp_path: Path) -> None:
 
 
 def test_a_table_is_replaced_only_by_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = publish_run(tmp_path, "sweep")
+    config = publish_run(tmp_path, "dpt")
     folder = write_folder(tmp_path / "new")
     out = tmp_path / "tables" / "p.csv"
     predict_images(config, str(folder / "image_0.PNG"), out)
@@ -221,7 +259,7 @@ def test_a_table_is_replaced_only_by_a_whole_one(tmp_path: Path, monkeypatch: py
 def test_a_table_that_cannot_be_written_is_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = publish_run(tmp_path, "sweep")
+    config = publish_run(tmp_path, "dpt")
     monkeypatch.setattr(predict, "_batches", lambda *arguments: pytest.fail("images are being labelled"))
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"^out: '.*p\.csv': '.*file' cannot be written \(.*choose another"):
@@ -236,7 +274,7 @@ def test_an_unfinished_run_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_bad_requests_name_what_is_wrong(tmp_path: Path) -> None:
-    config = publish_run(tmp_path, "sweep")
+    config = publish_run(tmp_path, "dpt")
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "notes.txt").touch()
     (tmp_path / "torn.tar").write_bytes(b"no tar" * 200)
@@ -265,7 +303,7 @@ def write_small_images(folder: Path, *names: str) -> None:
 def test_a_run_labels_though_its_own_images_have_changed_or_are_gone(tmp_path: Path) -> None:
     write_small_images(tmp_path / "own", "a", "b")
     own = ("data.source=folder", f"data.uri={tmp_path / 'own'}")
-    config = publish_run(tmp_path, "classifier", overrides=own)
+    config = publish_run(tmp_path, "probe", overrides=own)
     runs.link(config, flow(config), Store(config.output))
     before = predict.load_labeller(config)
     write_small_images(tmp_path / "own", "a")
@@ -280,12 +318,12 @@ def test_a_run_labels_though_its_own_images_have_changed_or_are_gone(tmp_path: P
 
 
 def test_an_image_whose_features_are_not_finite_has_no_label(tmp_path: Path) -> None:
-    config = publish_run(tmp_path, "sweep")
+    config = publish_run(tmp_path, "dpt")
     model = config.output + "/store/encoder"
     [file] = Path(model).rglob("*.safetensors")
     save_file({key: torch.full_like(value, torch.nan) for key, value in load_file(file).items()}, file)
     folder = write_folder(tmp_path / "new")
-    assert predict_images(config, str(folder), tmp_path / "p.parquet") == 0
+    assert predict_images(config, str(folder), tmp_path / "p.parquet").labelled == 0
     row = read(tmp_path / "p.parquet")["image_0"]
     assert (row["label"], row["confidence"]) == (None, None)
     assert row["error"] == "its features are not finite; set encoder.precision=float32"
