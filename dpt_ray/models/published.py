@@ -24,7 +24,6 @@ LABELS = "label_emb.weight"
 _TELLING = {
     "patch_embed.proj.weight": 4,
     "pos_embed": 3,
-    LABELS: 2,
     "in_blocks.0.mlp.fc1.weight": 2,
 }
 
@@ -58,23 +57,32 @@ def published_config(
 ) -> UViTConfig:
     """The architecture that the shapes of published weights tell.
 
-    The last row of the label embedding is taken for the null class (classifier-free guidance); the
-    published networks without guidance (64 pixels) have none. Raises ValueError naming `source`
-    where the tensors are no class-conditional U-ViT's or the number of heads is unknown.
+    A network without a label embedding is unconditional (the public code's num_classes = -1: the
+    time's token alone stands before the patches). The last row of a label embedding is taken for the
+    null class (classifier-free guidance); the published networks without guidance (64 pixels) have
+    none. Raises ValueError naming `source` where the tensors are no U-ViT's or the number of heads is
+    unknown.
     """
     strange = [name for name, axes in _TELLING.items() if name not in tensors or tensors[name].ndim != axes]
     if strange:
         raise ValueError(
-            f"{source}: not a class-conditional U-ViT: {', '.join(strange)} missing or of another "
+            f"{source}: not a U-ViT: {', '.join(strange)} missing or of another "
             "rank; give the network's weights as published, nnet_ema.pth or nnet.pth"
         )
     dim, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
-    patches = tensors["pos_embed"].shape[1] - 2  # the label's and the time's token stand first
+    rows = tensors[LABELS].shape[0] if LABELS in tensors else 0
+    if rows == 1:
+        raise ValueError(
+            f"{source}: {LABELS} has the null class alone; give a network with classes or without"
+        )
+    patches = tensors["pos_embed"].shape[1] - (
+        2 if rows else 1
+    )  # the label's and the time's token stand first
     side = math.isqrt(max(patches, 0))
     if side**2 != patches:
         raise ValueError(
             f"{source}: pos_embed has {patches} positions for patches, which fill no square; "
-            "give a network of square images conditioned on labels alone"
+            "give a network of square images, conditioned on labels or on nothing"
         )
     blocks = {name.split(".")[1] for name in tensors if name.startswith("in_blocks.")}
     try:
@@ -85,10 +93,11 @@ def published_config(
             dim=dim,
             depth=2 * len(blocks),
             heads=_heads(dim) if heads is None else heads,
-            num_classes=tensors[LABELS].shape[0] - 1,
+            num_classes=max(0, rows - 1),
             mlp_ratio=tensors["in_blocks.0.mlp.fc1.weight"].shape[0] / dim,
             final_conv="final_layer.weight" in tensors,
             time_mlp="time_embed.0.weight" in tensors,
+            qkv_bias="in_blocks.0.attn.qkv.bias" in tensors,
         )
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error

@@ -14,15 +14,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-_EXTRA_TOKENS = 2  # [label, time] stand before the patches
-
 
 @dataclass(frozen=True)
 class UViTConfig:
     """The architecture of a U-ViT; sizes are those of the network's input, latents or pixels.
 
     depth counts the blocks around the middle one: depth/2 in, 1 mid, depth/2 out.
-    num_classes counts the real classes; the null class (unconditional) is index num_classes.
+    num_classes counts the real classes; the null class (unconditional) is index num_classes. With 0
+    the network knows no labels and has no token for them (num_classes = -1 in the public code).
     Raises ValueError where the sizes do not fit together.
     """
 
@@ -37,12 +36,17 @@ class UViTConfig:
     final_conv: bool = True
     time_mlp: bool = False
     modulation: bool = False
+    qkv_bias: bool = False
 
     def __post_init__(self) -> None:
-        sizes = ("image_size", "patch_size", "in_channels", "dim", "depth", "heads", "num_classes")
+        sizes = ("image_size", "patch_size", "in_channels", "dim", "depth", "heads")
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes={self.num_classes} must be at least 0")
+        if self.modulation and not self.num_classes:
+            raise ValueError("modulation=True needs classes: num_classes=0 has no label to condition on")
         if self.mlp_ratio <= 0:
             raise ValueError(f"mlp_ratio={self.mlp_ratio} must be above 0")
         if self.image_size % self.patch_size:
@@ -65,13 +69,18 @@ class UViTConfig:
 
     @property
     def null_class(self) -> int:
-        """Index of the null label, the last row of the label embedding."""
+        """Index of the null label, the last row of the label embedding; of no meaning without classes."""
         return self.num_classes
+
+    @property
+    def extra_tokens(self) -> int:
+        """Number of tokens before the patches: [label, time], or [time] without classes."""
+        return 2 if self.num_classes else 1
 
     @property
     def tokens(self) -> int:
         """Length of the token sequence: label, time and patches."""
-        return (self.image_size // self.patch_size) ** 2 + _EXTRA_TOKENS
+        return (self.image_size // self.patch_size) ** 2 + self.extra_tokens
 
 
 UVIT_L_256 = UViTConfig(32, 2, 4, dim=1024, depth=20, heads=16, num_classes=1000)
@@ -87,12 +96,12 @@ def time_sinusoid(time: Tensor, dim: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention without bias on q, k, v: (B, L, dim) -> (B, L, dim)."""
+    """Multi-head self-attention, by default without bias on q, k, v: (B, L, dim) -> (B, L, dim)."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, qkv_bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,7 +133,7 @@ class Block(nn.Module):
         if skip:
             self.skip_linear = nn.Linear(2 * dim, dim)
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, config.heads)
+        self.attn = Attention(dim, config.heads, config.qkv_bias)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio))
         if config.modulation:
@@ -171,7 +180,8 @@ class UViT(nn.Module):
         dim, half = config.dim, config.depth // 2
         self.patch_embed = PatchEmbed(config.patch_size, config.in_channels, dim)
         self.time_embed = _time_mlp(dim, 4 * dim) if config.time_mlp else nn.Identity()
-        self.label_emb = nn.Embedding(config.num_classes + 1, dim)
+        if config.num_classes:
+            self.label_emb = nn.Embedding(config.num_classes + 1, dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, dim))
         self.in_blocks = nn.ModuleList([Block(config) for _ in range(half)])
         self.mid_block = Block(config)
@@ -211,20 +221,20 @@ class UViT(nn.Module):
         """Return the prediction (B, C, H, W) for x (B, C, H, W).
 
         time (B,) is the network time of the schedule (0 ... 1000); labels (B,) int64, the null
-        class being `config.null_class`.
+        class being `config.null_class`; a network without classes does not look at them.
         """
         return self.with_middle(x, time, labels)[0]
 
     def with_middle(self, x: Tensor, time: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the prediction and, beside it, the middle block's patch tokens (B, patches, dim)."""
         sinusoid = time_sinusoid(time, self.config.dim).to(x.dtype)
-        label = self.label_emb(labels)
-        condition = None
-        if self.config.modulation:
-            condition = nn.functional.silu(self.condition_time(sinusoid) + label)
-
-        extra = torch.stack([label, self.time_embed(sinusoid)], dim=1)
-        tokens = torch.cat([extra, self.patch_embed(x)], dim=1) + self.pos_embed
+        extra, condition = [self.time_embed(sinusoid)], None
+        if self.config.num_classes:
+            label = self.label_emb(labels)
+            extra = [label, *extra]
+            if self.config.modulation:
+                condition = nn.functional.silu(self.condition_time(sinusoid) + label)
+        tokens = torch.cat([torch.stack(extra, dim=1), self.patch_embed(x)], dim=1) + self.pos_embed
 
         skips = []
         for block in self.in_blocks:
@@ -234,13 +244,13 @@ class UViT(nn.Module):
         for block in self.out_blocks:
             tokens = self._run(block, tokens, skips.pop(), condition)
 
-        patches = self.norm(tokens[:, _EXTRA_TOKENS:])
+        patches = self.norm(tokens[:, self.config.extra_tokens :])
         if condition is not None:
             shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
             patches = patches * (1 + scale) + shift
         p, rows = self.config.patch_size, self.config.image_size // self.config.patch_size
         image = rearrange(self.decoder_pred(patches), "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=p, q=p)
-        return self.final_layer(image), middle[:, _EXTRA_TOKENS:]
+        return self.final_layer(image), middle[:, self.config.extra_tokens :]
 
     def _run(self, block: nn.Module, x: Tensor, skip: Tensor | None, condition: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -258,7 +268,7 @@ def flops(config: UViTConfig) -> int:
     Matrix products, attention and convolutions; norms and activations are left out.
     """
     dim, length, blocks = config.dim, config.tokens, config.depth + 1
-    patches = length - _EXTRA_TOKENS
+    patches = length - config.extra_tokens
     patch_values = config.patch_size**2 * config.in_channels
     linears = 4 * dim**2 + 2 * dim * int(dim * config.mlp_ratio)  # qkv, proj, fc1, fc2
     attention = 2 * length * dim  # q k^T and its product with v, for each token

@@ -72,7 +72,7 @@ def test_presets_have_the_published_size(preset, tflop, millions):
     assert flops(PRESETS[preset]) / 1e12 == pytest.approx(tflop, abs=0.0006)
 
 
-@pytest.mark.parametrize("changes", [{}, {"time_mlp": True}, {"modulation": True}])
+@pytest.mark.parametrize("changes", [{}, {"time_mlp": True}, {"modulation": True}, {"num_classes": 0}])
 @pytest.mark.parametrize("config", [LARGE_STYLE, HUGE_STYLE])
 def test_flops_agree_with_torchs_counter(config, changes):
     config = replace(config, **changes)
@@ -136,7 +136,8 @@ def test_gradient_checkpointing_changes_no_gradient():
         ({"heads": 5}, "heads=5"),
         ({"depth": 5}, "depth=5"),
         ({"dim": 7, "heads": 7}, "dim=7"),
-        ({"num_classes": 0}, "num_classes=0"),
+        ({"num_classes": -1}, "num_classes=-1"),
+        ({"num_classes": 0, "modulation": True}, "num_classes=0 has no label to condition on"),
         ({"mlp_ratio": 0.0}, "mlp_ratio"),
     ],
 )
