@@ -180,6 +180,7 @@ def ours(options: Options, folder: Path) -> Facts:
     from dpt_ray.diffusion.schedules import SCHEDULES
     from dpt_ray.learners.denoise import denoise_step
     from dpt_ray.training.loop import TrainSettings, train
+    from dpt_ray.training.workload import Hooks, Worker, Workload
 
     moments = np.load(folder / "moments.npy", mmap_mode="r")
     records: list[Facts] = []
@@ -197,7 +198,8 @@ def ours(options: Options, folder: Path) -> Facts:
         log_every=EVERY,
         checkpoint_every=options.steps,
     )
-    train(build(options), step_fn, load_batch, settings, ROWS, device=options.device, on_log=records.append)
+    workload, worker = Workload(build(options), step_fn, load_batch, ROWS), Worker(device=options.device)
+    train(workload, settings, worker, Hooks(on_log=records.append))
     return of_log(records)
 
 

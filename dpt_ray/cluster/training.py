@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from dpt_ray.cluster import session as cluster
 from dpt_ray.cluster.initial import continue_shorter
 from dpt_ray.cluster.preemption import Notices
-from dpt_ray.config.sections import Optimisation
+from dpt_ray.config.sections import Compute, Optimisation
 from dpt_ray.engine.execute import StageError
 from dpt_ray.engine.node import Task
 from dpt_ray.engine.progress import POLL, REMOTE_POLL, Reached, following, silent
@@ -29,22 +29,20 @@ from dpt_ray.store.checkpoints import (
 )
 from dpt_ray.training.log import TrainingLog, ray_gauges, read_log
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dpt_ray.training.loop import TrainSettings
+    from dpt_ray.training.workload import Worker, Workload
+
 STOPPED = "stopped.json"  # why a training cannot go on, however often it is started
 ROLLBACK = "rollback.json"  # that the one rollback has been spent, and on which step
 
 
-@dataclass(frozen=True)
-class Worker:
-    """Where a training function runs."""
-
-    rank: int
-    world_size: int
-    device: str
-    in_ray_train: bool = False
-
-
 # (task, worker) -> the trained model's files are written by rank 0
-TrainFunction = Callable[[Task, Worker], None]
+TrainFunction = Callable[[Task, "Worker"], None]
+# (step, averaged weights) -> numbers for the log
+OnWatch = Callable[[int, Mapping[str, "Tensor"]], Mapping[str, float]]
 
 
 def run(task: Task, function: TrainFunction) -> dict[str, Any]:
@@ -68,6 +66,8 @@ def run(task: Task, function: TrainFunction) -> dict[str, Any]:
     try:
         if task.compute.train_workers == 0:
             import torch
+
+            from dpt_ray.training.workload import Worker
 
             torch.set_num_threads(task.compute.threads)
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -157,6 +157,8 @@ def _attempt(task: Task, function: TrainFunction) -> None:
     def loop() -> None:
         import torch
 
+        from dpt_ray.training.workload import Worker
+
         torch.set_num_threads(compute.threads)
         context = ray.train.get_context()
         device = "cuda" if gpu else "cpu"
@@ -187,95 +189,34 @@ def _attempt(task: Task, function: TrainFunction) -> None:
 def fit(
     task: Task,
     worker: Worker,
-    model: Any,
-    step_fn: Any,
-    load_batch: Any,
-    n_rows: int,
-    *,
-    flops_per_image: float | None = None,
-    gradient_accumulation: int = 1,
-    unit: int | None = None,
+    workload: Workload,
     watch_every: int | None = None,
-    on_watch: Any = None,
-    blocks: Sequence[Any] = (),
-    order: Any = None,
-) -> dict[str, Any] | None:
-    """Trains on this worker, from the newest published checkpoint on; the EMA weights by name.
+    on_watch: OnWatch = lambda step, ema: {},
+) -> dict[str, Tensor] | None:
+    """Train on this worker, from the newest published checkpoint on; return rank 0's EMA weights by name.
 
-    `unit` neighbouring positions of the batch (8) stay on one worker. Where there are fewer workers than
-    `compute.train_workers`, each accumulates more parts, so that none needs more memory for it.
-    `flops_per_image`, of a whole training step, makes the log tell the MFU: the share of the device's
-    measured matmul peak that these are. `on_watch(step, ema)` is called on rank 0 every `watch_every`
-    steps; the numbers it returns go into the log's record of that step. `blocks` are the parts of the
-    model that are compiled, and gathered from shards, one by one.
+    Where there are fewer workers than `compute.train_workers`, each accumulates more parts, so that none
+    needs more memory for it. `on_watch(step, ema)` is called on rank 0 every `watch_every` steps; the
+    numbers it returns go into the log's record of that step.
     """
     from dpt_ray.training.guards import UnstableTraining
-    from dpt_ray.training.loop import TrainSettings, train
-    from dpt_ray.training.random import GROUP
+    from dpt_ray.training.loop import train
+    from dpt_ray.training.workload import Hooks
 
-    values = {key: task.settings[key] for key in Optimisation.model_fields}
-    settings = TrainSettings(**{**values, "betas": tuple(values["betas"])})
-    if worker.rank == 0:
-        check_room(task.out, model)
-    peak = _announce(task, worker, settings.precision, bool(flops_per_image)) if worker.rank == 0 else 0.0
-    if task.compute.compile:
-        for part in blocks or [model]:  # equal blocks are compiled once
-            part.compile()  # in place: the names of the weights stay
-    distributed = _distributed(model, blocks, worker, task.compute.fsdp)
+    settings = _train_settings(task)
+    peak = _begin(task, worker, workload, settings.precision)
+    workload = _prepared(task.compute, worker, workload, settings.batch_size)
     # Looked up before the first step, which no worker takes alone: all of them see the same.
     rollbacks_left = 0 if task.out.exists(ROLLBACK) else 1
     resume = load_checkpoint(task.out)
     gauges = ray_gauges(task.node.name) if worker.in_ray_train and worker.rank == 0 else {}
-    log = TrainingLog(task.out, resume[1]["step"] if resume else 0, gauges)
-    notices = Notices(worker.rank)
-    parts = -(-gradient_accumulation * max(1, task.compute.train_workers) // worker.world_size)
-    unit = unit or GROUP
-    parts = max(1, min(parts, settings.batch_size // unit // worker.world_size))
-
-    def on_log(record: dict[str, float]) -> None:
-        record |= {"workers": worker.world_size}
-        if flops_per_image:
-            record |= {"mfu": record["images_per_s"] * flops_per_image / (peak * worker.world_size)}
-        log.add(record)
-
-    def on_checkpoint(step: int, tensors: dict[str, Any] | None, meta: dict[str, Any]) -> None:
-        if tensors is not None:
-            log.flush()
-            # One amid bad steps would be none to go back to.
-            if not meta["bad_in_a_row"] and not meta["losses"]["high"]:
-                save_checkpoint(task.out, step, tensors, meta)
-        remove_copies(task.out)  # a step has been made since, so no worker is still loading them
-        notices.saved()
-        if worker.in_ray_train:
-            import ray.train
-
-            ray.train.report({"step": step, **log.last})  # all workers wait here for each other
-
-    def watch(step: int, ema: Any) -> None:
-        log.amend(on_watch(step, ema))
-
-    with closing(log):
+    with closing(TrainingLog(task.out, resume[1]["step"] if resume else 0, gauges)) as log:
+        reporter = _Reporter(task, worker, log, workload.flops_per_image, peak, on_watch)
+        asked = reporter.notices if worker.in_ray_train else Hooks.save_asked
+        hooks = Hooks(reporter.log, reporter.checkpoint, asked, watch_every, reporter.watch)
         while True:
             try:
-                result = train(
-                    distributed,
-                    step_fn,
-                    load_batch,
-                    settings,
-                    n_rows,
-                    rank=worker.rank,
-                    world_size=worker.world_size,
-                    device=worker.device,
-                    resume=resume,
-                    on_log=on_log,
-                    on_checkpoint=on_checkpoint,
-                    gradient_accumulation=parts,
-                    unit=unit,
-                    save_asked=notices if worker.in_ray_train else lambda: False,
-                    watch_every=watch_every,
-                    on_watch=watch,
-                    order=order,
-                )
+                result = train(workload, settings, worker, hooks, resume)
                 remove_copies(task.out)
                 return result.ema if worker.rank == 0 else None
             except UnstableTraining as error:
@@ -285,13 +226,46 @@ def fit(
                     raise type(error)(error.step, error.what, f", {tried}") from error
                 rollbacks_left -= 1
                 if worker.rank == 0:
-                    step = resume[1]["step"]
-                    task.out.write_json(ROLLBACK, {"from": error.step, "to": step})
-                    log.cut(step, {"rolled_back_from": error.step})
+                    reporter.rolled_back(error.step, resume[1]["step"])
 
 
-def _distributed(model: Any, blocks: Sequence[Any], worker: Worker, fsdp: bool) -> Any:
-    """The model on this worker's device and, with several workers, as a replica or in shards."""
+def _train_settings(task: Task) -> TrainSettings:
+    from dpt_ray.training.loop import TrainSettings
+
+    values = {key: task.settings[key] for key in Optimisation.model_fields}
+    return TrainSettings(**{**values, "betas": tuple(values["betas"])})
+
+
+def _begin(task: Task, worker: Worker, workload: Workload, precision: str) -> float:
+    """Check the disk and publish when the training starts; return the matmul peak where MFU is logged."""
+    import torch
+
+    from dpt_ray.training.throughput import matmul_peak
+
+    if worker.rank != 0:
+        return 0.0
+    check_room(task.out, workload.model)
+    started = {"time": time.time()}
+    if workload.flops_per_image:
+        started["matmul_flops_per_s"] = matmul_peak(worker.device, getattr(torch, precision))
+    task.out.write_json("started.json", started)
+    return started.get("matmul_flops_per_s", 0.0)
+
+
+def _prepared(compute: Compute, worker: Worker, workload: Workload, batch_size: int) -> Workload:
+    """Return the workload compiled, distributed, and in the parts that so many workers leave to each."""
+    model, unit = workload.model, workload.unit
+    if compute.compile:
+        for part in workload.blocks or [model]:  # equal blocks are compiled once
+            part.compile()  # in place: the names of the weights stay
+    distributed = _distributed(model, workload.blocks, worker, compute.fsdp)
+    asked = workload.gradient_accumulation * max(1, compute.train_workers)
+    parts = min(-(-asked // worker.world_size), batch_size // unit // worker.world_size)
+    return replace(workload, model=distributed, gradient_accumulation=max(1, parts))
+
+
+def _distributed(model: nn.Module, blocks: Sequence[nn.Module], worker: Worker, fsdp: bool) -> nn.Module:
+    """Return the model on this worker's device and, with several workers, as a replica or in shards."""
     from torch.nn.parallel import DistributedDataParallel
 
     from dpt_ray.training.sharding import shard
@@ -303,13 +277,48 @@ def _distributed(model: Any, blocks: Sequence[Any], worker: Worker, fsdp: bool) 
     return DistributedDataParallel(model) if worker.world_size > 1 else model
 
 
-def _announce(task: Task, worker: Worker, precision: str, counted: bool) -> float:
-    """Publishes when the training starts and, where its FLOPs are counted, the peak; returns that."""
-    import torch
+class _Reporter:
+    """Publishes what the loop tells: log, checkpoints, and Ray's metrics."""
 
-    from dpt_ray.training.throughput import matmul_peak
+    def __init__(
+        self,
+        task: Task,
+        worker: Worker,
+        log: TrainingLog,
+        flops_per_image: float | None,
+        peak: float,
+        on_watch: OnWatch,
+    ) -> None:
+        self._task, self._worker, self._log, self._on_watch = task, worker, log, on_watch
+        self._mfu = flops_per_image / (peak * worker.world_size) if flops_per_image and peak else None
+        self.notices = Notices(worker.rank)
 
-    started: dict[str, Any] = {"time": time.time()}
-    peak = matmul_peak(worker.device, getattr(torch, precision)) if counted else 0.0
-    task.out.write_json("started.json", started | ({"matmul_flops_per_s": peak} if counted else {}))
-    return peak
+    def log(self, record: dict[str, float]) -> None:
+        """Add a record to the log."""
+        record |= {"workers": self._worker.world_size}
+        if self._mfu:
+            record |= {"mfu": record["images_per_s"] * self._mfu}
+        self._log.add(record)
+
+    def checkpoint(self, step: int, tensors: dict[str, Tensor] | None, meta: dict[str, Any]) -> None:
+        """Publish a checkpoint, which only rank 0 has; all workers wait here for each other."""
+        if tensors is not None:
+            self._log.flush()
+            # One amid bad steps would be none to go back to.
+            if not meta["bad_in_a_row"] and not meta["losses"]["high"]:
+                save_checkpoint(self._task.out, step, tensors, meta)
+        remove_copies(self._task.out)  # a step has been made since, so no worker is still loading them
+        self.notices.saved()
+        if self._worker.in_ray_train:
+            import ray.train
+
+            ray.train.report({"step": step, **self._log.last})
+
+    def watch(self, step: int, ema: Mapping[str, Tensor]) -> None:
+        """Add what was seen in the averages to the newest record."""
+        self._log.amend(self._on_watch(step, ema))
+
+    def rolled_back(self, bad: int, good: int) -> None:
+        """Note that the training goes back from step `bad` to the checkpoint of step `good`."""
+        self._task.out.write_json(ROLLBACK, {"from": bad, "to": good})
+        self._log.cut(good, {"rolled_back_from": bad})

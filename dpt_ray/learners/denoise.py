@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from dpt_ray.diffusion.loss import Prediction, latents_from_moments, min_snr_weight, training_loss
 from dpt_ray.diffusion.schedules import Schedule
 from dpt_ray.learners.alignment import alignment_loss
-from dpt_ray.training.loop import Batch, StepFn
 from dpt_ray.training.random import StepRandom
+from dpt_ray.training.workload import Batch, StepFn
 
 
 def denoise_step(

@@ -11,8 +11,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from dpt_ray.training.loop import Batch, StepFn
 from dpt_ray.training.random import StepRandom
+from dpt_ray.training.workload import Batch, StepFn
 
 # Ranges of the views at strength 1, chosen on validation images of 8 x 8 digits.
 ROTATION = math.radians(15)

@@ -6,8 +6,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from dpt_ray.learners.simclr import augment
-from dpt_ray.training.loop import Batch, StepFn
 from dpt_ray.training.random import StepRandom
+from dpt_ray.training.workload import Batch, StepFn
 
 
 class LabelledEncoder(nn.Module):

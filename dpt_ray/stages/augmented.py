@@ -131,7 +131,8 @@ class AugmentUnit:
         import torch
 
         from dpt_ray.learners.simclr import augment
-        from dpt_ray.training.random import GROUP, StepRandom
+        from dpt_ray.training.order import GROUP
+        from dpt_ray.training.random import StepRandom
 
         n = len(images)
         padded = -(-n // GROUP) * GROUP

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ from dpt_ray.engine.node import Task
 from dpt_ray.learners.preview import AveragedSampler, Preview
 from dpt_ray.learners.training_frechet import TrainingFrechet
 from dpt_ray.store.artifact import Artifact
+
+if TYPE_CHECKING:
+    from dpt_ray.training.workload import Worker
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -69,13 +72,13 @@ def _network(task: Task) -> Any:
     return UViTConfig(size, in_channels=channels, num_classes=num_classes, **task.settings["model"])
 
 
-def train(task: Task, worker: training.Worker) -> None:
+def train(task: Task, worker: Worker) -> None:
     """The training function of one worker."""
     with closing(MomentsReader(task.inputs["moments"])) as reader:
         _train(task, worker, reader)
 
 
-def _train(task: Task, worker: training.Worker, reader: MomentsReader) -> None:
+def _train(task: Task, worker: Worker, reader: MomentsReader) -> None:
     import torch
 
     from dpt_ray.diffusion.schedules import SCHEDULES
@@ -83,6 +86,7 @@ def _train(task: Task, worker: training.Worker, reader: MomentsReader) -> None:
     from dpt_ray.learners.denoise import denoise_step
     from dpt_ray.models.uvit import flops
     from dpt_ray.training.order import ShardWindows
+    from dpt_ray.training.workload import Workload
 
     settings, config = task.settings, _network(task)
     autoencoder = task.inputs["autoencoder"].manifest
@@ -123,21 +127,18 @@ def _train(task: Task, worker: training.Worker, reader: MomentsReader) -> None:
         return {name: value for numbers in found for name, value in numbers.items()}
 
     intervals = [every for every in (settings["preview_every"], settings["frechet_every"]) if every]
-    ema = training.fit(
-        task,
-        worker,
+    workload = Workload(
         model,
         step_fn,
         load_batch,
         len(reader),
+        gradient_accumulation=task.compute.gradient_accumulation,
+        order=order,
+        blocks=[*denoiser.blocks],
         # The backward pass costs two forward passes: a gradient by the weights and one by the input.
         flops_per_image=3 * flops(config),
-        gradient_accumulation=task.compute.gradient_accumulation,
-        watch_every=math.gcd(*intervals) or None,
-        on_watch=look,
-        blocks=denoiser.blocks,
-        order=order,
     )
+    ema = training.fit(task, worker, workload, math.gcd(*intervals) or None, look)
     if ema is not None:
         kept = denoiser_weights(ema) if features else ema
         task.out.publish_files(lambda folder: save_denoiser(folder, kept, config, task, autoencoder["scale"]))

@@ -7,7 +7,7 @@ sees their true labels; nothing but the evaluation ever reads its features.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from dpt_ray.data.crops import Crop
 from dpt_ray.data.units import iterate_pixels, read_index
 from dpt_ray.engine.node import Task
 from dpt_ray.store.artifact import Artifact
+
+if TYPE_CHECKING:
+    from dpt_ray.training.workload import Worker
 
 IN_MEMORY = 4 << 30  # bytes of decoded training images; more of them want a published encoder
 
@@ -36,7 +39,7 @@ def make(task: Task) -> dict[str, Any]:
     return facts | {"rows": rows, "crop": asdict(_crop(task))}
 
 
-def train(task: Task, worker: training.Worker) -> None:
+def train(task: Task, worker: Worker) -> None:
     """The training function of one worker."""
     import torch
 
@@ -44,7 +47,9 @@ def train(task: Task, worker: training.Worker) -> None:
     from dpt_ray.learners.supervised import LabelledEncoder, supervised_step
     from dpt_ray.models.conv import SmallConvNet
     from dpt_ray.models.encoder import conv_encoder, save_encoder
+    from dpt_ray.training.order import GROUP
     from dpt_ray.training.throughput import forward_flops
+    from dpt_ray.training.workload import Workload
 
     settings = task.settings
     index = task.inputs["index"]
@@ -53,7 +58,7 @@ def train(task: Task, worker: training.Worker) -> None:
     generator = torch.Generator().manual_seed(settings["seed"])
     network = SmallConvNet(pixels.shape[-1], settings["width"], dim, generator)
     model: torch.nn.Module
-    unit = None
+    unit = GROUP
     if settings["objective"] == "simclr":
         model, unit = ProjectedEncoder(network, dim, generator), settings["contrast_group"]
         step_fn, views = simclr_step(settings["temperature"], settings["contrast_group"], strength), 2
@@ -67,9 +72,8 @@ def train(task: Task, worker: training.Worker) -> None:
 
     # The backward pass costs two forward passes: a gradient by the weights and one by the input.
     flops = 3 * views * forward_flops(model, _to_network(pixels[:1]))
-    ema = training.fit(
-        task, worker, model, step_fn, load_batch, len(pixels), unit=unit, flops_per_image=flops
-    )
+    workload = Workload(model, step_fn, load_batch, len(pixels), unit, flops_per_image=flops)
+    ema = training.fit(task, worker, workload)
     if ema is not None:
         model.load_state_dict(ema)
         encoder = conv_encoder(network, _crop(task))

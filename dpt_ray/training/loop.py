@@ -11,22 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpt_ray.training.ema import EMA
 from dpt_ray.training.guards import BadSteps, Divergence
 from dpt_ray.training.optimizer import Schedule, adamw, learning_rate
-from dpt_ray.training.order import Order, batch_rows, share
-from dpt_ray.training.random import GROUP, StepRandom
+from dpt_ray.training.order import batch_rows, share
+from dpt_ray.training.random import StepRandom
 from dpt_ray.training.sharding import averaging, gather, unwrapped, whole
 from dpt_ray.training.state import pack, restore
-
-Batch = dict[str, Tensor]
-Checkpoint = tuple[Mapping[str, Tensor], Mapping[str, Any]]
-StepFn = Callable[[nn.Module, Batch, StepRandom], Tensor]
-LoadBatch = Callable[[np.ndarray, int], Batch]
+from dpt_ray.training.workload import Batch, Checkpoint, Hooks, Worker, Workload
 
 
 @dataclass(frozen=True)
@@ -62,151 +57,160 @@ class TrainResult:
 
 
 def train(
-    model: nn.Module,
-    step_fn: StepFn,
-    load_batch: LoadBatch,
+    workload: Workload,
     settings: TrainSettings,
-    n_rows: int,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device | str = "cpu",
+    worker: Worker,
+    hooks: Hooks,
     resume: Checkpoint | None = None,
-    on_log: Callable[[dict[str, float]], None] = lambda record: None,
-    on_checkpoint: Callable[[int, dict[str, Tensor] | None, dict[str, Any]], None] = (
-        lambda step, tensors, meta: None
-    ),
-    gradient_accumulation: int = 1,
-    unit: int = GROUP,
-    save_asked: Callable[[], bool] = lambda: False,
-    watch_every: int | None = None,
-    on_watch: Callable[[int, Mapping[str, Tensor]], None] = lambda step, ema: None,
-    order: Order | None = None,
 ) -> TrainResult:
-    """Trains `model` (in place, on `device`; where world_size > 1, made DDP or sharded by the caller).
+    """Train the model in place, on the worker's device; where workers are several, it is DDP or sharded.
 
-    `load_batch(rows, step)` returns this worker's tensors on the CPU, first dimension len(rows);
-    it runs in a background thread, one step ahead. The rows are those of `order(step)`, the shuffle of
-    all `n_rows` where it is not given. `step_fn(model, batch, random)` returns the mean
-    loss over exactly the positions random.lo..random.hi. `on_log` is called on rank 0 every
-    `log_every` steps and at the end; `on_checkpoint(step, tensors, meta)` on every rank every
-    `checkpoint_every` steps and at the end, where only rank 0 gets tensors. With such a pair
-    (tensors, meta) given as `resume` to every rank, the run goes on as if it had never stopped.
-    `save_asked` is called on every rank every `log_every` steps: where one says True, all come to a
-    checkpoint. `on_watch(step, ema)` may look at the averages on rank 0 every `watch_every` steps. A
-    step counts from 1 in all. The batch is shared out in groups of `unit` neighbouring positions (a
-    multiple of 8), as equally as they go; the gradient is that of the whole batch in any case.
+    Records are logged every `log_every` steps and at the end, checkpoints made every `checkpoint_every`
+    steps, at the end and where a worker asks for one. With such a checkpoint (tensors, meta) given as
+    `resume` to every rank, the run goes on as if it had never stopped.
     A step whose loss or gradient is not finite changes no weight. Raises NonFiniteLoss after
     `max_bad_steps` of them in a row, and Diverged where the loss stays high (`guards.Divergence`).
     """
-    parts = world_size * gradient_accumulation
-    if settings.batch_size % unit or settings.batch_size < parts * unit:
-        raise ValueError(
-            f"batch_size {settings.batch_size} must be a multiple of {unit} and at least {parts * unit}: "
-            f"{unit} x {world_size} workers x {gradient_accumulation} accumulated parts"
-        )
-    device = torch.device(device)
-    core = unwrapped(model)
-    ema = EMA(core, settings.ema_decay)
-    optimizer = adamw(core, settings.learning_rate, settings.weight_decay, settings.betas)
-    first, bad_steps = 0, BadSteps(settings.max_bad_steps)
-    divergence = Divergence(settings.diverged_above)
-    if resume:
-        tensors, meta = resume
-        restore(core, ema, optimizer, tensors)
-        first = meta["step"]
-        bad_steps = BadSteps(settings.max_bad_steps, meta["skipped_steps"], meta["bad_in_a_row"])
-        divergence = Divergence(settings.diverged_above, **meta.get("losses", {}))  # older ones have none
-
-    lo, hi = share(settings.batch_size, rank, world_size, unit)
-    pieces = [share(hi - lo, part, gradient_accumulation, unit) for part in range(gradient_accumulation)]
-    # The mean over the workers of their sums over pieces is the mean over the global batch.
-    weights = [world_size * (b - a) / settings.batch_size for a, b in pieces]
-
-    def load(step: int) -> Batch:
-        rows = order(step) if order else batch_rows(settings.seed, step, settings.batch_size, n_rows)
-        batch = load_batch(rows[lo:hi], step)
-        return {k: v.pin_memory() if device.type == "cuda" else v for k, v in batch.items()}
-
-    model.train()
-    meter = Meter(settings.batch_size)
-    with contextlib.closing(prefetch(load, range(first, settings.steps))) as batches:
-        for step, (batch, waited) in enumerate(batches, start=first):
-            batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-            loss = _accumulate_gradients(model, step_fn, batch, settings, step, lo, pieces, weights)
-            lr = learning_rate(
-                step,
-                settings.learning_rate,
-                settings.warmup_steps,
-                settings.steps,
-                settings.lr_schedule,
-            )
-            grad_norm = _update_weights(optimizer, lr, settings.grad_clip)
-            ema.update(core)
-            bad_steps.add(step + 1, ~grad_norm.isfinite())
-            meter.add(waited)
-
+    run = _Run(workload, settings, worker, hooks, resume)
+    workload.model.train()
+    with contextlib.closing(prefetch(run.load, range(run.first, settings.steps))) as batches:
+        for step, (batch, waited) in enumerate(batches, start=run.first):
+            made = run.step(step, batch, waited)
             done, last = step + 1, step + 1 == settings.steps
             save = last or done % settings.checkpoint_every == 0
             if last or done % settings.log_every == 0:
-                bad_steps.settle()
-                mean_loss, asked = _over_workers(loss, save_asked(), world_size)
-                save |= asked
-                if rank == 0:
-                    on_log(
-                        {
-                            "step": done,
-                            "loss": mean_loss,
-                            "lr": lr,
-                            "grad_norm": grad_norm.item(),
-                            "skipped_steps": bad_steps.skipped,
-                            **meter.read(device),
-                        }
-                    )
-                divergence.add(done, mean_loss)
-            if watch_every and done % watch_every == 0:
-                with meter.paused():
-                    averages = gather(ema.tensors, rank == 0)
-                    if rank == 0:
-                        on_watch(done, averages)
+                save |= run.log(done, made)
+            if hooks.watch_every and done % hooks.watch_every == 0:
+                run.watch(done)
             if save:
-                bad_steps.settle()
-                with meter.paused():
-                    meta = {
-                        "step": done,
-                        "skipped_steps": bad_steps.skipped,
-                        "bad_in_a_row": bad_steps.in_a_row,
-                        "losses": divergence.state(),
-                    }
-                    packed = pack(core, ema, optimizer, keep=rank == 0)
-                    on_checkpoint(done, packed if rank == 0 else None, meta)
-    return TrainResult(gather(ema.tensors, rank == 0), bad_steps.skipped)
+                run.save(done)
+    return TrainResult(gather(run.ema.tensors, worker.rank == 0), run.bad_steps.skipped)
 
 
-def _accumulate_gradients(
-    model: nn.Module,
-    step_fn: StepFn,
-    batch: Batch,
-    settings: TrainSettings,
-    step: int,
-    lo: int,
-    pieces: list[tuple[int, int]],
-    weights: list[float],
-) -> Tensor:
-    """Adds the gradient of the weighted sum of the pieces' losses to `.grad`; returns that sum."""
-    device = next(v.device for v in batch.values())
-    total = torch.zeros((), device=device)
-    for (a, b), weight in zip(pieces, weights, strict=True):
-        random = StepRandom(settings.seed, step, lo + a, lo + b, device)
-        with averaging(model, now=(a, b) == pieces[-1]):
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                loss = step_fn(model, {k: v[a:b] for k, v in batch.items()}, random)
-            loss = loss.float() * weight
-            # A loss that is not finite makes all its gradients NaN, and the average carries them to
-            # every worker: all skip the step without asking each other.
-            loss.backward(torch.where(loss.isfinite(), 1.0, math.nan))
-        total += loss.detach()
-    return total
+@dataclass(frozen=True)
+class _Step:
+    """What one step came to."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    lr: float
+
+
+class _Run:
+    """A training under way on one worker: all that its steps change."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        settings: TrainSettings,
+        worker: Worker,
+        hooks: Hooks,
+        resume: Checkpoint | None,
+    ) -> None:
+        self.workload, self.settings, self.worker, self.hooks = workload, settings, worker, hooks
+        self.device = torch.device(worker.device)
+        self._share_out()
+        self.core = unwrapped(workload.model)
+        self.ema = EMA(self.core, settings.ema_decay)
+        self.optimizer = adamw(self.core, settings.learning_rate, settings.weight_decay, settings.betas)
+        self.first, self.bad_steps = 0, BadSteps(settings.max_bad_steps)
+        self.divergence = Divergence(settings.diverged_above)
+        if resume:
+            self._restore(*resume)
+        self.meter = Meter(settings.batch_size)
+
+    def _share_out(self) -> None:
+        """Find this worker's positions of the batch, and those of each accumulated part among them."""
+        batch_size, unit = self.settings.batch_size, self.workload.unit
+        parts, workers = self.workload.gradient_accumulation, self.worker.world_size
+        least = workers * parts * unit
+        if batch_size % unit or batch_size < least:
+            raise ValueError(
+                f"batch_size {batch_size} must be a multiple of {unit} and at least {least}: "
+                f"{unit} x {workers} workers x {parts} accumulated parts"
+            )
+        self.lo, self.hi = share(batch_size, self.worker.rank, workers, unit)
+        self.pieces = [share(self.hi - self.lo, part, parts, unit) for part in range(parts)]
+        # The mean over the workers of their sums over pieces is the mean over the global batch.
+        self.weights = [workers * (b - a) / batch_size for a, b in self.pieces]
+
+    def _restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        restore(self.core, self.ema, self.optimizer, tensors)
+        self.first = meta["step"]
+        limits = self.settings.max_bad_steps, self.settings.diverged_above
+        self.bad_steps = BadSteps(limits[0], meta["skipped_steps"], meta["bad_in_a_row"])
+        self.divergence = Divergence(limits[1], **meta.get("losses", {}))  # older ones have none
+
+    def load(self, step: int) -> Batch:
+        """Load this worker's part of the batch of `step`, pinned where a GPU will read it."""
+        settings, workload = self.settings, self.workload
+        if workload.order:
+            rows = workload.order(step)
+        else:
+            rows = batch_rows(settings.seed, step, settings.batch_size, workload.n_rows)
+        batch = workload.load_batch(rows[self.lo : self.hi], step)
+        return {k: v.pin_memory() if self.device.type == "cuda" else v for k, v in batch.items()}
+
+    def step(self, step: int, batch: Batch, waited: float) -> _Step:
+        """Take one step on a batch that was waited for so many seconds."""
+        settings = self.settings
+        batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
+        loss = self._accumulate_gradients(step, batch)
+        lr = learning_rate(
+            step, settings.learning_rate, settings.warmup_steps, settings.steps, settings.lr_schedule
+        )
+        grad_norm = _update_weights(self.optimizer, lr, settings.grad_clip)
+        self.ema.update(self.core)
+        self.bad_steps.add(step + 1, ~grad_norm.isfinite())
+        self.meter.add(waited)
+        return _Step(loss, grad_norm, lr)
+
+    def _accumulate_gradients(self, step: int, batch: Batch) -> Tensor:
+        """Add the gradient of the weighted sum of the pieces' losses to `.grad`; return that sum."""
+        model, device, settings = self.workload.model, self.device, self.settings
+        total = torch.zeros((), device=device)
+        for (a, b), weight in zip(self.pieces, self.weights, strict=True):
+            random = StepRandom(settings.seed, step, self.lo + a, self.lo + b, device)
+            with averaging(model, now=(a, b) == self.pieces[-1]):
+                with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                    loss = self.workload.step_fn(model, {k: v[a:b] for k, v in batch.items()}, random)
+                loss = loss.float() * weight
+                # A loss that is not finite makes all its gradients NaN, and the average carries them to
+                # every worker: all skip the step without asking each other.
+                loss.backward(torch.where(loss.isfinite(), 1.0, math.nan))
+            total += loss.detach()
+        return total
+
+    def log(self, done: int, made: _Step) -> bool:
+        """Tell of the last step; return whether a worker asks for a checkpoint."""
+        self.bad_steps.settle()
+        loss, asked = _over_workers(made.loss, self.hooks.save_asked(), self.worker.world_size)
+        if self.worker.rank == 0:
+            record = {"step": done, "loss": loss, "lr": made.lr, "grad_norm": made.grad_norm.item()}
+            record |= {"skipped_steps": self.bad_steps.skipped, **self.meter.read(self.device)}
+            self.hooks.on_log(record)
+        self.divergence.add(done, loss)
+        return asked
+
+    def watch(self, done: int) -> None:
+        """Show the averages to whom they interest."""
+        with self.meter.paused():
+            averages = gather(self.ema.tensors, self.worker.rank == 0)
+            if self.worker.rank == 0:
+                self.hooks.on_watch(done, averages)
+
+    def save(self, done: int) -> None:
+        """Hand over a checkpoint."""
+        self.bad_steps.settle()
+        with self.meter.paused():
+            meta = {
+                "step": done,
+                "skipped_steps": self.bad_steps.skipped,
+                "bad_in_a_row": self.bad_steps.in_a_row,
+                "losses": self.divergence.state(),
+            }
+            tensors = pack(self.core, self.ema, self.optimizer, keep=self.worker.rank == 0)
+            self.hooks.on_checkpoint(done, tensors if self.worker.rank == 0 else None, meta)
 
 
 def _update_weights(optimizer: torch.optim.AdamW, learning_rate: float, grad_clip: float | None) -> Tensor:

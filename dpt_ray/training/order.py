@@ -11,6 +11,10 @@ from functools import lru_cache
 
 import numpy as np
 
+# One random generator serves this many neighbouring positions of a batch, which stay on one worker: seeding
+# one per position costs more than the draws themselves.
+GROUP = 8
+
 # The rows of a step's global batch, in the order of its positions.
 Order = Callable[[int], np.ndarray]
 

@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# One generator serves this many neighbouring positions: seeding one per position costs more than
-# the draws themselves.
-GROUP = 8
+from dpt_ray.training.order import GROUP
 
 
 class StepRandom:

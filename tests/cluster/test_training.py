@@ -354,7 +354,8 @@ def test_compile_compiles_the_networks_blocks_in_place(latents, monkeypatch):
 
 
 def test_a_model_is_put_in_shards_only_where_workers_are_several(monkeypatch):
-    from dpt_ray.cluster.training import Worker, _distributed
+    from dpt_ray.cluster.training import _distributed
+    from dpt_ray.training.workload import Worker
 
     model, sharded = torch.nn.Linear(1, 1), []
     monkeypatch.setattr("dpt_ray.training.sharding.shard", lambda *given: sharded.append(given))

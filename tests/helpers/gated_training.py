@@ -45,6 +45,7 @@ def function(folder):
         import torch
 
         from dpt_ray.cluster import training
+        from dpt_ray.training.workload import Workload
 
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 6))
@@ -59,7 +60,8 @@ def function(folder):
             return {"x": data[rows]}
 
         parts = task.compute.gradient_accumulation
-        training.fit(task, worker, model, denoise, load_batch, ROWS, gradient_accumulation=parts)
+        workload = Workload(model, denoise, load_batch, ROWS, gradient_accumulation=parts)
+        training.fit(task, worker, workload)
 
     return train
 

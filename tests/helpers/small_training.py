@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from dpt_ray.training.loop import TrainSettings, train
+from dpt_ray.training.workload import Hooks, Worker, Workload
 
 ROWS = 50
 DATA = torch.randn(ROWS, 6, generator=torch.Generator().manual_seed(0))
@@ -19,6 +20,7 @@ SETTINGS = TrainSettings(
     checkpoint_every=4,
     max_bad_steps=3,
 )
+ALONE = Worker()
 TIMES = ("images_per_s", "data_wait", "memory")
 
 
@@ -51,16 +53,18 @@ class Record:
         self.checkpoints[step] = tensors, meta
 
 
-def run(settings=SETTINGS, step_fn=denoise, model=None, **more):
-    record = Record()
-    result = train(
-        model or tiny(),
-        step_fn,
-        more.pop("load_batch", load),
-        settings,
-        ROWS,
-        on_log=record.log,
-        on_checkpoint=record.checkpoint,
-        **more,
-    )
-    return result, record
+def run(
+    settings=SETTINGS,
+    step_fn=denoise,
+    model=None,
+    load_batch=load,
+    worker=ALONE,
+    resume=None,
+    watching=(),
+    record=None,
+    **workload,
+):
+    record = record or Record()
+    hooks = Hooks(record.log, record.checkpoint, **dict(watching))
+    work = Workload(model or tiny(), step_fn, load_batch, ROWS, **workload)
+    return train(work, settings, worker, hooks, resume), record

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dpt_ray.training.guards import Diverged, Divergence
-from dpt_ray.training.loop import train
-from tests.helpers.small_training import ROWS, SETTINGS, Record, denoise, load, run, tiny
+from tests.helpers.small_training import SETTINGS, Record, denoise, run
 
 
 def stops_at(losses, factor=5.0):
@@ -85,7 +84,7 @@ def test_a_resumed_run_remembers_the_losses_before_it(stop):
     settings = replace(SETTINGS, steps=40, checkpoint_every=1)
     record = Record()
     with pytest.raises(Diverged) as whole:
-        train(tiny(), exploding(15), load, settings, ROWS, on_checkpoint=record.checkpoint)
+        run(settings, exploding(15), record=record)
     with pytest.raises(Diverged) as again:
         run(settings, exploding(15), resume=record.checkpoints[stop])
     assert str(again.value) == str(whole.value)

@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dpt_ray.training import loop
 from dpt_ray.training.guards import NonFiniteLoss
-from dpt_ray.training.loop import train
 from dpt_ray.training.order import ShardWindows, batch_rows
+from dpt_ray.training.workload import Worker
 from tests.helpers.small_training import ROWS, SETTINGS, Record, denoise, load, run, tiny
 
 
@@ -62,7 +62,7 @@ def test_the_averages_are_shown_at_their_steps(whole):
     def watch(step, ema):
         seen[step] = {key: value.clone() for key, value in ema.items()}
 
-    run(watch_every=5, on_watch=watch)
+    run(watching={"watch_every": 5, "on_watch": watch})
     assert list(seen) == [5, 10]
     for step, ema in seen.items():
         tensors = whole[1].checkpoints[step][0]
@@ -147,11 +147,10 @@ def worker(rank: int, folder: str) -> None:
             replace(SETTINGS, batch_size=24) if name == "unequal" else SETTINGS,
             step_fn=step_fn,
             model=DistributedDataParallel(model),
-            rank=rank,
-            world_size=2,
+            worker=Worker(rank, 2),
             gradient_accumulation=accumulation,
             resume=resume,
-            save_asked=asks_at_the_sixth_step(rank) if name == "bad" else lambda: False,
+            watching={"save_asked": asks_at_the_sixth_step(rank)} if name == "bad" else {},
         )
         losses = [r["loss"] for r in record.logs]
         saved = [step for step, (tensors, _) in record.checkpoints.items() if tensors]
@@ -276,14 +275,7 @@ def test_a_resumed_run_remembers_the_bad_steps_before_it():
     step_fn = bad_at(3, 4, 5, poison=lambda loss: loss * math.nan)
     record = Record()
     with pytest.raises(NonFiniteLoss):
-        train(
-            tiny(),
-            step_fn,
-            load,
-            replace(SETTINGS, checkpoint_every=1),
-            ROWS,
-            on_checkpoint=record.checkpoint,
-        )
+        run(replace(SETTINGS, checkpoint_every=1), step_fn, record=record)
     with pytest.raises(NonFiniteLoss, match="at step 6"):
         run(step_fn=step_fn, resume=record.checkpoints[5])
 
@@ -310,7 +302,7 @@ def test_any_number_of_workers_share_the_batches_of_a_shuffle_in_windows(workers
 
     for rank in range(workers):
         order = ShardWindows(0, SETTINGS.batch_size, shards, 2)
-        run(load_batch=noted, rank=rank, world_size=workers, order=order)
+        run(load_batch=noted, worker=Worker(rank, workers), order=order)
     expected = ShardWindows(0, SETTINGS.batch_size, shards, 2)
     for step, parts in seen.items():
         assert np.concatenate(parts).tolist() == expected(step).tolist()
@@ -318,7 +310,7 @@ def test_any_number_of_workers_share_the_batches_of_a_shuffle_in_windows(workers
 
 def test_a_batch_with_too_few_groups_for_the_workers_is_refused():
     with pytest.raises(ValueError, match="batch_size 32 must be a multiple of 8 and at least 48"):
-        run(world_size=3, gradient_accumulation=2)
+        run(worker=Worker(world_size=3), gradient_accumulation=2)
 
 
 def test_bfloat16_computes_in_bfloat16_but_keeps_float32_weights():

@@ -19,6 +19,7 @@ from dpt_ray.training.guards import NonFiniteLoss
 from dpt_ray.training.loop import TrainSettings, train
 from dpt_ray.training.optimizer import adamw
 from dpt_ray.training.sharding import local, shard
+from dpt_ray.training.workload import Hooks, Worker, Workload
 
 ROWS, STOP, STEPS = 48, 4, 9
 DATA = torch.randn(ROWS, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -66,8 +67,7 @@ class Runs:
     """Trainings of one of two workers; what each comes to is in files of the folder."""
 
     def __init__(self, folder: str, rank: int = 0, workers: int = 1) -> None:
-        self.folder, self.where = Path(folder), {"rank": rank, "world_size": workers}
-        self.rank = rank
+        self.folder, self.worker, self.rank = Path(folder), Worker(rank, workers), rank
 
     def __call__(self, name, kind, step_fn=denoise, resume=None, model=None, parts=2, **settings):
         """Trains; the losses, and both the checkpoints and the averages shown at the same steps."""
@@ -82,19 +82,20 @@ class Runs:
         def watch(step, averages):
             save_file(dict(averages), self.folder / f"{name}.{step}.seen")
 
-        result = train(
-            model or network(kind),
-            step_fn,
-            lambda rows, step: {"x": DATA[rows]},
-            replace(SETTINGS, **settings),
-            ROWS,
-            resume=resume and self.checkpoint(*resume),
+        hooks = Hooks(
             on_log=lambda record: losses.append([record["loss"], record["grad_norm"]]),
             on_checkpoint=checkpoint,
-            gradient_accumulation=parts,
             watch_every=STOP,
             on_watch=watch,
-            **self.where,
+        )
+        model = model or network(kind)
+        work = Workload(model, step_fn, lambda rows, step: {"x": DATA[rows]}, ROWS)
+        result = train(
+            replace(work, gradient_accumulation=parts),
+            replace(SETTINGS, **settings),
+            self.worker,
+            hooks,
+            resume and self.checkpoint(*resume),
         )
         assert bool(result.ema) == (self.rank == 0)
         if self.rank == 0:
