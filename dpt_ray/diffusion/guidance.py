@@ -24,7 +24,7 @@ def guided_denoiser(
     The output is u + w (c - u) of the conditional c and the unconditional u, from one forward of
     2B; w = 1 means no guidance and one forward of B (the paper's s is w - 1). With `interval`
     (t_lo, t_hi), guidance applies only where t_lo <= t <= t_hi (arXiv 2404.07724).
-    `precision` is the network's; all around it is computed in the dtype of x.
+    `precision` is the network's; everything else is computed in the dtype of x.
     Raises ValueError for an empty interval.
     """
     if interval is not None and not interval[0] < interval[1]:
@@ -35,13 +35,14 @@ def guided_denoiser(
         times = torch.full((len(x),), time, device=x.device)
         with autocast(x.device, precision):
             output = network(x, times, labels)
-        return output.to(x.dtype)  # before c - u, which would lose most of bfloat16's few digits
+        return output.to(x.dtype)  # before c - u, whose cancellation bfloat16 does not survive
 
     def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         time = torch.tensor(t, dtype=torch.float64)
         network_time = float(schedule.network_time(time))
         if guidance != 1 and (interval is None or interval[0] <= t <= interval[1]):
             conditional, unconditional = predict(torch.cat([x, x]), network_time, both_labels).chunk(2)
+            # u + w (c - u)
             output = unconditional + guidance * (conditional - unconditional)
         else:
             output = predict(x, network_time, labels)

@@ -27,6 +27,7 @@ def latents_from_moments(moments: Tensor, noise: Tensor, scale: float) -> Tensor
     noise (B, C, H, W) standard normal; scale 0.18215 for Stable Diffusion (arXiv 2112.10752).
     """
     mean, log_variance = moments.chunk(2, dim=1)
+    # z = scale (mu + exp(log sigma^2 / 2) eps), log sigma^2 clamped as in LDM
     std = (0.5 * log_variance.clamp(-30.0, 20.0)).exp()
     return scale * (mean + std * noise)
 
@@ -44,6 +45,7 @@ def training_loss(
 
     latents and noise (B, C, H, W), labels (B,) with dropped ones already null, t (B,) in (0, 1].
     """
+    # x_t = alpha x_0 + sigma eps
     alpha, sigma = _scales(t, schedule, latents)
     x = alpha * latents + sigma * noise
     output = network(x, schedule.network_time(t), labels)
@@ -100,8 +102,8 @@ def min_snr_weight(t: Tensor, schedule: Schedule, prediction: Prediction, gamma:
 
 
 def _scales(t: Tensor, schedule: Schedule, x: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma in the dtype of x, shaped to broadcast over (B, C, H, W)."""
-    if t.dim():  # a scalar stays one: only then may it live on the host while x does not
+    """Return alpha and sigma in the dtype of x, shaped to broadcast over (B, C, H, W)."""
+    if t.dim():  # a scalar stays 0-dimensional: only then may it be on the CPU while x is not
         t = t.reshape(-1, *[1] * (x.dim() - 1))
     return schedule.alpha(t).to(x.dtype), schedule.sigma(t).to(x.dtype)
 

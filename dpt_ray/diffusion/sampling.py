@@ -1,4 +1,4 @@
-"""Latents of given classes from a trained network: the settings of sampling, and each image's own noise."""
+"""Sampling from a trained network: its settings, the sampler, and the initial noise of each image."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from dpt_ray.models.precision import Precision
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample; `guidance` is w (1 is none) and applies in `guidance_interval` of t, or always.
+    """How to sample; `guidance` is w (1 is none), applied within `guidance_interval` of t or everywhere.
 
-    `precision` is the network's alone: noise, solver and latents are float32.
+    `precision` is the network's: noise, solver and latents are float32.
     """
 
     schedule: str
@@ -50,7 +50,7 @@ def sample(network: Network, noise: Tensor, labels: Tensor, null_class: int, sam
 
 
 def image_noise(seed: int, label: int, index: int, shape: Sequence[int]) -> Tensor:
-    """The standard normal noise that image `index` of a class starts from, drawn on the CPU."""
+    """Return the initial noise of image `index` of a class, standard normal, drawn on the CPU."""
     digest = hashlib.blake2b(f"{seed}/{label}/{index}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
     return torch.randn(tuple(shape), generator=generator)

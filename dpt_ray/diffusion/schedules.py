@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 
 class Schedule(Protocol):
-    """What loss, guidance and solvers ask of a schedule; t and lambda are tensors of any shape."""
+    """What loss, guidance and solvers need of a schedule; t and lambda are tensors of any shape."""
 
     @property
     def t_start(self) -> float:
-        """Where sampling starts (most noise)."""
+        """The t at which sampling starts (most noise)."""
         ...
 
     @property
     def t_end(self) -> float:
-        """Where sampling ends (least noise)."""
+        """The t at which sampling ends (least noise)."""
         ...
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Schedule(Protocol):
         ...
 
     def network_time(self, t: Tensor) -> Tensor:
-        """Return the number that the network is given for t."""
+        """Return the network's time input for t."""
         ...
 
     def training_times(self, u: Tensor) -> Tensor:
@@ -72,7 +72,8 @@ class _FromLogAlpha:
 
 
 def _log_alpha_at(log_snr_half: Tensor) -> Tensor:
-    """alpha^2 = sigmoid(2 lambda) where alpha^2 + sigma^2 = 1."""
+    """Return log alpha at lambda where alpha^2 + sigma^2 = 1."""
+    # alpha^2 = sigmoid(2 lambda)
     return 0.5 * nn.functional.logsigmoid(2 * log_snr_half)
 
 
@@ -109,7 +110,8 @@ _SD_STEPS = 1000
 
 @functools.cache
 def _sd_log_alpha(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """log alpha at t = n/1000, n = 1..1000; kept per device so that no training step copies it."""
+    """Return log alpha at t = n/1000, n = 1..1000; cached per device, so that no step copies it."""
+    # log alpha_n = 1/2 sum_{k <= n} log(1 - beta_k), sqrt(beta) linear
     betas = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), _SD_STEPS, dtype=torch.float64)
     return (0.5 * torch.log1p(-(betas**2)).cumsum(0)).to(device, dtype)
 
@@ -151,8 +153,8 @@ _COSINE_T_START = 2 / math.pi * math.atan(math.exp(5.1))
 class Cosine:
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (arXiv 2102.09672 without offset).
 
-    Used where -5.1 <= lambda <= 5.1: towards t = 1 lambda falls without bound, and solver steps
-    uniform in lambda that start lower are spent on pure noise; samples are far worse for it.
+    Restricted to -5.1 <= lambda <= 5.1: towards t = 1 lambda is unbounded, and steps uniform in
+    lambda that start lower are spent on pure noise and give far worse samples.
     """
 
     t_start: float = _COSINE_T_START
