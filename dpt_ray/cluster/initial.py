@@ -42,7 +42,7 @@ def publish_initial(task: Task, config: Any) -> None:
     """
     import torch
 
-    from dpt_ray.models.published import LABELS, with_classes
+    from dpt_ray.models.published import LABEL_EMBEDDING, with_classes
     from dpt_ray.models.uvit import UViT
     from dpt_ray.models.weights import load_strict, load_weights, save_weights
 
@@ -51,7 +51,7 @@ def publish_initial(task: Task, config: Any) -> None:
     try:
         file = weight_file(source)
         tensors = load_weights(file)
-        if LABELS in tensors and len(tensors[LABELS]) != config.num_classes + 1:
+        if LABEL_EMBEDDING in tensors and len(tensors[LABEL_EMBEDDING]) != config.num_classes + 1:
             generator = torch.Generator().manual_seed(task.settings["seed"])
             tensors = with_classes(tensors, config.num_classes, generator)
         load_strict(UViT(config), tensors, file)

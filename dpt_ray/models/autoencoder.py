@@ -1,30 +1,24 @@
 """The first stage of latent diffusion: images to moments, latents back to images.
 
-Spaces, converted only here: pixels are uint8 (B, H, W, C); network pixels float (B, C, H, W) in
-[-1, 1]; moments the unscaled mean and logvar of the latent, concatenated (B, 2C', h, w); latents what
-the denoiser sees, z = scale * (mean + std * noise).
+Tensor spaces, converted only here: pixels are uint8 (B, H, W, C); network pixels are float
+(B, C, H, W) in [-1, 1]; moments are the unscaled mean and logvar of the latent, concatenated
+(B, 2C', h, w); latents are the denoiser's input, z = scale * (mean + std * noise).
 """
 
 from __future__ import annotations
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from dpt_ray.models.precision import Precision, autocast
-from dpt_ray.models.weights import (
-    load_strict,
-    load_weights,
-    local_copy,
-    module_sha256,
-    save_weights,
-)
+from dpt_ray.models.weights import load_strict, load_weights, local_copy, save_weights
 
-if TYPE_CHECKING:  # slow to import, and the identity never needs it
+if TYPE_CHECKING:  # slow to import, and unused by the identity
     from diffusers import AutoencoderKL
 
 SD_SCALE = 0.18215  # 1 / std of Stable Diffusion's latents (Rombach et al. 2022, arXiv 2112.10752)
@@ -38,50 +32,46 @@ OLD_ATTENTION_NAMES = {
 
 
 class Autoencoder(nn.Module):
-    """What both autoencoders share; `latent_shape` is (C', h, w), `scale` multiplies raw latents."""
+    """Base of both autoencoders; `latent_shape` is (C', h, w), `scale` multiplies raw latents."""
 
     latent_shape: tuple[int, int, int]
     scale: float
     image_shape: tuple[int, int, int]
 
     def moments(self, x: Tensor) -> Tensor:
-        """Mean and logvar (B, 2C', h, w), unscaled, of network pixels (B, C, H, W)."""
+        """Return mean and logvar (B, 2C', h, w), unscaled, of network pixels (B, C, H, W)."""
         raise NotImplementedError
 
     def reconstruct(self, latents: Tensor) -> Tensor:
-        """Network pixels (B, C, H, W), not clamped, of scaled latents (B, C', h, w)."""
+        """Return network pixels (B, C, H, W), not clamped, of scaled latents (B, C', h, w)."""
         raise NotImplementedError
 
     @torch.no_grad()
     def encode_moments(self, pixels: Tensor, flip: bool = False) -> Tensor:
-        """Moments (B, 2C', h, w), float32, of pixels (B, H, W, C), or of their mirror image."""
+        """Return float32 moments (B, 2C', h, w) of pixels (B, H, W, C), or of their mirror images."""
         channels, height, width = self.image_shape
         if pixels.dtype != torch.uint8 or pixels.shape[1:] != (height, width, channels):
             raise ValueError(
                 f"this autoencoder takes uint8 pixels (B, {height}, {width}, {channels}),"
                 f" not {pixels.dtype} {tuple(pixels.shape)}; crop to its size first"
             )
-        x = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = rearrange(pixels, "b h w c -> b c h w").float() / 127.5 - 1
         return self.moments(x.flip(3) if flip else x).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels uint8 (B, H, W, C), rounded to nearest, of scaled latents (B, C', h, w)."""
+        """Return uint8 pixels (B, H, W, C), rounded to nearest, of scaled latents (B, C', h, w)."""
         x = self.reconstruct(latents).float().clamp(-1, 1)
-        return ((x + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        pixels = ((x + 1) * 127.5 + 0.5).to(torch.uint8)
+        return rearrange(pixels, "b c h w -> b h w c").contiguous()
 
     def save(self, folder: str | Path) -> None:
-        """Write a folder that `open_autoencoder` reads back."""
-        raise NotImplementedError
-
-    @property
-    def identity(self) -> str:
-        """SHA-256 of all that shapes the output, `precision` apart."""
+        """Write a folder that `load_autoencoder` reads."""
         raise NotImplementedError
 
 
 class IdentityAutoencoder(Autoencoder):
-    """Pixels as their own latents with (almost) no variance, for images as small as latents."""
+    """Pixels as their own latents, with almost no variance, for images as small as latents."""
 
     LOGVAR = -30.0  # the lower clamp of the moments' logvar: std = 3e-7
 
@@ -91,11 +81,11 @@ class IdentityAutoencoder(Autoencoder):
         self.scale = 1.0
 
     def moments(self, x: Tensor) -> Tensor:
-        """x itself and a constant logvar."""
+        """Return x and a constant logvar."""
         return torch.cat([x, torch.full_like(x, self.LOGVAR)], dim=1)
 
     def reconstruct(self, latents: Tensor) -> Tensor:
-        """The latents themselves."""
+        """Return the latents."""
         return latents
 
     def save(self, folder: str | Path) -> None:
@@ -105,11 +95,6 @@ class IdentityAutoencoder(Autoencoder):
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
-    @property
-    def identity(self) -> str:
-        """The kind and the image shape in words."""
-        return "identity-" + "x".join(str(n) for n in self.image_shape)
-
 
 class KLAutoencoder(Autoencoder):
     """Stable Diffusion's KL-regularised autoencoder (arXiv 2112.10752) for images of one size."""
@@ -118,11 +103,13 @@ class KLAutoencoder(Autoencoder):
         super().__init__()
         config = vae.config
         if config.shift_factor is not None or config.latents_mean is not None:
-            raise ValueError("an autoencoder that shifts its latents is not supported; use SD's")
+            raise ValueError(
+                "an autoencoder that shifts its latents is not supported; use Stable Diffusion's"
+            )
         factor = 2 ** (len(config.block_out_channels) - 1)
         if size % factor:
             raise ValueError(f"image size {size} must be a multiple of {factor}")
-        # On a CPU channels last makes bfloat16 convolutions twice as fast and float32 ones slower.
+        # On a CPU channels-last makes bfloat16 convolutions twice as fast and float32 ones slower.
         fast = precision == "bfloat16"
         self.memory_format = torch.channels_last if fast else torch.contiguous_format
         self.vae = vae.eval().requires_grad_(False).to(memory_format=self.memory_format)
@@ -132,13 +119,13 @@ class KLAutoencoder(Autoencoder):
         self.scale = float(config.scaling_factor)
 
     def moments(self, x: Tensor) -> Tensor:
-        """The posterior's mean and logvar, as the encoder gives them (logvar not clamped)."""
+        """Return the posterior's mean and logvar, not clamped."""
         with autocast(x.device, self.precision):
             x = x.contiguous(memory_format=self.memory_format)
             return self.vae.encode(x).latent_dist.parameters
 
     def reconstruct(self, latents: Tensor) -> Tensor:
-        """The decoder's output for latents / scale."""
+        """Return the decoder's output for latents / scale."""
         with autocast(latents.device, self.precision):
             raw = (latents / self.scale).contiguous(memory_format=self.memory_format)
             return self.vae.decode(raw).sample
@@ -150,11 +137,6 @@ class KLAutoencoder(Autoencoder):
         self.vae.save_config(folder)
         save_weights(self.vae.state_dict(), Path(folder) / WEIGHTS_NAME)
 
-    @cached_property
-    def identity(self) -> str:
-        """SHA-256 of weights, scale and image size, the same from every file format."""
-        return module_sha256(self.vae, {"scale": self.scale, "image_shape": self.image_shape})
-
 
 def open_autoencoder(
     kind: Literal["identity", "kl"],
@@ -164,15 +146,16 @@ def open_autoencoder(
     size: int | None = None,
     precision: Precision = "float32",
 ) -> Autoencoder:
-    """The autoencoder for images of `size` pixels: the identity, or a KL one read from `path`.
+    """Return the autoencoder for images of `size` pixels: the identity, or a KL one read from `path`.
 
     `path` is an LDM-named state dict (`autoencoder_kl.pth`, `autoencoder_kl_ema.pth`) or a folder in
-    diffusers' format, local or a URI: on the hub `hf://stabilityai/sd-vae-ft-ema`. A folder's own size
-    is used where `size` is not given; `channels` is for the identity only. ValueError for what cannot be.
+    diffusers' format, local or a URI, such as `hf://stabilityai/sd-vae-ft-ema`. `size` defaults to the
+    folder's; only the identity needs `channels`. Raises ValueError for arguments or weights that do
+    not fit.
     """
     if kind == "identity":
         if size is None:
-            raise ValueError("the identity autoencoder needs size, the images' side in pixels")
+            raise ValueError("the identity autoencoder needs size, the side of the images in pixels")
         return IdentityAutoencoder(channels, size)
     if kind != "kl" or path is None:
         raise ValueError(f"autoencoder {kind!r} from {path}: give identity, or kl and its weights")
@@ -184,7 +167,7 @@ def open_autoencoder(
 
 
 def load_autoencoder(folder: str | Path, precision: Precision = "float32") -> Autoencoder:
-    """The autoencoder, of either kind, that `Autoencoder.save` wrote into a folder or URI."""
+    """Return the autoencoder of a folder or URI that `Autoencoder.save` wrote."""
     config = _read_config(folder)
     if config.get("_class_name") == IdentityAutoencoder.__name__:
         return IdentityAutoencoder(config["channels"], config["size"])
@@ -196,7 +179,9 @@ def _from_folder(folder: str | Path) -> AutoencoderKL:
 
     config = _read_config(folder)
     if config.get("_class_name") != "AutoencoderKL":
-        raise ValueError(f"{folder}: its config.json is not of an AutoencoderKL")
+        raise ValueError(
+            f"{folder}: config.json describes no AutoencoderKL; give a folder in diffusers' format"
+        )
     vae = AutoencoderKL.from_config(config)
     source = f"{folder}/{WEIGHTS_NAME}"
     load_strict(vae, _current_names(load_weights(source)), source)
@@ -204,7 +189,7 @@ def _from_folder(folder: str | Path) -> AutoencoderKL:
 
 
 def _current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with the attention names of diffusers >= 0.15; the published SD folders are older."""
+    """Return the weights with the attention names of diffusers >= 0.15; published folders are older."""
     renamed = {}
     for name, tensor in tensors.items():
         for old, new in OLD_ATTENTION_NAMES.items():
@@ -218,13 +203,13 @@ def _read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def _from_ldm(tensors: dict[str, Tensor], source: str | Path) -> AutoencoderKL:
-    """diffusers' network with the weights of an LDM-named state dict; sizes are read off shapes."""
+    """Return diffusers' network with the weights of an LDM-named state dict, sized by their shapes."""
     from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     config = _ldm_config(tensors, source)
     converted = convert_ldm_vae_checkpoint(tensors, config)
-    # The converter drops keys it does not know; kept, they are named as unexpected below.
+    # The converter drops unknown keys; add them back, so that they are reported as unexpected.
     known = {tensor.data_ptr() for tensor in converted.values()}
     dropped = {name: t for name, t in tensors.items() if t.data_ptr() not in known}
     vae = AutoencoderKL(**config)
@@ -233,7 +218,7 @@ def _from_ldm(tensors: dict[str, Tensor], source: str | Path) -> AutoencoderKL:
 
 
 def _ldm_config(tensors: dict[str, Tensor], source: str | Path) -> dict[str, Any]:
-    """AutoencoderKL's arguments; the groups (32) and scale are LDM's constants, in no shape."""
+    """Return AutoencoderKL's arguments; groups (32) and scale, which no shape shows, are LDM's."""
     try:
         levels = {int(k.split(".")[2]) for k in tensors if k.startswith("encoder.down.")}
         depth = 1 + max(levels, default=0)

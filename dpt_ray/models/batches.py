@@ -1,4 +1,4 @@
-"""Inference in batches as large as the GPU's memory takes."""
+"""Inference in batches that fit into the GPU's memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 class Batches:
-    """Computes items batch by batch; where memory runs out, `size` is halved, for all that follow too."""
+    """Compute items in batches of `size`, which is halved for good where GPU memory runs out."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def __call__(self, compute: Callable[[int, int], Tensor], n: int) -> Tensor:
-        """The rows of `compute(start, stop)` over items 0..n-1, n at least 1, as one tensor.
+        """Return the concatenated rows of `compute(start, stop)` over items 0..n-1, n at least 1.
 
         Raises OutOfMemoryError, one line, where not even one item fits.
         """
@@ -30,13 +30,13 @@ class Batches:
                 continue
             except torch.cuda.OutOfMemoryError as error:
                 said = str(error).splitlines()[0][:200]
-            # Only here, where the error no longer holds what was computed, can its memory be freed.
+            # Outside the handler, since the error's traceback keeps the tensors of `compute` alive.
             torch.cuda.empty_cache()
             if stop - start == 1:
                 raise torch.cuda.OutOfMemoryError(
-                    f"the GPU's memory is too small for a single image ({said}): give each actor more of a "
-                    "GPU (compute.actor_gpus=1, fewer compute.actors), or take a smaller model"
+                    f"a single image does not fit into the GPU's memory ({said}): give each actor more of a "
+                    "GPU (compute.actor_gpus=1, fewer compute.actors), or use a smaller model"
                 )
             self.size = (stop - start) // 2
-            logging.getLogger("dpt_ray").warning("out of GPU memory: batches of %d from here on", self.size)
+            logging.getLogger("dpt_ray").warning("out of GPU memory: batch size reduced to %d", self.size)
         return torch.cat(parts)

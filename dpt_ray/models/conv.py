@@ -9,9 +9,9 @@ GROUPS = 8
 class SmallConvNet(nn.Module):
     """Residual network of three stages, width to 4 x width channels: (B, C, H, W) -> (B, dim).
 
-    Pixels are in [-1, 1]. GroupNorm, so that an image's feature does not depend on the rest of its
-    batch. `generator` draws the initial weights; without one they come from torch's global state.
-    Raises ValueError where `width` is not a multiple of 8.
+    Pixels are in [-1, 1]. GroupNorm makes an image's feature independent of the rest of its batch.
+    `generator` draws the initial weights (default: torch's global state). Raises ValueError where
+    `width` is not a multiple of 8.
     """
 
     def __init__(self, channels_in: int, width: int, dim: int, generator: Generator | None = None) -> None:
@@ -33,7 +33,7 @@ class SmallConvNet(nn.Module):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (B, dim) of pixels (B, C, H, W) in [-1, 1]."""
+        """Return features (B, dim) of pixels (B, C, H, W) in [-1, 1]."""
         hidden = functional.silu(self.norm(self.stages(self.stem(x))))
         return self.head(hidden.mean(dim=(2, 3)))
 

@@ -3,23 +3,17 @@
 import json
 import math
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from dpt_ray.data.crops import FILTERS, Crop
 from dpt_ray.models.conv import SmallConvNet
 from dpt_ray.models.precision import Precision, autocast
-from dpt_ray.models.weights import (
-    load_strict,
-    load_weights,
-    local_copy,
-    module_sha256,
-    save_weights,
-)
+from dpt_ray.models.weights import load_strict, load_weights, local_copy, save_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,10 +22,10 @@ TIMM_CROPS: dict[str, Literal["eval", "squash"]] = {"center": "eval", "squash": 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What an encoder is besides its weights; `config.json` of an encoder folder.
+    """An encoder's description besides its weights; `config.json` of an encoder folder.
 
-    `mean` and `std` are per channel, of pixels in [0, 1]. `width` belongs to kind conv, `heads` and
-    `blocks` (how many last blocks' CLS tokens make the feature) to kind msn.
+    `mean` and `std` are per channel, of pixels in [0, 1]. `width` is for kind conv, `heads` and
+    `blocks` (the feature concatenates the CLS tokens of the last `blocks` blocks) for kind msn.
     """
 
     kind: Literal["conv", "msn", "timm"]
@@ -50,7 +44,7 @@ class EncoderSpec:
 
     @classmethod
     def load(cls, path: str | Path) -> "EncoderSpec":
-        """The spec in a JSON file; ValueError naming the file where keys are missing or unknown."""
+        """Return the spec of a JSON file. Raises ValueError where keys are missing or unknown."""
         try:
             values = json.loads(local_copy(path).read_text())
             values["crop"] = Crop(**values["crop"])
@@ -63,7 +57,7 @@ class EncoderSpec:
 
 
 class Encoder(nn.Module):
-    """A frozen network with its crop and normalisation; train on `network` before, not here."""
+    """A frozen network with its crop and normalisation."""
 
     mean: Tensor
     std: Tensor
@@ -77,7 +71,7 @@ class Encoder(nn.Module):
 
     @property
     def crop(self) -> Crop:
-        """How images are cut before they come here."""
+        """The crop that `forward` expects."""
         return self.spec.crop
 
     @property
@@ -85,21 +79,16 @@ class Encoder(nn.Module):
         """Length of a feature row."""
         return self.spec.dim
 
-    @cached_property
-    def identity(self) -> str:
-        """SHA-256 of the weights and the spec; `precision` is not part of it."""
-        return module_sha256(self.network, asdict(self.spec))
-
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features (B, dim), float32, of cropped pixels (B, H, W, C), uint8."""
+        """Return float32 features (B, dim) of cropped uint8 pixels (B, H, W, C)."""
         channels = len(self.spec.mean)
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != channels:
             raise ValueError(
                 f"encoder {self.spec.name} takes uint8 pixels (B, H, W, {channels}),"
                 f" not {pixels.dtype} {tuple(pixels.shape)}"
             )
-        x = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        x = (rearrange(pixels, "b h w c -> b c h w").float() / 255 - self.mean) / self.std
         with autocast(x.device, self.precision):
             msn = self.spec.kind == "msn"
             features = self.network(x, self.spec.blocks) if msn else self.network(x)
@@ -107,7 +96,7 @@ class Encoder(nn.Module):
 
 
 def conv_encoder(network: SmallConvNet, crop: Crop, precision: Precision = "float32") -> Encoder:
-    """The encoder around a network trained on the run's own images, pixels mapped to [-1, 1]."""
+    """Return the encoder of a network that takes pixels in [-1, 1]."""
     half = (0.5,) * network.channels_in
     spec = EncoderSpec("conv", "conv", network.dim, crop, half, half, width=network.width)
     return Encoder(network, spec, precision)
@@ -122,10 +111,10 @@ def open_encoder(
     heads: int | None = None,
     precision: Precision = "float32",
 ) -> Encoder:
-    """The encoder of a published MSN checkpoint, or timm's model `name`, ready for its own crop.
+    """Return the encoder of a published MSN checkpoint or of timm's model `name`, with its crop.
 
-    `weights` is a path or URI; a timm model's are otherwise its own on the hub (`timm_weights`).
-    `blocks` and `heads` are MSN's. ValueError for what does not fit.
+    `weights` is a path or URI; for a timm model it defaults to the published ones (`timm_weights`).
+    `blocks` and `heads` are for MSN only. Raises ValueError for arguments or weights that do not fit.
     """
     if kind == "msn":
         if weights is None:
@@ -147,7 +136,7 @@ def save_encoder(folder: str | Path, encoder: Encoder) -> None:
 
 
 def load_encoder(folder: str | Path, precision: Precision = "float32") -> Encoder:
-    """The encoder of a folder, local or a URI, that `save_encoder` wrote."""
+    """Return the encoder of a folder, local or a URI, that `save_encoder` wrote."""
     spec = EncoderSpec.load(f"{folder}/config.json")
     source = f"{folder}/model.safetensors"
     tensors = load_weights(source)
@@ -173,7 +162,7 @@ def _open_msn(
 
     network = load_msn(weights, heads)
     if not 1 <= blocks <= len(network.blocks):
-        raise ValueError(f"blocks {blocks} must be 1 to {len(network.blocks)} for {weights}")
+        raise ValueError(f"encoder.blocks {blocks} must be 1 to {len(network.blocks)} for {weights}")
     # MSN's evaluation: short side to 8/7 of the crop (256 for 224), bilinear.
     size = network.image_size
     spec = EncoderSpec(
@@ -190,23 +179,23 @@ def _open_msn(
 
 
 def timm_weights(name: str) -> str:
-    """The URI of the weights that timm publishes for a model. ValueError where it publishes none."""
+    """Return the URI of timm's weights for a model. Raises ValueError where it publishes none."""
     known = _timm_config(name)
     if known is None or not known.hf_hub_id:
         raise ValueError(
-            f"encoder {name!r}: timm publishes no weights of that name; give weights, or a name from "
-            "timm.list_pretrained()"
+            f"encoder {name!r}: timm publishes no weights of that name; set encoder.weights, or "
+            "encoder.name to one of timm.list_pretrained()"
         )
     return f"hf://{known.hf_hub_id}/model.safetensors"
 
 
 def _timm_config(name: str) -> Any:
-    """What timm says of the weights of a model; None where it knows no such model, or no such tag of it."""
-    import timm  # slow to import, and workers that run another kind of encoder never need it
+    """Return timm's description of a model's weights, None for an unknown model or tag."""
+    import timm  # slow to import, and unused by the other kinds
 
     try:
         return timm.get_pretrained_cfg(name)
-    except RuntimeError:  # the model exists, and the tag behind the point does not
+    except RuntimeError:  # the model is known, the tag after the dot is not
         return None
 
 
@@ -221,8 +210,9 @@ def _open_timm(name: str, weights: str | Path | None, precision: Precision) -> E
     kind = TIMM_CROPS.get(data["crop_mode"])
     if kind is None or data["interpolation"] not in FILTERS or height != size:
         raise ValueError(
-            f"encoder {name} wants crop mode {data['crop_mode']}, {data['interpolation']}, {height} x {size}:"
-            f" only {', '.join(TIMM_CROPS)} with {' or '.join(FILTERS)} resizing to a square is known here"
+            f"encoder {name} needs crop mode {data['crop_mode']}, {data['interpolation']}, {height} x {size}:"
+            f" only {', '.join(TIMM_CROPS)} with {' or '.join(FILTERS)} resizing to a square is supported; "
+            "choose another model"
         )
     spec = EncoderSpec(
         kind="timm",
@@ -240,13 +230,13 @@ def _timm_network(name: str, channels: int = 3) -> Any:
 
     if _timm_config(name) is None:
         raise ValueError(
-            f"encoder {name!r} is no timm model; timm.list_models() and timm.list_pretrained() have the names"
+            f"encoder {name!r} is not a timm model; set encoder.name to one of timm.list_pretrained()"
         )
     return timm.create_model(name, num_classes=0, in_chans=channels)
 
 
 def _without_classifier(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
-    """The weights less the classification head's, which the feature does not use."""
+    """Return the weights without those of the classification head."""
     heads = network.pretrained_cfg["classifier"] or ()
     names = (heads,) if isinstance(heads, str) else heads
     prefixes = tuple(f"{name}." for name in names)

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -12,14 +13,14 @@ from torch.nn import functional
 
 from dpt_ray.models.weights import load_strict, load_weights
 
-HEAD_DIM = 64  # of every published MSN size (S/16, B/16, B/8, B/4, L/16, L/7)
+HEAD_DIM = 64  # in all published sizes (S/16, B/16, B/8, B/4, L/16, L/7)
 
 
 class MsnVit(nn.Module):
     """ViT with a CLS token, learned positions, qkv bias and LayerNorm eps 1e-6.
 
-    Parameter names are the published ones. `image_size` fixes the position grid; images of another
-    size get interpolated positions.
+    Parameter names are the published ones. `image_size` sets the grid of position embeddings, which
+    are interpolated for images of another size.
     """
 
     def __init__(
@@ -37,22 +38,18 @@ class MsnVit(nn.Module):
         self.norm = norm(dim)
 
     def forward(self, x: Tensor, blocks: int = 1) -> Tensor:
-        """CLS token after each of the last `blocks` blocks, before the final norm: (B, blocks*dim).
+        """Return the CLS tokens of the last `blocks` blocks, concatenated in order: (B, blocks*dim).
 
-        x is (B, C, H, W), normalised; the tokens are concatenated in block order. This is the
-        frozen feature that MSN's low-shot evaluation and DPT's stage 1 use.
+        x (B, C, H, W) is normalised; the final norm is not applied. This is the frozen feature of
+        MSN's low-shot evaluation and of DPT's stage 1.
         """
         tokens, classes = self._embed(x), []
         first = len(self.blocks) - blocks
         for number, block in enumerate(self.blocks):
             tokens = block(tokens)
             if number >= first:
-                classes.append(tokens[:, 0].clone())  # a view would keep all tokens of the block in memory
+                classes.append(tokens[:, 0].clone())  # a view would keep all of the block's tokens alive
         return torch.cat(classes, dim=1)
-
-    def normed(self, x: Tensor) -> Tensor:
-        """CLS token after the final norm, the input of MSN's projection head: (B, dim)."""
-        return self.norm(self(x))
 
     def _embed(self, x: Tensor) -> Tensor:
         patches = self.patch_embed(x)
@@ -60,21 +57,22 @@ class MsnVit(nn.Module):
         return torch.cat([cls, patches], dim=1) + self._positions(patches.shape[1])
 
     def _positions(self, count: int) -> Tensor:
-        """Positions for CLS and `count` patches, bicubic by scale factor where the count differs."""
+        """Return position embeddings for CLS and `count` patches, interpolated where needed (bicubic)."""
         own = self.pos_embed.shape[1] - 1
         if count == own:
             return self.pos_embed
         side = math.isqrt(own)
-        grid = self.pos_embed[:, 1:].reshape(1, side, side, self.dim).permute(0, 3, 1, 2)
+        grid = rearrange(self.pos_embed[:, 1:], "1 (h w) d -> 1 d h w", h=side)
+        # By scale factor and not by size, as published: the two sample at other points.
         grid = functional.interpolate(grid, scale_factor=math.sqrt(count / own), mode="bicubic")
-        return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+        return torch.cat([self.pos_embed[:, :1], rearrange(grid, "1 d h w -> 1 (h w) d")], dim=1)
 
 
 def msn_vit(tensors: dict[str, Tensor], source: str | Path, heads: int | None = None) -> MsnVit:
-    """The network whose weights are `tensors`, under the published names without prefix.
+    """Return the network with weights `tensors`, under the published names without prefix.
 
-    Sizes are read off the shapes; `heads`, which no shape shows, is dim / 64 unless given. Raises
-    ValueError naming `source` and the keys that are missing or unexpected.
+    Sizes follow from the shapes, except `heads`, which defaults to dim / 64. Raises ValueError naming
+    `source` and the missing or unexpected keys.
     """
     if not {"patch_embed.proj.weight", "pos_embed"} <= tensors.keys():
         raise ValueError(f"{source}: not an MSN vision transformer: no patch_embed or pos_embed")
@@ -82,7 +80,10 @@ def msn_vit(tensors: dict[str, Tensor], source: str | Path, heads: int | None = 
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
     heads = heads or dim // HEAD_DIM
     if heads == 0 or dim % heads:
-        raise ValueError(f"{source}: {heads} heads do not divide dim {dim}; give heads")
+        raise ValueError(
+            f"{source}: {heads} heads do not divide dim {dim}; set encoder.heads to the checkpoint's number "
+            "of attention heads"
+        )
     image_size = math.isqrt(tensors["pos_embed"].shape[1] - 1) * patch_size
     network = MsnVit(image_size, patch_size, channels, dim, depth, heads)
     load_strict(network, tensors, source)
@@ -90,9 +91,9 @@ def msn_vit(tensors: dict[str, Tensor], source: str | Path, heads: int | None = 
 
 
 def load_msn(path: str | Path, heads: int | None = None) -> MsnVit:
-    """The target encoder of a published MSN checkpoint such as `vitb4_300ep.pth.tar`.
+    """Return the target encoder of a published MSN checkpoint such as `vitb4_300ep.pth.tar`.
 
-    The projection head (`fc.*`) is left out; every other key must be there and known.
+    The projection head (`fc.*`) is ignored; missing or unknown keys raise ValueError.
     """
     prefix = "module."
     named = load_weights(path, section="target_encoder")

@@ -1,4 +1,4 @@
-"""In which arithmetic a frozen network runs."""
+"""The arithmetic in which a frozen network runs."""
 
 from typing import Literal, get_args
 
@@ -8,7 +8,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The context in which a frozen network runs at `precision`; weights stay float32."""
+    """Return the autocast context of `precision`; weights stay float32."""
     if precision not in get_args(Precision):
         raise ValueError(f"precision {precision!r} must be one of {get_args(Precision)}")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -19,7 +19,7 @@ EMA_FILE = "nnet_ema.pth"
 RAW_FILE = "nnet.pth"
 # dim -> heads of the published sizes (S, M, L, H); the heads of dim 1152 are not 64 wide.
 PUBLISHED_HEADS = {512: 8, 768: 12, 1024: 16, 1152: 16}
-LABELS = "label_emb.weight"
+LABEL_EMBEDDING = "label_emb.weight"
 # What the sizes are read from, and the number of axes each tensor has.
 _TELLING = {
     "patch_embed.proj.weight": 4,
@@ -70,10 +70,10 @@ def published_config(
             "rank; give the network's weights as published, nnet_ema.pth or nnet.pth"
         )
     dim, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
-    rows = tensors[LABELS].shape[0] if LABELS in tensors else 0
+    rows = tensors[LABEL_EMBEDDING].shape[0] if LABEL_EMBEDDING in tensors else 0
     if rows == 1:
         raise ValueError(
-            f"{source}: {LABELS} has the null class alone; give a network with classes or without"
+            f"{source}: {LABEL_EMBEDDING} has the null class alone; give a network with classes or without"
         )
     patches = tensors["pos_embed"].shape[1] - (
         2 if rows else 1
@@ -111,12 +111,12 @@ def with_classes(tensors: Mapping[str, Tensor], num_classes: int, generator: Gen
     """
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} must be at least 1")
-    if LABELS not in tensors or len(tensors[LABELS]) < 2:
-        raise ValueError(f"{LABELS} has no classes; give the weights of a class-conditional U-ViT")
-    old, null = tensors[LABELS].split([len(tensors[LABELS]) - 1, 1])
+    if LABEL_EMBEDDING not in tensors or len(tensors[LABEL_EMBEDDING]) < 2:
+        raise ValueError(f"{LABEL_EMBEDDING} has no classes; give the weights of a class-conditional U-ViT")
+    old, null = tensors[LABEL_EMBEDDING].split([len(tensors[LABEL_EMBEDDING]) - 1, 1])
     drawn = torch.randn(num_classes, old.shape[1], generator=generator)
     new = (old.float().std(correction=0).cpu() * drawn).to(old)
-    return {**tensors, LABELS: torch.cat([new, null])}
+    return {**tensors, LABEL_EMBEDDING: torch.cat([new, null])}
 
 
 def export_published_uvit(model: UViT, folder: str | Path) -> str:

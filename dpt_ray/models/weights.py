@@ -1,12 +1,9 @@
 """Weight files: read without running code, written as safetensors, loaded key by key.
 
-Published checkpoints of the methods are pickles (`.pth`, `.pth.tar`), and a pickle may run code when
-it is opened. Everything here reads them with `weights_only=True`, so that only tensors and plain
-containers get through.
+Published checkpoints are often pickles (`.pth`, `.pth.tar`), which may run code when loaded. They
+are read with `weights_only=True`, which admits tensors and plain containers only.
 """
 
-import hashlib
-import json
 import pickle
 import re
 import struct
@@ -25,31 +22,17 @@ from dpt_ray.store.artifact import local_copy
 from dpt_ray.store.artifact import sha256 as sha256
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".pth.tar", ".ckpt")
-# Where training frameworks put the weights in a checkpoint that also holds other state
-# (Lightning and timm: state_dict; MAE, DeiT and Semi-ViT: model).
+# The key of the weights in a checkpoint that holds other state too (Lightning and timm: state_dict;
+# MAE, DeiT and Semi-ViT: model).
 USUAL_SECTIONS = ("state_dict", "model")
 
 
-def module_sha256(module: nn.Module, settings: Mapping[str, Any]) -> str:
-    """SHA-256 of a module's weights and of the settings that shape its output, in hexadecimal.
-
-    The same weights give the same value whichever file format they came from. `settings` holds what
-    JSON can write.
-    """
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(flat.view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def load_weights(path: str | Path, section: str | None = None) -> dict[str, Tensor]:
-    """Tensors by name from a `.safetensors`, `.pth`, `.pt`, `.pth.tar` or `.ckpt` file.
+    """Return the tensors of a `.safetensors`, `.pth`, `.pt`, `.pth.tar` or `.ckpt` file by name.
 
-    `section` picks one state dict out of a checkpoint that holds several, such as MSN's
-    `target_encoder`; without it `state_dict` or `model` is used where the file has one. Raises
-    ValueError naming the file for a pickle with code in it, a damaged file, or a missing section.
+    `section` selects one state dict of a checkpoint that holds several, such as MSN's
+    `target_encoder`; it defaults to `state_dict` or `model` where the file has one. Raises ValueError
+    naming the file for a pickle that contains code, a damaged file, or a missing section.
     """
     file = local_copy(path)
     if file.name.endswith(".safetensors"):
@@ -62,7 +45,7 @@ def load_weights(path: str | Path, section: str | None = None) -> dict[str, Tens
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write tensors as one safetensors file, whole or not at all; equal tensors, equal bytes."""
+    """Write one safetensors file atomically; equal tensors give equal bytes."""
     target = Path(path)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -72,7 +55,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copy `tensors` into `module`; names and shapes must agree exactly.
+    """Copy `tensors` into `module`.
 
     Raises ValueError naming `source` and the first few missing, unexpected and mismatched keys.
     """
@@ -90,7 +73,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str | 
         name = type(module).__name__
         raise ValueError(
             f"{source}: not the weights of this {name}: {'; '.join(problems)};"
-            " give the checkpoint of this very architecture"
+            " give a checkpoint of this architecture"
         )
     module.load_state_dict(dict(tensors))
 
@@ -103,26 +86,28 @@ def _load_safetensors(file: Path, source: str | Path) -> dict[str, Tensor]:
 
 
 def _load_pickle(file: Path, source: str | Path) -> Any:
-    # Only the zip format (torch >= 1.6) can be mapped; mapping leaves what is not used, such as an
-    # optimizer's state, on the disk.
+    # Only the zip format (torch >= 1.6) can be memory-mapped; unused parts, such as an optimizer's
+    # state, then stay on disk.
     mapped = zipfile.is_zipfile(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"{named[1]} in its pickle" if named else "its pickle is none of torch's"
+        what = f"{named[1]} in its pickle" if named else "not a pickle of torch's"
         raise ValueError(
-            f"{source}: refused, as it holds more than tensors or is damaged ({what}): code in a"
-            " pickle is never run; where you trust the file, convert it to .safetensors first"
+            f"{source}: refused, since it contains more than tensors or is damaged ({what}): code in a"
+            " pickle is never run; if you trust the file, convert it to .safetensors first"
         ) from error
     except (RuntimeError, EOFError, OSError, LookupError, ValueError, struct.error) as error:
         raise ValueError(_unreadable(source, error)) from error
 
 
 def _state_dict(content: Any, section: str | None, source: str | Path) -> dict[str, Tensor]:
-    """The one flat dict of tensors that `section` (or custom) names in a checkpoint's content."""
+    """Return the flat dict of tensors under `section` (or a usual one) of a checkpoint's content."""
     if not isinstance(content, Mapping):
-        raise ValueError(f"{source}: holds a {type(content).__name__}, not tensors by name")
+        raise ValueError(
+            f"{source}: contains a {type(content).__name__}; give a checkpoint with tensors by name"
+        )
     sections = [name for name, value in content.items() if isinstance(value, Mapping)]
     if section is None:
         section = next((name for name in USUAL_SECTIONS if name in sections), None)
@@ -131,8 +116,8 @@ def _state_dict(content: Any, section: str | None, source: str | Path) -> dict[s
     tensors = content if section is None else content[section]
     strange = [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
     if strange or not tensors:
-        what = _first_few("that are no tensors", strange) if strange else "no weights"
-        raise ValueError(f"{source}: holds {what}; name the section with the weights, one of {sections}")
+        what = _first_few("entries that are not tensors", strange) if strange else "no weights"
+        raise ValueError(f"{source}: contains {what}; name the section with the weights, one of {sections}")
     return dict(tensors)
 
 
