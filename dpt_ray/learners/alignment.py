@@ -1,9 +1,9 @@
 """Representation alignment of the denoiser (REPA, Yu et al. 2024, arXiv 2410.06940), pooled.
 
-REPA asks each patch token of a middle layer, through a small projection, to point where a frozen
-encoder's token of the clean image points (Eq. 8: minus the mean cosine similarity, weighted by
-lambda = 0.5). Stage 1 keeps one feature for an image and no patch tokens, so here the mean over the
-patch tokens is aligned with that feature: it tells the denoiser what is in the image, not where.
+REPA aligns each patch token of a middle layer, through a small projection, with a frozen encoder's
+token of the clean image (Eq. 8: minus the mean cosine similarity, weighted by lambda = 0.5). Stage 1
+stores one feature per image and no patch tokens, so here the mean over the patch tokens is aligned
+with that feature: it says what is in the image, not where.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _DENOISER = "denoiser."
 
 
 class AlignedDenoiser(nn.Module):
-    """A denoiser in training and the projection of its middle block, which is dropped afterwards."""
+    """A denoiser with a projection of its middle block, which is used in training only."""
 
     def __init__(self, denoiser: UViT, feature_dim: int) -> None:
         super().__init__()
         self.denoiser = denoiser
         dim = denoiser.config.dim
-        # Three layers with SiLU, as REPA's; twice as wide as the network (its 2048 for 1152).
+        # Three layers with SiLU, as in REPA, twice as wide as the network (there 2048 for 1152).
         self.projection = nn.Sequential(
             nn.Linear(dim, 2 * dim),
             nn.SiLU(),
@@ -45,7 +45,7 @@ def alignment_loss(projection: Tensor, features: Tensor) -> Tensor:
 
 
 def denoiser_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the denoiser alone, under its own names, from those of an `AlignedDenoiser`."""
+    """Return the denoiser's weights, under its own names, from those of an `AlignedDenoiser`."""
     return {
         name.removeprefix(_DENOISER): value for name, value in weights.items() if name.startswith(_DENOISER)
     }

@@ -21,14 +21,14 @@ def denoise_step(
     min_snr_gamma: float | None = None,
     alignment: float | None = None,
 ) -> StepFn:
-    """The step function of the denoiser, for batches {"moments", "label"}.
+    """Return the denoiser's step function, for batches {"moments", "label"}.
 
-    moments (B, 2C, H, W), unscaled mean and log-variance, or (B, 2, 2C, H, W) with those of the
-    flipped image beside them; label (B,) int64. A dropped label becomes the null class
-    `num_classes`: with probability `label_dropout` (classifier-free guidance, arXiv 2207.12598;
-    1 trains the unconditional model). `min_snr_gamma` weights the samples' losses (arXiv 2303.09556).
-    `alignment` is the weight lambda of the alignment with "features" (B, dim) of the clean images, which
-    the batch then has too; the model is then an `AlignedDenoiser`.
+    moments (B, 2C, H, W) are unscaled mean and log-variance, or (B, 2, 2C, H, W) with those of the
+    flipped image; label (B,) int64. With probability `label_dropout` a label becomes the null class
+    `num_classes` (classifier-free guidance, arXiv 2207.12598; 1 trains the unconditional model).
+    `min_snr_gamma` weights the samples' losses (arXiv 2303.09556). `alignment` is the weight of the
+    alignment loss: the model is then an `AlignedDenoiser`, and the batch has "features" (B, dim) of
+    the clean images.
     """
 
     def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:

@@ -3,7 +3,7 @@
     L(W) = sum_i w_i CE(W f_i, y_i) / sum_i w_i + (lambda / 2) ||W||^2,    lambda = l2 / n
 
 with n the number of rows. The penalty covers all of W, so the optimum is unique. MSN's published probe
-(arXiv 2204.07141) and DPT (arXiv 2302.10586) use l2 = 0.0025 and w = 1.
+(arXiv 2204.07141) and DPT (arXiv 2302.10586) use l2 = 0.0025 and w_i = 1.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import Tensor
 
 from dpt_ray.learners.linear_classifier import Rows
 
-# Rows are in double precision a chunk at a time: the only copy beside the features themselves.
+# Rows are converted to double precision a chunk at a time: the only copy besides the features.
 CHUNK_BYTES = 32 * 2**20
 GPU_CHUNK_BYTES = 2**30
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows `index` of `features` (m, dim) float32 on any device, with `labels` (n,), all of one weight."""
+    """Rows `index` of `features` (m, dim) float32 on any device, with `labels` (n,) and one weight."""
 
     features: Tensor
     labels: Tensor
@@ -34,14 +34,14 @@ class Part:
     weight: float
 
     def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(features, labels), at most `size` rows at a time."""
+        """Yield (features, labels) of at most `size` rows."""
         for start in range(0, len(self.labels), size):
             span = slice(start, start + size)
             rows = span if self.index is None else self.index[span]
             yield self.features[rows], self.labels[span]
 
     def moved(self, size: int, device: torch.device) -> Part:
-        """The same rows on `device`, carried there `size` at a time."""
+        """Return the same rows on `device`, copied `size` at a time."""
         features = torch.empty(len(self.labels), self.features.shape[1], device=device)
         for target, (rows, _) in zip(features.split(size), self.chunks(size), strict=True):
             target.copy_(rows)
@@ -50,14 +50,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Problem:
-    """The parts that L sums over, `chunk` rows at a time, and its penalty lambda."""
+    """L as the parts that it sums over, the rows `chunk` to convert at a time, and the penalty lambda."""
 
     parts: Sequence[Part]
     chunk: int
     penalty: float
 
     def objective_and_gradient(self, W: Tensor) -> tuple[Tensor, Tensor]:
-        """L(W) and dL/dW for W (C, dim) in double precision."""
+        """Return L(W) and dL/dW for W (C, dim) in double precision."""
         total = sum(part.weight * len(part.labels) for part in self.parts)
         value = self.penalty / 2 * W.square().sum()
         gradient = self.penalty * W
@@ -71,11 +71,11 @@ class Problem:
 
 
 def _add_cross_entropy(W: Tensor, features: Tensor, labels: Tensor, gradient: Tensor, share: float) -> Tensor:
-    """sum_i CE(W f_i, y_i); `share` times its gradient is added to `gradient`."""
+    """Return sum_i CE(W f_i, y_i) and add `share` times its gradient to `gradient`."""
     log_probs = (features @ W.T).log_softmax(1)
     own = torch.arange(len(labels), device=W.device), labels
     loss = -log_probs[own].sum()
-    # dCE/dlogits = softmax - onehot
+    # dCE / dlogits = softmax(logits) - onehot(y)
     residual = log_probs.exp_()
     residual[own] -= 1
     gradient.addmm_(residual.T, features, alpha=share)
@@ -84,7 +84,7 @@ def _add_cross_entropy(W: Tensor, features: Tensor, labels: Tensor, gradient: Te
 
 @dataclass(frozen=True)
 class Fit:
-    """The weights (C, dim) float32 that were found, and how far the search went."""
+    """The fitted weights (C, dim) float32, with the optimizer's final state."""
 
     weights: np.ndarray
     objective: float
@@ -101,14 +101,13 @@ def fit(
     tolerance: float = 1e-3,
     device: str | None = None,
 ) -> Fit:
-    """The minimum of L over the rows of all blocks, by L-BFGS from W = 0.
+    """Minimise L over the rows of all blocks, by L-BFGS from W = 0.
 
-    Features stay where they are and as they are. L is lambda-strongly convex, so a gradient below
-    `tolerance` * lambda leaves W within about `tolerance` of the optimum; the search stops there, or
-    when L no longer changes in its twelfth decimal, or after `max_iterations` (the published fits stop
-    early: 10,000 in stage 1, 100 in stage 3). It runs on `device`, by default a GPU where there is one.
-    Raises ValueError for a label outside 0..num_classes-1, a weight that is not positive, or features
-    that are not all finite.
+    Features are neither copied nor changed. L is lambda-strongly convex, so a gradient below
+    `tolerance` * lambda leaves W within about `tolerance` of the optimum. The search stops there, when
+    the relative change of L falls below 1e-12, or after `max_iterations` (published fits: 10,000 in
+    stage 1, 100 in stage 3). `device` defaults to the GPU if there is one. Raises ValueError for a
+    label outside 0..num_classes-1, a weight that is not positive, or features that are not finite.
     """
     _check(blocks, num_classes)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -118,7 +117,7 @@ def fit(
     def objective_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
         W = torch.from_numpy(flat).reshape(num_classes, dim).to(where)
         value, gradient = problem.objective_and_gradient(W)
-        # A row that is not finite is so here from W = 0 on, where the search would stop without a word.
+        # Checked here, since L-BFGS stops silently at W = 0 where a row is not finite.
         if not (value.isfinite() & gradient.isfinite().all()):
             raise ValueError(_not_finite(blocks))
         return float(value), gradient.cpu().numpy().ravel()
@@ -126,12 +125,12 @@ def fit(
     limit = max_iterations or 100_000
     options = {
         "maxiter": limit,
-        "maxfun": limit * 25,  # the line search is not to end the fit
+        "maxfun": limit * 25,  # never the first limit to be reached
         "gtol": tolerance * problem.penalty,
         "ftol": 1e-12,
     }
-    # The search's own vectors are too short for BLAS to share out: its waiting threads would take the
-    # processors from the chunks.
+    # L-BFGS's own vectors are too short to parallelise: BLAS threads that wait would take cores from
+    # the chunks.
     with threadpool_limits(1, user_api="blas"):
         start = np.zeros(num_classes * dim)
         found = minimize(objective_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
@@ -143,25 +142,25 @@ def _check(blocks: Sequence[Rows], num_classes: int) -> None:
     for rows in blocks:
         labels, n = rows.labels, len(rows.matrix if rows.index is None else rows.index)
         if n == 0 or len(labels) != n or labels.min() < 0 or labels.max() >= num_classes:
-            raise ValueError(f"labels must be one a row and lie in 0..{num_classes - 1}")
+            raise ValueError(f"labels must be one per row and lie in 0..{num_classes - 1}")
         if not rows.weight > 0:
             raise ValueError(f"row weights must be positive, not {rows.weight}")
 
 
 def _not_finite(blocks: Sequence[Rows]) -> str:
-    """Why the objective is not finite: the first such row of the blocks, if it is one."""
+    """Return why the objective is not finite, naming the first row that is not."""
     for number, rows in enumerate(blocks):
         for row in range(len(rows)) if rows.index is None else rows.index:
             if not np.isfinite(rows.matrix[row]).all():
                 return (
                     f"features row {row} of block {number} is not finite; "
-                    "compute them anew with precision=float32, or leave that image out"
+                    "recompute them with precision=float32, or leave that image out"
                 )
     return "the objective is not finite; the features or weights are too large"
 
 
 def _problem(blocks: Sequence[Rows], num_classes: int, l2: float, device: torch.device) -> Problem:
-    """L over the blocks; on a GPU with room for them the features lie there, else chunks stream to it."""
+    """Return L over the blocks, with the features on the GPU if they fit, else streamed to it in chunks."""
     n, dim = sum(map(len, blocks)), blocks[0].matrix.shape[1]
     chunk_bytes = GPU_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
     chunk = max(1, chunk_bytes // (8 * (dim + 2 * num_classes)))

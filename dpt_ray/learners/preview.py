@@ -1,4 +1,4 @@
-"""What a denoiser in training draws: pictures from its averaged weights, the same noise each time."""
+"""Sample images from a denoiser in training: EMA weights, the same noise at every step."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from dpt_ray.engine.node import Task
 
 CLASSES, IMAGES = 10, 8  # rows and columns of the grid
-PIXELS = 64  # a small image is magnified to this
+PIXELS = 64  # smaller images are magnified to about this side
 
 
 class AveragedSampler:
-    """Images from averaged weights with the run's own solver and guidance.
+    """Samples from EMA weights with the run's own solver and guidance.
 
-    Draws no random number that the training draws.
+    It does not touch the random state of the training.
     """
 
     def __init__(self, task: Task, config: Any, device: str) -> None:
@@ -34,7 +34,7 @@ class AveragedSampler:
         self.seed: int = wanted["seed"]
         self._device, self._null_class = device, config.null_class
         self._conditional = settings["condition"] != "none"
-        with torch.device("meta"):  # no initial weights: they would take numbers from the global generator
+        with torch.device("meta"):  # drawing initial weights would advance the global generator
             self._model = UViT(config)
         self._model.to_empty(device=device).eval().requires_grad_(False)
         folder = task.inputs["autoencoder"].uri
@@ -43,17 +43,17 @@ class AveragedSampler:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image's latents, and its noise."""
+        """The shape of one image's latents and noise."""
         return self._autoencoder.latent_shape
 
     def images(self, weights: Mapping[str, Any], labels: Sequence[int], noise: Any) -> np.ndarray:
-        """Images (n, H, W, C) uint8 of the classes `labels` from `noise` (n, *shape)."""
+        """Return images (n, H, W, C) uint8 of classes `labels` from `noise` (n, *shape)."""
         import torch
 
         from dpt_ray.diffusion.sampling import sample
 
         self._model.load_state_dict(dict(weights))
-        # An unconditional denoiser knows the null class only.
+        # An unconditional denoiser has the null class only.
         given = torch.tensor([label if self._conditional else self._null_class for label in labels])
         parts = []
         for x, y in zip(noise.split(self._batch_size), given.split(self._batch_size), strict=True):
@@ -65,7 +65,7 @@ class AveragedSampler:
 
 
 class Preview:
-    """A grid of pictures, a row for each of up to ten classes."""
+    """A grid of images with a row for each of up to ten classes."""
 
     def __init__(self, task: Task, sampler: AveragedSampler) -> None:
         self._task, self._sampler = task, sampler
@@ -74,7 +74,7 @@ class Preview:
         self._classes = {label: names[label] for label in chosen}
 
     def __call__(self, step: int, weights: Mapping[str, Any]) -> dict[str, float]:
-        """Writes `previews/STEP.png`; no number for the log."""
+        """Write `previews/STEP.png`; return no values for the log."""
         import torch
 
         from dpt_ray.report.pictures import GridRow, grid_png, scale_to

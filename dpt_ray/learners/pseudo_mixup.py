@@ -1,8 +1,8 @@
-"""Probabilistic pseudo mixup of Semi-ViT (arXiv 2208.05688) and the loss on its outcome.
+"""Probabilistic pseudo mixup of Semi-ViT (arXiv 2208.05688) and its loss.
 
-Each unlabelled image is mixed with a partner in proportion to the teacher's confidence in the two,
-so that the surer pseudo-label has the larger part. The teacher's p = softmax(logits of the weak
-view) gives the confidence o = max p and the pseudo-label y = argmax p.
+Each unlabelled image is mixed with a partner in proportion to the teacher's confidences, so that the
+more confident pseudo-label has the larger weight. The teacher's p = softmax(logits of the weak view)
+gives the confidence o = max p and the pseudo-label y = argmax p.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch.nn import functional as F  # noqa: N812
 
 
 class CutMix(NamedTuple):
-    """Which elements are cut and pasted instead of blended, and where their boxes are centred.
+    """The elements to cut and paste instead of blend, and the centres of their boxes.
 
-    chosen (B,) bool (Semi-ViT: each with probability 0.5); centres (B, 2) uniform in [0, 1), down
-    and across.
+    chosen (B,) bool (Semi-ViT: each with probability 0.5); centres (B, 2), vertical and horizontal,
+    uniform in [0, 1).
     """
 
     chosen: Tensor
@@ -34,15 +34,15 @@ class Mixed(NamedTuple):
 
 
 def partners_within(keys: Tensor, group: int) -> Tensor:
-    """A permutation pi (B,) that stays within groups of `group` neighbouring positions.
+    """Return a permutation pi (B,) within groups of `group` consecutive positions.
 
-    keys (B,) are uniform random numbers of the positions, such as `StepRandom.uniform("partner")`:
-    then the partners do not depend on the number of workers. Raises ValueError where the groups
-    do not fill the batch.
+    keys (B,) are uniform random numbers per position, such as `StepRandom.uniform("partner")`, which
+    make the partners independent of the number of workers. Raises ValueError where the groups do not
+    fill the batch.
     """
     if len(keys) % group:
         raise ValueError(
-            f"{len(keys)} positions are no multiple of the mixing group of {group}: make the batch "
+            f"{len(keys)} positions are not a multiple of the mixing group of {group}: make the batch "
             "of every worker and accumulated part a multiple of it"
         )
     first = torch.arange(0, len(keys), group, device=keys.device)
@@ -58,20 +58,20 @@ def pseudo_mixup(
     smoothing: float = 0.1,
     cutmix: CutMix | None = None,
 ) -> Mixed:
-    """Each image mixed with its partner's, by confidence.
+    """Return each image mixed with its partner, weighted by confidence.
 
-    images (B, C, H, W), the strong views; labels (B,) int64 and confidence (B,) > 0, the teacher's;
-    partners (B,) int64, a permutation pi. With `cutmix` the chosen elements get a box of their
-    partner's pixels, and lambda becomes the part of the image that is left of their own.
+    images (B, C, H, W) are the strong views; labels (B,) int64 and confidence (B,) > 0 are the
+    teacher's; partners (B,) int64 is a permutation pi. With `cutmix` the chosen elements get a box of
+    their partner's pixels, and lambda becomes the fraction of their own pixels.
     """
     # lam_i = o_i / (o_i + o_pi(i))
     lam = confidence / (confidence + confidence[partners])
-    own = lam[:, None, None, None]  # each pixel's weight on its own image
+    own = lam[:, None, None, None]  # each pixel's weight of its own image
     if cutmix is not None:
         outside = ~cutmix_boxes(lam, cutmix.centres, images.shape[2], images.shape[3])
         own = torch.where(cutmix.chosen[:, None, None, None], outside[:, None].to(lam.dtype), own)
         lam = torch.where(cutmix.chosen, outside.to(lam.dtype).mean((1, 2)), lam)
-    # x~_i = lam_i x_i + (1 - lam_i) x_pi(i);  y~_i likewise, of the smoothed labels
+    # x~_i = lam_i x_i + (1 - lam_i) x_pi(i);  y~_i likewise, from the smoothed labels
     mixed = own * images + (1 - own) * images[partners]
     smooth = F.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
     targets = lam[:, None] * smooth + (1 - lam[:, None]) * smooth[partners]
@@ -80,10 +80,10 @@ def pseudo_mixup(
 
 
 def cutmix_boxes(lam: Tensor, centres: Tensor, height: int, width: int) -> Tensor:
-    """The pixels in each element's box, bool (B, H, W): CutMix (arXiv 1905.04899, Eq. 2).
+    """Return the pixels of each element's box, bool (B, H, W): CutMix (arXiv 1905.04899, Eq. 2).
 
     A box has sqrt(1 - lam) of the image's height and width, rounded down, and is clipped at the
-    image's border. lam (B,) in [0, 1]; centres (B, 2) in [0, 1).
+    border. lam (B,) in [0, 1]; centres (B, 2) in [0, 1).
     """
     part = (1 - lam).sqrt()
 
@@ -97,10 +97,11 @@ def cutmix_boxes(lam: Tensor, centres: Tensor, height: int, width: int) -> Tenso
 
 
 def pseudo_loss(logits: Tensor, targets: Tensor, confidence: Tensor, threshold: float) -> Tensor:
-    """L_u = mean over the whole batch of 1[o~_i >= threshold] CE(logits_i, y~_i), a scalar.
+    """Return the scalar loss L_u of the mixed images.
 
-    logits (B, num_classes), the student's for the mixed images; targets and confidence those of
-    `pseudo_mixup`. Elements below the threshold count as 0, they do not leave the mean.
+    logits (B, num_classes) are the student's for the mixed images; targets and confidence are those
+    of `pseudo_mixup`. Elements below the threshold count as 0 in the mean.
     """
+    # L_u = 1/B sum_i 1[o~_i >= threshold] CE(logits_i, y~_i)
     loss = F.cross_entropy(logits.float(), targets.float(), reduction="none")
     return torch.where(confidence >= threshold, loss, 0.0).mean()

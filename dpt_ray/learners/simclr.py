@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from dpt_ray.training.random import StepRandom
 from dpt_ray.training.workload import Batch, StepFn
 
-# Ranges of the views at strength 1, chosen on validation images of 8 x 8 digits.
+# Ranges of the augmentations at strength 1, chosen on validation images of 8 x 8 digits.
 ROTATION = math.radians(15)
 LOG_SCALE = 0.2
 SHEAR = 0.2
@@ -25,7 +25,7 @@ NOISE = 0.1
 
 
 class ProjectedEncoder(nn.Module):
-    """An encoder with SimCLR's projection head, which only the loss sees (Sec. 4.2).
+    """An encoder with SimCLR's projection head, used by the loss only (Sec. 4.2).
 
     `encoder` maps (B, C, H, W) to (B, dim); `generator` draws the head's initial weights.
     """
@@ -40,21 +40,21 @@ class ProjectedEncoder(nn.Module):
         self.projection = nn.Sequential(nn.SiLU(), hidden, nn.SiLU(), out)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Projections (B, dim // 2)."""
+        """Return projections (B, dim // 2)."""
         return self.projection(self.encoder(images))
 
 
 def simclr_step(temperature: float, contrast_group: int, strength: float = 1.0) -> StepFn:
-    """The step function of SimCLR for batches {"image"} and a `ProjectedEncoder`.
+    """Return SimCLR's step function for batches {"image"} and a `ProjectedEncoder`.
 
-    An image is contrasted with the others of its group: `contrast_group` neighbouring positions of
-    the global batch, so that the loss does not depend on the number of workers.
+    An image is contrasted with the others of its group, `contrast_group` consecutive positions of the
+    global batch, so that the loss does not depend on the number of workers.
     """
 
     def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
         if random.lo % contrast_group or random.hi % contrast_group:
             raise ValueError(
-                f"positions {random.lo}..{random.hi} cut a contrast_group of {contrast_group}: "
+                f"positions {random.lo}..{random.hi} split a contrast_group of {contrast_group}: "
                 "make the batch of every worker and accumulated part a multiple of it"
             )
         views = [augment(batch["image"], random, name, strength) for name in ("view1", "view2")]
@@ -65,10 +65,11 @@ def simclr_step(temperature: float, contrast_group: int, strength: float = 1.0) 
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float, group: int) -> Tensor:
-    """NT-Xent loss (Eq. 1), averaged over both views of all images, within groups of `group` rows.
+    """Return the NT-Xent loss (Eq. 1) within groups of `group` rows, averaged over all views.
 
-    z1, z2: (B, D), row i of both from image i; B a multiple of `group`.
+    z1, z2 (B, D) hold the two views of image i in row i; B is a multiple of `group`.
     """
+    # l_ij = -log(exp(sim_ij / tau) / sum_{k != i} exp(sim_ik / tau)), sim the cosine similarity
     with torch.autocast(z1.device.type, enabled=False):
         z = torch.cat([F.normalize(v.float(), dim=1).unflatten(0, (-1, group)) for v in (z1, z2)], 1)
         similarity = z @ z.transpose(1, 2) / temperature  # (B / group, 2 group, 2 group)
@@ -79,18 +80,18 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, group: int) -> Tensor:
 
 
 def augment(images: Tensor, random: StepRandom, name: str, strength: float = 1.0) -> Tensor:
-    """A random view of each image: moved, scaled, turned, sheared, other intensities, noisy.
+    """Return a random view of each image: shifted, scaled, rotated, sheared, recoloured, with noise.
 
-    images (B, C, H, W) in [-1, 1], B = random.hi - random.lo; the view may leave that range. Equal
-    positions and names give equal views. `strength` scales every range. No flips: digits have a
-    handedness. Each channel has an intensity of its own, so that colours shift too.
+    images (B, C, H, W) in [-1, 1], B = random.hi - random.lo; views may leave that range. Equal
+    positions and names give equal views. `strength` scales every range. There are no flips, since
+    digits have a handedness. Contrast and brightness are drawn per channel, which shifts colours.
     """
     channels = images.shape[1]
 
     def spread(what: str, shape: tuple[int, ...] = ()) -> Tensor:
         return strength * (2 * random.uniform(f"{name}/{what}", shape) - 1)
 
-    # Where each pixel of the view looks in the image, in units of half its side.
+    # The affine map from the view's coordinates to the image's, in units of half the side.
     angle, shear = ROTATION * spread("rotation"), SHEAR * spread("shear")
     across, along = (LOG_SCALE * spread("scale", (2,))).exp().unbind(1)
     cos, sin = angle.cos(), angle.sin()

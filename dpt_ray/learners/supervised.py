@@ -1,4 +1,4 @@
-"""A classifier trained with labels: the referee that only measures, never teaches."""
+"""Supervised training of the referee, an encoder that is used for measurement only."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class LabelledEncoder(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes)."""
+        """Return logits (B, num_classes)."""
         return self.head(F.silu(self.encoder(images)))
 
 
 def supervised_step(strength: float) -> StepFn:
-    """The step function of cross-entropy on augmented views, for batches {"image", "label"}.
+    """Return the step function of cross-entropy on augmented views, for batches {"image", "label"}.
 
-    label (B,) int64; `strength` is that of `augment`.
+    label (B,) is int64; `strength` is passed to `augment`.
     """
 
     def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:

@@ -1,4 +1,4 @@
-"""A small Frechet distance while the denoiser trains, of what its averaged weights draw."""
+"""A small Frechet distance of samples from the EMA weights, while the denoiser trains."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dpt_ray.engine.node import Task
 from dpt_ray.learners.preview import AveragedSampler
 
 FACTS = "frechet.json"
-IMAGES = 1000  # in all, as many of each class as of another where they are no more than this
-BLOCK = 4096  # rows of real features at a time
+IMAGES = 1000  # in all; of equal number per class where there are no more classes than this
+BLOCK = 4096  # rows of real features to read at a time
 
 
 class TrainingFrechet:
     """The distance of `IMAGES` samples to the real training images in stage 1's features.
 
-    Cheap and biased: few images, an encoder made for these images, and not the report's referee. It
-    compares steps of one training, and trainings of equal guidance, encoder and images. The samples are
-    the first that the `samples` stage would make of these weights.
+    It is cheap and biased: few images, and an encoder trained on the same images in place of the
+    report's referee. Compare steps of one training, or trainings of equal guidance, encoder and images.
+    The samples are the first that the `samples` stage makes from these weights.
     """
 
     def __init__(self, task: Task, sampler: AveragedSampler, real: TrainingFeatures, device: str) -> None:
@@ -59,7 +59,7 @@ class TrainingFrechet:
         task.out.write_json(FACTS, facts)
 
     def __call__(self, step: int, weights: Mapping[str, Any]) -> dict[str, float]:
-        """The distance, and the guidance it holds for, for the log."""
+        """Return the distance, and the guidance it was measured at, for the log."""
         import torch
 
         from dpt_ray.evaluation.frechet import Moments, frechet_distance
@@ -73,7 +73,7 @@ class TrainingFrechet:
         return {"frechet": distance, "frechet_guidance": self._sampler.sampling.guidance}
 
     def _cut(self, image: np.ndarray) -> np.ndarray:
-        """The encoder's crop of one image, as if it had been read from a file."""
+        """Return the encoder's crop of one image."""
         from PIL import Image
 
         from dpt_ray.data.crops import crop

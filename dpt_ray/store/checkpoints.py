@@ -9,7 +9,7 @@ from dpt_ray.store.artifact import Artifact, local_copy
 from dpt_ray.store.cache import remove_family
 
 CHECKPOINTS = "checkpoints"
-KEPT = 2
+KEPT_CHECKPOINTS = 2
 
 
 def save_checkpoint(out: Artifact, step: int, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
@@ -24,7 +24,7 @@ def save_checkpoint(out: Artifact, step: int, tensors: dict[str, Any], meta: dic
     with out.writing(f"{name}.safetensors") as path:
         save_file(tensors, path)
     out.write_json(f"{name}.json", meta)
-    for old in checkpoint_names(out)[:-KEPT]:
+    for old in checkpoint_names(out)[:-KEPT_CHECKPOINTS]:
         out.fs.rm_file(out.path(f"{CHECKPOINTS}/{old}.json"))
         out.fs.rm_file(out.path(f"{CHECKPOINTS}/{old}.safetensors"))
 
@@ -39,7 +39,7 @@ def check_room(out: Artifact, model: Any) -> None:
     _remove_torn(out)
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     there = sum(out.fs.size(out.path(f"{CHECKPOINTS}/{name}.safetensors")) for name in checkpoint_names(out))
-    out.check_room((KEPT + 1) * 4 * weights - there)
+    out.check_room((KEPT_CHECKPOINTS + 1) * 4 * weights - there)
 
 
 def load_checkpoint(out: Artifact) -> tuple[dict[str, Any], dict[str, Any]] | None:

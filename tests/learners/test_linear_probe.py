@@ -151,7 +151,7 @@ def test_labels_out_of_range_are_refused():
 
 def test_labels_that_are_not_one_a_row_are_refused():
     X, y = generated()
-    with pytest.raises(ValueError, match="one a row"):
+    with pytest.raises(ValueError, match="one per row"):
         fit([Rows(X, y, np.arange(5))], 5)
 
 

@@ -117,7 +117,7 @@ def test_two_workers_mix_as_one():
 
 
 def test_a_batch_that_cuts_a_group_is_refused():
-    with pytest.raises(ValueError, match="24 positions are no multiple of the mixing group of 16"):
+    with pytest.raises(ValueError, match="24 positions are not a multiple of the mixing group of 16"):
         partners_within(torch.zeros(24), 16)
 
 
