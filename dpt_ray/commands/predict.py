@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -161,6 +161,7 @@ def load_labeller(config: Config) -> Labeller:
 
     from dpt_ray.models.batches import Batches
     from dpt_ray.models.encoder import load_encoder
+    from dpt_ray.models.precision import Precision, resolve_precisions
 
     for made in sets_made(config):
         found = _classifiers(made)
@@ -174,7 +175,8 @@ def load_labeller(config: Config) -> Labeller:
     temperature = 1.0
     if best.method == "probe" and "pseudo_labels" in made:
         temperature = made["pseudo_labels"].manifest["calibration"]["temperature"]
-    encoder = load_encoder(made["encoder"].uri, config.encoder.precision)
+    precision = cast(Precision, resolve_precisions(config).encoder.precision)
+    encoder = load_encoder(made["encoder"].uri, precision)
     return Labeller(
         encoder.to("cuda" if torch.cuda.is_available() else "cpu"),
         Batches(config.compute.batch_size),

@@ -17,6 +17,8 @@ Seed = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
+# "auto": bfloat16 on a GPU or on a processor that is faster with it, else float32 (models/precision.py).
+Precision = Literal["float32", "bfloat16", "auto"]
 RealWeight = Annotated[float, Field(gt=0)] | Literal["balanced"]
 
 
@@ -82,7 +84,7 @@ class Optimisation(Settings):
     lr_schedule: Literal["constant", "cosine"] = "constant"
     ema_decay: Fraction = 0.999
     grad_clip: Annotated[Positive | None, Hashed] = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     checkpoint_every: Annotated[Count, NotHashed] = 200
     log_every: Annotated[Count, NotHashed] = 20
     diverged_above: Annotated[float, Field(gt=1), NotHashed] = 5.0
@@ -117,7 +119,7 @@ class Encoder(Settings):
     kind: Literal["pretrain", "msn", "timm"] = "pretrain"
     name: Annotated[str | None, Hashed] = None
     weights: Annotated[str | None, HashedFile(key="encoder.weights")] = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
     @model_validator(mode="after")
     def _weights(self) -> Encoder:
@@ -139,7 +141,7 @@ class Autoencoder(Settings):
     kind: Literal["identity", "kl"] = "identity"
     weights: Annotated[str | None, HashedFile(key="autoencoder.weights")] = None
     flips: bool = True
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
     @model_validator(mode="after")
     def _weights(self) -> Autoencoder:

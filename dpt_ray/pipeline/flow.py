@@ -10,6 +10,7 @@ from dpt_ray.config import Config, ConfigError, to_yaml
 from dpt_ray.config.sections import Section
 from dpt_ray.engine.node import Node
 from dpt_ray.evaluation.inception_files import WHERE, check_reference
+from dpt_ray.models.precision import resolve_precisions
 from dpt_ray.stages.index import fingerprint
 from dpt_ray.store.artifact import sha256
 
@@ -29,13 +30,14 @@ Nodes = dict[str, Node]
 
 def flow(config: Config) -> Nodes:
     """Every node of a run by name, inputs first."""
+    asked, config = config, resolve_precisions(config)
     nodes: Nodes = {}
     _images_and_models(config, nodes)
     _first_stage(config, nodes)
     _second_stage(config, nodes)
     if config.diffusion.condition != "none":
         _third_stage(config, nodes)
-    _measuring(config, nodes)
+    _measuring(config, nodes, to_yaml(asked))
     return nodes
 
 
@@ -198,7 +200,7 @@ def _third_stage(config: Config, nodes: Nodes) -> None:
         _add(nodes, "sweep", "sweep", grid, labelled | sources)
 
 
-def _measuring(config: Config, nodes: Nodes) -> None:
+def _measuring(config: Config, nodes: Nodes, text: str) -> None:
     if config.evaluate.referee:
         settings = _pretraining(config.evaluate.referee, "supervised", config.data.image_size)
         inputs = {"index": nodes["index"]}
@@ -219,7 +221,7 @@ def _measuring(config: Config, nodes: Nodes) -> None:
         nodes,
         "report",
         "report",
-        {"title": config.name, "config": to_yaml(config)},
+        {"title": config.name, "config": text},
         {key: node for key, node in nodes.items() if key != "report"},
     )
 

@@ -18,6 +18,7 @@ from dpt_ray.engine.execute import Outcome, execute
 from dpt_ray.engine.node import Node, topological
 from dpt_ray.engine.progress import Display
 from dpt_ray.evaluation.inception_files import NOT_COMPUTED
+from dpt_ray.models.precision import emulation_note
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages.sweep import check_choice
 from dpt_ray.store.artifact import Artifact, Store, local_copy
@@ -110,6 +111,8 @@ def open_store(config: Config) -> Store:
 def run(config: Config, display: Display, targets: Sequence[str] = ("report",)) -> tuple[Outcome, Store]:
     """Makes what is missing for the targets (names of nodes) and points the run's folder at it."""
     store = open_store(config)
+    if note := emulation_note(config):
+        display.console.print(note, highlight=False, soft_wrap=True)
     nodes = flow(config)
     for name in targets:
         if name not in nodes:

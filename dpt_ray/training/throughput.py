@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 _REPEATS = 5
+_LONGEST = 0.5  # seconds
 
 
 def forward_flops(network: nn.Module, *inputs: Tensor) -> int:
@@ -26,22 +27,34 @@ def forward_flops(network: nn.Module, *inputs: Tensor) -> int:
 
 
 def matmul_peak(device: torch.device | str, dtype: torch.dtype) -> float:
-    """The FLOP/s of this device's fastest of several large matrix products, a multiply-add being two.
+    """Return the FLOP/s of this device's fastest of several matrix products, a multiply-add being two.
 
-    Random operands: a GPU is clocked higher on constant ones, which draw less power. Takes a second at most
-    and no random number from anyone else.
+    Sizes double up to one that brings matrix units to speed, as long as a product of the next size would
+    take less than `_LONGEST`: a processor that emulates the type ends within about a second, too. Operands
+    are random (a GPU is clocked higher on constant ones, which draw less power), from a generator of
+    their own.
     """
     device = torch.device(device)
-    cuda = device.type == "cuda"
-    n = 8192 if cuda else 2048  # a processor's matrix units come to speed on large ones only
+    n, largest = (1024, 8192) if device.type == "cuda" else (128, 2048)
+    _product_seconds(n, device, dtype)  # the first ones of all load libraries
+    best = 0.0
+    while True:
+        seconds = _product_seconds(n, device, dtype)
+        best = max(best, 2 * n**3 / seconds)
+        if n == largest or 8 * seconds > _LONGEST:  # 2^3 times the FLOPs
+            return best
+        n *= 2
+
+
+def _product_seconds(n: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Return the least seconds of a few products of two n x n matrices."""
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(n, n, device=device, generator=generator).to(dtype) for _ in range(2))
-    product = torch.empty_like(a)
-    best = float("inf")
-    for _ in range(_REPEATS):
+    product, seconds = torch.empty_like(a), [0.0]
+    while len(seconds) <= _REPEATS and sum(seconds) < _LONGEST / 2:
         start = time.perf_counter()
         torch.mm(a, b, out=product)
-        if cuda:
+        if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
