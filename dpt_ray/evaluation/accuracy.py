@@ -1,4 +1,4 @@
-"""Top-k accuracy with its standard error, and pseudo-label quality for each class."""
+"""Top-k accuracy with its standard error, and pseudo-label quality per class."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def topk(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Fraction of rows whose label is among the k largest logits.
+    """Return the fraction of rows whose label is among the k largest logits.
 
-    `logits` (n, C), logits or probabilities alike; `labels` (n,) integers in [0, C).
+    `logits` (n, C) may be probabilities too; `labels` (n,) are integers in [0, C).
     """
     check_scores(logits, labels)
     classes = logits.shape[1]
@@ -22,9 +22,9 @@ def topk(logits: Tensor, labels: Tensor, k: int) -> float:
 
 
 def binomial_stderr(accuracy: float, n: int) -> float:
-    """Standard error sqrt(p (1 - p) / n) of an accuracy over n independent test images.
+    """Return the standard error sqrt(p (1 - p) / n) of an accuracy over n independent test images.
 
-    It covers the choice of test images only, not label draws or seeds (see `paired`).
+    It covers the sampling of test images only, not label draws or seeds (see `paired`).
     """
     if n < 1 or not 0 <= accuracy <= 1:
         raise ValueError(f"accuracy {accuracy} over n {n}; pass a fraction in [0, 1] and n >= 1")
@@ -32,10 +32,10 @@ def binomial_stderr(accuracy: float, n: int) -> float:
 
 
 def per_class_quality(pseudo_labels: Tensor, labels: Tensor, classes: int) -> dict[str, list]:
-    """Columns `class`, `images`, `pseudo_images`, `precision`, `recall`, one row for each class.
+    """Return columns `class`, `images`, `pseudo_images`, `precision`, `recall`, one row per class.
 
-    `pseudo_labels` and true `labels` (n,) of the same images. Precision is NaN for a class that is
-    never predicted, recall NaN for one without images: neither is a zero.
+    `pseudo_labels` and true `labels` (n,) are of the same images. Precision is NaN, and not 0, for a
+    class that is never predicted, as is recall for one without images.
     """
     check_labels(labels, classes, "labels")
     check_labels(pseudo_labels, classes, "pseudo_labels")

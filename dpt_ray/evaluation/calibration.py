@@ -1,4 +1,4 @@
-"""Temperature scaling and calibration error. Guo et al. 2017, arXiv 1706.04599."""
+"""Temperature scaling and calibration error (Guo et al. 2017, arXiv 1706.04599)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dpt_ray.evaluation.accuracy import check_scores
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """T that minimises the cross-entropy of softmax(logits / T) on held-out rows.
+    """Return the T that minimises the cross-entropy of softmax(logits / T) on held-out rows.
 
-    `logits` (n, C), `labels` (n,). The loss is convex in b = 1 / T, so its minimum is where the
-    slope changes sign. The mean confidence may not exceed (n + 1) / (n + 2), Laplace's estimate
-    after n rows without a mistake: the minimum for a classifier that makes none is T = 0, hence
-    confidence 1 everywhere, which n rows cannot support. T stays within 1e-4 .. 1e4 times the
-    spread of the logits (the upper end if no better than chance); 1 if the logits are constant.
+    `logits` (n, C), `labels` (n,). The loss is convex in b = 1 / T, so bisection on its slope finds the
+    minimum. The mean confidence is limited to (n + 1) / (n + 2), Laplace's estimate after n rows
+    without a mistake: a classifier without mistakes has its minimum at T = 0, confidence 1 everywhere,
+    which n rows cannot support. T is limited to 1e-4 .. 1e4 times the spread of the logits (the upper
+    limit if no better than chance) and is 1 if the logits are constant.
     """
     check_scores(logits, labels)
     n = len(logits)
@@ -33,7 +33,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     for _ in range(30):
         middle = (low + high) / 2
         p = (10**middle * z).softmax(dim=1)
-        # d/db E[logsumexp(b z) - b z_y] = E[sum_c p_c z_c] - E[z_y]; it and max p rise with b.
+        # d/db E[logsumexp(b z) - b z_y] = E[sum_c p_c z_c] - E[z_y]; it and max p increase with b.
         falling = (p * z).sum(dim=1).mean() < target
         supported = p.amax(dim=1).mean() < (n + 1) / (n + 2)
         low, high = (middle, high) if falling and supported else (low, middle)
@@ -42,7 +42,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 @dataclass(frozen=True)
 class ReliabilityBins:
-    """Edges (bins + 1,), and for each bin its rows, mean confidence and accuracy (NaN if empty)."""
+    """Edges (bins + 1,), and per bin the number of rows, mean confidence and accuracy (NaN if empty)."""
 
     edges: Tensor
     counts: Tensor
@@ -51,7 +51,7 @@ class ReliabilityBins:
 
 
 def reliability_bins(probs: Tensor, labels: Tensor, bins: int = 15) -> ReliabilityBins:
-    """The reliability diagram of `probs` (n, C): equal bins (low, high] of the top confidence."""
+    """Return the reliability diagram of `probs` (n, C): equal bins (low, high] of the top confidence."""
     check_scores(probs, labels)
     if bins < 1:
         raise ValueError(f"bins {bins} is not positive; use 15")
@@ -60,7 +60,7 @@ def reliability_bins(probs: Tensor, labels: Tensor, bins: int = 15) -> Reliabili
     confidence, predicted = probs.detach().double().max(dim=1)
     correct = (predicted == labels).double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=probs.device)
-    # The inner edges alone, so that a confidence of 1 + rounding stays in the last bin.
+    # The inner edges only, so that a confidence of 1 + rounding falls into the last bin.
     index = torch.bucketize(confidence, edges[1:-1])
     counts = torch.bincount(index, minlength=bins)
     sums = torch.zeros(2, bins, dtype=torch.float64, device=probs.device)
@@ -69,7 +69,8 @@ def reliability_bins(probs: Tensor, labels: Tensor, bins: int = 15) -> Reliabili
 
 
 def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """sum_b (n_b / n) |accuracy_b - confidence_b|, equation (3); `probs` (n, C), `labels` (n,)."""
+    """Return the expected calibration error of `probs` (n, C) for `labels` (n,)."""
+    # ECE = sum_b (n_b / n) |accuracy_b - confidence_b| (Eq. 3)
     b = reliability_bins(probs, labels, bins)
     gaps = (b.accuracy - b.confidence).abs().nan_to_num(0.0)
     return float((b.counts * gaps).sum() / b.counts.sum())

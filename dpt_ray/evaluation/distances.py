@@ -1,4 +1,4 @@
-"""Frechet distances in an encoder's features, a shard at a time: the honest choice without Inception."""
+"""Frechet distances in an encoder's features, read a shard at a time; they need no Inception weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dpt_ray.store.artifact import Artifact
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dpt_ray.evaluation.frechet import Moments
+    from dpt_ray.evaluation.frechet import FeatureStatistics
 
-# By encoder: its features of real and of generated images, what it is called and what to know of it.
+# For each encoder: inputs with its features of real and of generated images, its name, and a remark.
 EXTRACTORS = {
     "referee": (
         "referee_features",
@@ -36,7 +36,7 @@ TRAIN_IMAGES = "Real training images (floor)"
 
 
 def frechet_rows(task: Task) -> list[dict[str, Any]]:
-    """Two rows (see `Metric`) for each extractor: generated images, and real ones as the floor."""
+    """Return two rows (see `Metric`) per extractor: generated images, and real ones as the floor."""
     rows = []
     for key, (real, generated, name, what) in EXTRACTORS.items():
         if generated in task.inputs:
@@ -50,9 +50,9 @@ def frechet_rows(task: Task) -> list[dict[str, Any]]:
 def _rows(
     index: Artifact, real: Artifact, generated: Artifact, extractor: str, resize: str
 ) -> list[dict[str, Any]]:
-    """The distance of the generated images to the test images, and that of as many training images.
+    """Return the distances to the test images of the generated and of as many training images.
 
-    The distance falls with their number, so both are of the same one.
+    The distance decreases with the number of images, so both sets have the same size.
     """
     import torch
 
@@ -68,42 +68,42 @@ def _rows(
     )
     made = generated.listed_shards()
     most, classes = min(_count(made), _count(train)), index.manifest["classes"]
-    # The first of the generated ones: every class comes once before any comes twice.
+    # In the order of generation every class comes once before any comes twice.
     first = [torch.arange(s["rows"]) < first_images(s["shard"], classes, most) for s in made]
     n, n_reference = sum(int(rows.sum()) for rows in first), _count(test)
     if min(n, n_reference) < 2:
         return []
-    target = _moments(real, test, torch.arange(n_reference))
+    target = _statistics(real, test, torch.arange(n_reference))
     found = {
-        NAME: _moments(generated, made, torch.cat(first)),
-        TRAIN_IMAGES: _moments(real, train, some_positions(_count(train), n)),
+        NAME: _statistics(generated, made, torch.cat(first)),
+        TRAIN_IMAGES: _statistics(real, train, some_positions(_count(train), n)),
     }
     rows = []
-    for name, moments in found.items():
-        value = frechet_distance(moments, target)
+    for name, statistics in found.items():
+        value = frechet_distance(statistics, target)
         rows.append(Metric(METRIC, name, value, None, n, n_reference, extractor, TEST_IMAGES, resize))
     return [asdict(row) for row in rows]
 
 
-def _moments(artifact: Artifact, shards: list[dict[str, Any]], chosen: Tensor) -> Moments:
-    """Moments of the chosen rows (positions or a mask, over all shards), one shard in memory at a time."""
+def _statistics(artifact: Artifact, shards: list[dict[str, Any]], chosen: Tensor) -> FeatureStatistics:
+    """Return the statistics of the chosen rows (positions, or a mask, over all shards)."""
     import torch
 
-    from dpt_ray.evaluation.frechet import Moments
+    from dpt_ray.evaluation.frechet import FeatureStatistics
 
     is_chosen = torch.zeros(_count(shards), dtype=torch.bool)
     is_chosen[chosen] = True
     parts = is_chosen.split([shard["rows"] for shard in shards])
-    moments = None
+    statistics = None
     for shard, wanted in zip(shards, parts, strict=True):
         if wanted.any():
             _, features = read_feature_shard(artifact, shard)
             rows = torch.from_numpy(features[wanted.numpy()])
-            if moments is None:
-                moments = Moments.empty(rows.shape[1])
-            moments.update(rows)
-    assert moments is not None  # nobody asks for no rows
-    return moments
+            if statistics is None:
+                statistics = FeatureStatistics.empty(rows.shape[1])
+            statistics.update(rows)
+    assert statistics is not None  # at least one row is chosen
+    return statistics
 
 
 def _count(shards: list[dict[str, Any]]) -> int:

@@ -1,4 +1,4 @@
-"""The usual measures of generated images, each with what it rests on, and why one is left out."""
+"""The usual metrics of generated images, with what a comparison needs, and why one is left out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dpt_ray.evaluation.frechet import Moments, NpzFile, frechet_distance
+from dpt_ray.evaluation.frechet import FeatureStatistics, NpzFile, frechet_distance
 from dpt_ray.evaluation.image_statistics import ImageStatistics, some_positions
 from dpt_ray.evaluation.kid import kernel_distance
 from dpt_ray.evaluation.metric import Metric
@@ -20,18 +20,22 @@ SUBSETS, SUBSET_SIZE, NEIGHBOURS = 100, 1000, 3  # as published
 
 @dataclass(frozen=True)
 class Reference:
-    """What FID and sFID are measured against: `spatial` is None where the file has none."""
+    """The statistics that FID and sFID compare with; `spatial` is None where the file has none."""
 
     name: str
-    pool: Moments
-    spatial: Moments | None
+    pool: FeatureStatistics
+    spatial: FeatureStatistics | None
 
     @classmethod
     def load(cls, file: NpzFile, name: str) -> Reference:
-        """An npz with `mu` and `sigma` and, in ADM's layout, `mu_s` and `sigma_s`."""
+        """Return the reference of an npz with `mu`, `sigma` and, as ADM's, `mu_s` and `sigma_s`."""
         with np.load(file, allow_pickle=False) as npz:
             has_spatial = "mu_s" in npz and "sigma_s" in npz
-        return cls(name, Moments.load(file), Moments.load(file, spatial=True) if has_spatial else None)
+        return cls(
+            name,
+            FeatureStatistics.load(file),
+            FeatureStatistics.load(file, spatial=True) if has_spatial else None,
+        )
 
 
 def image_metrics(
@@ -42,10 +46,10 @@ def image_metrics(
     extractor: str,
     resize: str,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows (see `Metric`) of FID, sFID, Inception Score, KID, precision and recall; why any are left out.
+    """Return rows (see `Metric`) of FID, sFID, IS, KID, precision and recall, and why any are left out.
 
-    `reference` is a file's; without it FID and sFID are against the `real` images, as KID, precision and
-    recall always are: those compare images and not moments. They take equally many of both.
+    `reference` is a file's; without one FID and sFID compare with the `real` images. KID, precision and
+    recall always do, since they compare single images, and use equally many of both sets.
     """
     rows: list[Metric] = []
     left_out: list[str] = []
@@ -75,7 +79,7 @@ def image_metrics(
         left_out.append(f"KID, precision and recall need {NEIGHBOURS + 1} test images and as many generated")
     else:
         mine, theirs = generated.first(m), real.kept[some_positions(len(real.kept), m)]
-        # Half the images at most: subsets of nearly all of them would have no spread.
+        # At most half of the images: subsets of nearly all of them would have no spread.
         size = min(SUBSET_SIZE, m // 2)
         value, spread = kernel_distance(theirs, mine, seed=0, subsets=SUBSETS, subset_size=size)
         add(f"KID, {SUBSETS} subsets of {size:,}", value, spread, m, m, TEST_IMAGES)

@@ -1,9 +1,8 @@
-"""Inception-v3's view of images: the features of FID, sFID and the Inception Score.
+"""Inception-v3's features for FID, sFID and the Inception Score.
 
-The network is the TensorFlow graph of 2015-12-05 that Heusel et al. 2017 (arXiv 1706.08500) used, as
-torch-fidelity ports it with its quirks; the weights come from a file. What is read off it is what ADM's
-evaluator reads (Dhariwal & Nichol 2021, arXiv 2105.05233), in the same order, so that its published
-reference statistics apply.
+The network is the TensorFlow graph of 2015-12-05 of Heusel et al. 2017 (arXiv 1706.08500) as ported by
+torch-fidelity; the weights come from a file. Layers and order of the features are those of ADM's
+evaluator (Dhariwal & Nichol 2021, arXiv 2105.05233), so that its reference statistics apply.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-untyped]
@@ -32,7 +32,7 @@ Resize = Literal["tensorflow", "clean"]
 
 
 class Activations(NamedTuple):
-    """What Inception-v3 says of B images, float32.
+    """Inception-v3's activations of B images, float32.
 
     `pool` (B, 2048) is for FID, KID, precision and recall. `spatial` (B, 2023) is for sFID (Nash et al.
     2021, arXiv 2103.03841): the first 7 channels of the 17 x 17 layer mixed_6/conv, channels last.
@@ -46,16 +46,17 @@ class Activations(NamedTuple):
 
 
 def load_inception(path: str | Path, device: str = "cpu") -> FeatureExtractorInceptionV3:
-    """The network in evaluation mode with the weights of a file such as WEIGHTS, pickle or safetensors.
+    """Return the network in evaluation mode with the weights of a file, pickle or safetensors.
 
-    Raises ValueError for a file that is missing, holds code, or is for another network. It does not ask
-    for the published weights (WEIGHTS_SHA256); numbers compare with published ones only with them.
+    Any weights of this network are accepted; results compare with published ones only with the published
+    file (WEIGHTS, WEIGHTS_SHA256). Raises ValueError for a file that is missing, contains code, or is
+    for another network.
     """
     try:
         tensors = load_weights(path)
     except ValueError as error:
         raise ValueError(f"{error}. {WHERE}") from error
-    # The constructor unpickles its file without a guard, so it is handed only what load_weights let through.
+    # The constructor unpickles without weights_only: pass it only what load_weights has checked.
     checked = io.BytesIO()
     torch.save(tensors, checked)
     checked.seek(0)
@@ -81,7 +82,7 @@ def activations(
     x = _as_rgb(images)
     x = _resized_tensorflow(x.to(device)) if resize == "tensorflow" else _resized_clean(x).to(device)
     x = (x - 128) / 128
-    # cuDNN would round float32 to ten bits (TF32) by default.
+    # cuDNN's default TF32 would round float32 to ten bits.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for name, layer in network.named_children():  # in the order of the graph
             if name == "fc":
@@ -89,7 +90,7 @@ def activations(
             x = layer(x)
             if name == "Mixed_6d":
                 # TensorFlow's mixed_6; its 1x1 branch, mixed_6/conv, comes first in the concatenation.
-                spatial = x[:, :7].permute(0, 2, 3, 1).flatten(1)
+                spatial = rearrange(x[:, :7], "b c h w -> b (h w c)")
     pool = x.flatten(1)
     return Activations(pool, spatial, (pool @ network.fc.weight.T).softmax(1))
 
@@ -100,16 +101,16 @@ def _as_rgb(images: Tensor) -> Tensor:
         raise ValueError(
             f"images are {images.dtype} {tuple(images.shape)}; pass uint8 of (B, H, W, 3) or (B, H, W, 1)"
         )
-    return images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+    return rearrange(images, "b h w c -> b c h w").expand(-1, 3, -1, -1)
 
 
 def _resized_tensorflow(x: Tensor) -> Tensor:
-    """TensorFlow 1's resize_bilinear: the grid starts at the corner, not at the pixel's centre."""
+    """Resize as TensorFlow 1's resize_bilinear: pixel positions are corners, not centres."""
     return interpolate_bilinear_2d_like_tensorflow1x(x.float(), size=(SIZE, SIZE), align_corners=False)
 
 
 def _resized_clean(x: Tensor) -> Tensor:
-    """PIL's bicubic resize of each channel in float32, clipped to 0..255 and not rounded."""
+    """Resize each channel as PIL does in float32 (bicubic), clipped to 0..255 and not rounded."""
     channels = x.flatten(0, 1).float().cpu().numpy()
     bicubic = Image.Resampling.BICUBIC
     resized = [np.asarray(Image.fromarray(channel).resize((SIZE, SIZE), bicubic)) for channel in channels]

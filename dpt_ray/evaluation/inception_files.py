@@ -1,7 +1,4 @@
-"""The files FID is measured with, looked at without loading a network.
-
-The Inception weights are not part of this project; a published reference npz is optional.
-"""
+"""Checks of FID's files, Inception weights and reference npz, without loading a network."""
 
 from __future__ import annotations
 
@@ -28,10 +25,10 @@ POOL = 2048
 
 
 def check_reference(source: str | Path) -> None:
-    """Raises ValueError unless `source` is an npz with `mu` (2048,) and `sigma`, as ADM's or pytorch-fid's.
+    """Raise ValueError unless `source` is an npz with `mu` (2048,) and `sigma`, as ADM's or pytorch-fid's.
 
-    `mu_s` and `sigma_s` (for sFID) may be missing. Only the small `mu` is read, which must be
-    finite; `Moments.load` looks at the rest.
+    `mu_s` and `sigma_s` (for sFID) may be missing. Only the small `mu` is read, which must be finite;
+    `FeatureStatistics.load` checks the rest.
     """
     file = local_copy(source)
     if not zipfile.is_zipfile(file):
@@ -50,6 +47,8 @@ def check_reference(source: str | Path) -> None:
             "VIRTUAL_imagenet256_labeled.npz"
         )
     if mu.shape != (POOL,):
-        raise ValueError(f"{source}: mu has shape {mu.shape}, Inception's features are ({POOL},)")
+        raise ValueError(
+            f"{source}: mu has shape {mu.shape}; give statistics of FID's Inception, whose mu is ({POOL},)"
+        )
     if not np.isfinite(mu).all():
-        raise ValueError(f"{source}: mu is not finite everywhere; fetch or compute the file anew")
+        raise ValueError(f"{source}: mu has values that are not finite; fetch or recompute the file")

@@ -1,4 +1,4 @@
-"""Streaming Inception Score. Salimans et al. 2016, arXiv 1606.03498."""
+"""Streaming Inception Score (Salimans et al. 2016, arXiv 1606.03498)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 @dataclass
 class InceptionScore:
-    """Per-split sums from which exp(E_x KL(p(y|x) || p(y))) follows; start from `empty`.
+    """Per-split sums that determine exp(E_x KL(p(y|x) || p(y))); start from `empty`.
 
     `class_sums` (splits, C) is sum p(y|x), `entropy_sums` (splits,) is sum H(p(y|x)) in nats and
-    `counts` (splits,) the rows, all float64 on the CPU.
+    `counts` (splits,) the number of rows, all float64 on the CPU.
     """
 
     class_sums: Tensor
@@ -22,15 +22,14 @@ class InceptionScore:
 
     @classmethod
     def empty(cls, classes: int, splits: int = 10) -> InceptionScore:
-        """Sums over no rows."""
+        """Return the sums over no rows."""
         zeros = torch.zeros(splits, classes + 2, dtype=torch.float64)
         return cls(zeros[:, :classes], zeros[:, classes], zeros[:, classes + 1])
 
     def update(self, probabilities: Tensor, positions: Tensor) -> None:
-        """Add rows of class probabilities (n, C) of the images numbered `positions` (n,).
+        """Add class probabilities (n, C) of the images numbered `positions` (n,).
 
-        An image belongs to split `position % splits`: a property of the image, so that neither
-        the order nor the number of workers moves it.
+        An image belongs to split `position % splits`, independent of order and number of workers.
         """
         p = probabilities.detach().to("cpu", torch.float64)
         splits, classes = self.class_sums.shape
@@ -40,7 +39,7 @@ class InceptionScore:
                 f"fit; pass (n, {classes}) and (n,)"
             )
         if not ((p >= 0).all() and ((p.sum(dim=1) - 1).abs() < 1e-2).all()):
-            raise ValueError("probabilities rows do not sum to 1; apply softmax to the logits")
+            raise ValueError("rows of probabilities do not sum to 1; apply softmax to the logits")
         split = positions.detach().cpu().long() % splits
         self.class_sums = self.class_sums.index_add(0, split, p)
         self.entropy_sums = self.entropy_sums.index_add(0, split, torch.special.entr(p).sum(dim=1))
@@ -58,16 +57,16 @@ class InceptionScore:
         self.counts = self.counts + other.counts
 
     def score(self) -> tuple[float, float]:
-        """Mean and standard deviation of the score over the splits; between 1 and C.
+        """Return mean and standard deviation of the score, in [1, C], over the splits.
 
-        Grows with the rows per split: compare at equal counts (50,000 rows in 10 splits).
+        The score grows with the rows per split: compare at equal counts (50,000 rows in 10 splits).
         """
         if (self.counts == 0).any():
             raise ValueError(
                 f"{int(self.counts.sum())} rows leave one of {len(self.counts)} splits empty; "
                 "add rows or lower splits"
             )
-        # E KL(p(y|x) || p(y)) = H(E p(y|x)) - E H(p(y|x)).
+        # E KL(p(y|x) || p(y)) = H(E p(y|x)) - E H(p(y|x))
         marginal = self.class_sums / self.counts[:, None]
         information = torch.special.entr(marginal).sum(dim=1) - self.entropy_sums / self.counts
         scores = information.exp()

@@ -1,4 +1,4 @@
-"""Kernel distance of two feature sets. Binkowski et al. 2018, arXiv 1801.01401."""
+"""Kernel distance (KID) of two feature sets (Binkowski et al. 2018, arXiv 1801.01401)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torchmetrics.image.kid import poly_mmd
 def kernel_distance(
     real: Tensor, generated: Tensor, *, seed: int, subsets: int = 100, subset_size: int = 1000
 ) -> tuple[float, float]:
-    """Mean and standard deviation over random subsets of the unbiased squared MMD (KID).
+    """Return mean and standard deviation over random subsets of the unbiased squared MMD.
 
-    `real` (n, d), `generated` (m, d) on one device; kernel (x.y / d + 1)^3, in float64. Unbiased at
-    any size, so values below 0 occur and are kept. The standard deviation is that of one subset's
-    estimate; subsets overlap, so it is not a standard error of the mean.
+    `real` (n, d), `generated` (m, d) on one device; kernel (x.y / d + 1)^3, in float64. The estimate
+    is unbiased at any size, so it can be below 0. The standard deviation is that of one subset's
+    estimate; since subsets overlap, it is not a standard error of the mean.
     """
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
         raise ValueError(

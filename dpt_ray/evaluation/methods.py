@@ -1,4 +1,4 @@
-"""The methods that are compared: each is stored by its key, and its text is looked up where it is shown."""
+"""The compared methods: stored by key, with the text that tables show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Method:
-    """How a method is shown: `name` in tables of one run, `short` as a column of a study."""
+    """A method's text: `name` in tables of one run, `short` as a column of a study."""
 
     name: str
     short: str
@@ -25,7 +25,7 @@ METHODS = {
     "dpt_paper": Method("DPT, the configured setting (stage 3)", "DPT, paper's setting"),
 }
 
-# Studies of 2026-11-22 and before stored the text that was shown then.
+# Studies until 2026-11-22 stored the displayed text of that time.
 _KEY_OF_OLD_NAME = {
     "Linear probe on the labels (stage 1)": "probe",
     "Linear probe, l2 chosen on validation": "tuned_probe",
@@ -37,7 +37,7 @@ _KEY_OF_OLD_NAME = {
 
 
 def key_of(stored: str) -> str:
-    """Return the method's key for a stored key, or for the text that older studies stored.
+    """Return the method's key for a stored key or for the text in older studies.
 
     Raises ValueError for a method that is not in METHODS.
     """
@@ -48,7 +48,7 @@ def key_of(stored: str) -> str:
 
 
 def method_key(row: Mapping[str, Any]) -> str:
-    """Return the key of the method that an accuracy row of an evaluation or of a study is of.
+    """Return the method key of an accuracy row of an evaluation or a study.
 
     Rows store it as `method`; older ones have the displayed text only, as `name`.
     """

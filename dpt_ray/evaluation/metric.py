@@ -1,4 +1,4 @@
-"""A measure of images, as results and pages show it."""
+"""A metric of generated images, as tables show it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """One measure of the images `name` and all that it takes to compare it: N, extractor, reference, resize.
+    """One metric of the images `name`, with what a comparison needs: N, extractor, reference, resize.
 
-    `spread` is the standard deviation over what `metric` names (subsets, splits). A count is None where a
-    reference file does not tell it, or where a measure has no reference.
+    `spread` is the standard deviation over the subsets or splits that `metric` names. `n_reference` is
+    None for a reference file without its count and for a metric without a reference.
     """
 
     metric: str

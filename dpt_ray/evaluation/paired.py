@@ -1,10 +1,10 @@
 """Paired gains over label draws and encoder seeds, with a standard error that respects both.
 
 A gain is one method's accuracy minus another's on the same encoder seed and the same label draw.
-Gains that share a seed are not independent, so S x D of them do not carry S x D units of evidence.
+Gains that share a seed are not independent, so S x D of them are fewer than S x D independent samples.
 
-Balanced random effects, each of S seeds with D label draws of its own (Searle, Casella & McCulloch,
-Variance Components, 1992, chapter 3; mean square MS_a of the seeds by analysis of variance):
+Balanced random effects, S seeds with D label draws each (Searle, Casella & McCulloch, Variance
+Components, 1992, chapter 3; mean square MS_a of the seeds by analysis of variance):
 
     y_sd = mu + a_s + e_sd
     Var(mean) = sigma_a^2 / S + sigma_e^2 / (S D),  estimated by  MS_a / (S D) = Var(seed means) / S
@@ -30,7 +30,8 @@ Gain = tuple[Hashable, Hashable, float]
 class PairedGain:
     """Mean gain with its standard error, in the unit of the gains; see the module for the formula.
 
-    One gain has no standard error (None, no degrees of freedom). `positive` of `total` gains are above 0.
+    A single gain has no standard error (None, 0 degrees of freedom). `positive` of `total` gains are
+    above 0.
     """
 
     mean: float
@@ -41,12 +42,13 @@ class PairedGain:
 
 
 def paired_gain(gains: Iterable[Gain]) -> PairedGain:
-    """Mean and standard error of a balanced table of (encoder seed, draw, gain).
+    """Return mean and standard error of a balanced table of (encoder seed, draw, gain).
 
-    Draws are nested in their seed, whatever they are called. Raises ValueError for no gains, an
+    Draws are nested in their seed, also where they share names. Raises ValueError for no gains, an
     unbalanced table, and a repeated or non-finite gain.
     """
     y = _table(list(gains))
+    # Var(mean) = Var(seed means) / S; with one seed Var(gains) / D
     units = y.mean(axis=1) if len(y) > 1 else y[0]
     n = len(units)
     return PairedGain(
@@ -59,12 +61,12 @@ def paired_gain(gains: Iterable[Gain]) -> PairedGain:
 
 
 def half_interval(degrees_of_freedom: int, level: float = 0.95) -> float:
-    """Half a two-sided Student-t confidence interval of a mean, in standard errors."""
+    """Return half a two-sided Student-t confidence interval of a mean, in standard errors."""
     return float(stdtrit(degrees_of_freedom, (1 + level) / 2))
 
 
 def _table(gains: list[Gain]) -> np.ndarray:
-    """Gains as (seeds, draws), in order of first appearance."""
+    """Return the gains as (seeds, draws), in order of first appearance."""
     if not gains:
         raise ValueError("no gains; pass rows of (encoder seed, draw, gain)")
     for (seed, draw), times in Counter((seed, draw) for seed, draw, _ in gains).items():

@@ -29,7 +29,7 @@ class TrainingFrechet:
         import torch
 
         from dpt_ray.diffusion.sampling import image_noise
-        from dpt_ray.evaluation.frechet import Moments
+        from dpt_ray.evaluation.frechet import FeatureStatistics
         from dpt_ray.models.encoder import load_encoder
 
         self._sampler, self._device = sampler, device
@@ -41,7 +41,7 @@ class TrainingFrechet:
         classes = task.inputs["index"].manifest["classes"]
         self._items = [(number % classes, number // classes) for number in range(IMAGES)]
         self._noise = torch.stack([image_noise(sampler.seed, *item, sampler.shape) for item in self._items])
-        self._target = Moments.empty(real.dim)
+        self._target = FeatureStatistics.empty(real.dim)
         for start in range(0, len(real), BLOCK):
             rows = real.rows(np.arange(start, min(start + BLOCK, len(real))))
             self._target.update(torch.from_numpy(rows))
@@ -62,11 +62,11 @@ class TrainingFrechet:
         """Return the distance, and the guidance it was measured at, for the log."""
         import torch
 
-        from dpt_ray.evaluation.frechet import Moments, frechet_distance
+        from dpt_ray.evaluation.frechet import FeatureStatistics, frechet_distance
 
         images = self._sampler.images(weights, [label for label, _ in self._items], self._noise)
         pixels = torch.from_numpy(np.stack([self._cut(image) for image in images]))
-        found = Moments.empty(len(self._target.mean))
+        found = FeatureStatistics.empty(len(self._target.mean))
         for batch in pixels.split(self._batch_size):
             found.update(self._encoder(batch.to(self._device)))
         distance = frechet_distance(found, self._target)

@@ -7,7 +7,7 @@ import torch
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torchmetrics.image.fid import _compute_fid
 
-from dpt_ray.evaluation.frechet import Moments, frechet_distance
+from dpt_ray.evaluation.frechet import FeatureStatistics, frechet_distance
 
 
 def correlated(n: int, d: int, seed: int) -> torch.Tensor:
@@ -16,8 +16,8 @@ def correlated(n: int, d: int, seed: int) -> torch.Tensor:
     return torch.randn(n, d, generator=generator, dtype=torch.float64) @ mix + seed
 
 
-def gaussian(mean: torch.Tensor, covariance: torch.Tensor) -> Moments:
-    return Moments(None, mean.double(), covariance.double())
+def gaussian(mean: torch.Tensor, covariance: torch.Tensor) -> FeatureStatistics:
+    return FeatureStatistics(None, mean.double(), covariance.double())
 
 
 def rotation(d: int) -> torch.Tensor:
@@ -27,7 +27,7 @@ def rotation(d: int) -> torch.Tensor:
 
 def test_streamed_moments_equal_numpy_on_all_rows():
     features = correlated(101, 6, seed=1)
-    moments = Moments.empty(6)
+    moments = FeatureStatistics.empty(6)
     for batch in features.split(13):
         moments.update(batch)
     assert moments.count == 101
@@ -38,7 +38,7 @@ def test_streamed_moments_equal_numpy_on_all_rows():
 
 def test_covariance_survives_a_mean_far_from_the_origin():
     features = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)).double()
-    moments = Moments.empty(4)
+    moments = FeatureStatistics.empty(4)
     for batch in (features + 1e7).split(7):
         moments.update(batch)
     expected = np.cov(features.numpy(), rowvar=False)
@@ -49,9 +49,9 @@ def test_covariance_survives_a_mean_far_from_the_origin():
 def test_merging_unequal_and_empty_parts_in_any_order_gives_the_whole(order):
     features = correlated(60, 5, seed=2)
     parts = [features[:1], features[1:30], features[30:30], features[30:]]
-    moments = Moments.empty(5)
+    moments = FeatureStatistics.empty(5)
     for i in order:
-        moments.merge(Moments.of(parts[i]))
+        moments.merge(FeatureStatistics.of(parts[i]))
     assert moments.count == 60
     np.testing.assert_allclose(moments.mean, features.numpy().mean(axis=0), rtol=1e-12)
     expected = np.cov(features.numpy(), rowvar=False)
@@ -59,9 +59,9 @@ def test_merging_unequal_and_empty_parts_in_any_order_gives_the_whole(order):
 
 
 def test_merging_leaves_the_merged_part_as_it_was():
-    part = Moments.of(correlated(10, 3, seed=1))
+    part = FeatureStatistics.of(correlated(10, 3, seed=1))
     before = part.covariance.clone()
-    total = Moments.empty(3)
+    total = FeatureStatistics.empty(3)
     total.merge(part)
     total.update(correlated(10, 3, seed=9))
     assert part.count == 10
@@ -71,7 +71,7 @@ def test_merging_leaves_the_merged_part_as_it_was():
 def test_low_precision_features_accumulate_in_float64():
     features = correlated(40, 3, seed=1).bfloat16()
     expected = np.cov(features.double().numpy(), rowvar=False)
-    np.testing.assert_allclose(Moments.of(features).covariance, expected, rtol=1e-12)
+    np.testing.assert_allclose(FeatureStatistics.of(features).covariance, expected, rtol=1e-12)
 
 
 def test_distance_of_diagonal_gaussians_is_the_closed_form_in_any_basis():
@@ -91,7 +91,7 @@ def test_distance_of_diagonal_gaussians_is_the_closed_form_in_any_basis():
 
 def test_distance_agrees_with_torch_fidelity_and_torchmetrics():
     x, y = correlated(300, 24, seed=3), correlated(300, 24, seed=4)
-    a, b = Moments.of(x), Moments.of(y)
+    a, b = FeatureStatistics.of(x), FeatureStatistics.of(y)
     reference = [{"mu": f.numpy().mean(axis=0), "sigma": np.cov(f.numpy(), rowvar=False)} for f in (x, y)]
     fidelity = fid_statistics_to_metric(*reference, False)["frechet_inception_distance"]
     metrics = _compute_fid(*(torch.from_numpy(r[k]) for r in reference for k in ("mu", "sigma")))
@@ -104,13 +104,13 @@ def test_fewer_samples_than_dimensions_still_gives_the_distance():
     # Two points each: rank-one covariances 2 u u^T and 2 v v^T, so tr (S_a S_b)^1/2 = 2 |u . v|.
     u, v = torch.zeros(50), torch.zeros(50)
     u[0], v[0], v[1] = 1.0, 0.6, 0.8
-    a, b = Moments.of(torch.stack([u, -u])), Moments.of(torch.stack([v, -v]) + 1)
+    a, b = FeatureStatistics.of(torch.stack([u, -u])), FeatureStatistics.of(torch.stack([v, -v]) + 1)
     assert frechet_distance(a, b) == pytest.approx(50 + 2 + 2 - 2 * 2 * 0.6, rel=1e-7)
 
 
 def test_distance_to_itself_is_zero_and_never_negative():
     for n in (5, 200):
-        moments = Moments.of(correlated(n, 40, seed=6))
+        moments = FeatureStatistics.of(correlated(n, 40, seed=6))
         scale = float(moments.covariance.trace())
         assert 0 <= frechet_distance(moments, moments) < 1e-11 * scale
 
@@ -119,7 +119,7 @@ def test_shrinking_sample_overestimates_the_distance():
     # The bias stated in the module: both sets come from N(0, I), where the true distance is 0.
     generator = torch.Generator().manual_seed(0)
     far = [
-        frechet_distance(*(Moments.of(torch.randn(n, 16, generator=generator)) for _ in "ab"))
+        frechet_distance(*(FeatureStatistics.of(torch.randn(n, 16, generator=generator)) for _ in "ab"))
         for n in (40, 400, 4000)
     ]
     assert far[0] > 3 * far[1] > 9 * far[2] > 0
@@ -127,12 +127,12 @@ def test_shrinking_sample_overestimates_the_distance():
 
 def test_saved_moments_continue_where_they_stopped(tmp_path):
     features = correlated(50, 4, seed=7)
-    Moments.of(features[:20]).save(tmp_path / "moments.npz")
+    FeatureStatistics.of(features[:20]).save(tmp_path / "moments.npz")
     with np.load(tmp_path / "moments.npz", allow_pickle=False) as npz:
         assert sorted(npz) == ["mu", "n", "sigma"]
         expected = np.cov(features[:20].numpy(), rowvar=False)
         np.testing.assert_allclose(npz["sigma"], expected, rtol=1e-11, atol=1e-12)
-    loaded = Moments.load(tmp_path / "moments.npz")
+    loaded = FeatureStatistics.load(tmp_path / "moments.npz")
     loaded.update(features[20:])
     assert loaded.count == 50
     expected = np.cov(features.numpy(), rowvar=False)
@@ -155,8 +155,8 @@ def adm_reference() -> io.BytesIO:
 
 
 def test_adm_reference_file_gives_both_pairs_and_does_not_merge():
-    spatial = Moments.load(adm_reference(), spatial=True)
-    pooled = Moments.load(adm_reference())
+    spatial = FeatureStatistics.load(adm_reference(), spatial=True)
+    pooled = FeatureStatistics.load(adm_reference())
     assert spatial.covariance.diag().tolist() == [4.0, 9.0]
     assert pooled.covariance.diag().tolist() == [1.0, 2.0, 3.0]
     assert frechet_distance(spatial, gaussian(torch.zeros(2), torch.eye(2))) == pytest.approx(
@@ -167,29 +167,29 @@ def test_adm_reference_file_gives_both_pairs_and_does_not_merge():
 
 
 def test_reference_of_unknown_count_stays_so_when_saved(tmp_path):
-    Moments.load(adm_reference()).save(tmp_path / "again.npz")
-    again = Moments.load(tmp_path / "again.npz")
+    FeatureStatistics.load(adm_reference()).save(tmp_path / "again.npz")
+    again = FeatureStatistics.load(tmp_path / "again.npz")
     assert again.count is None
     assert again.covariance.diag().tolist() == [1.0, 2.0, 3.0]
 
 
 def test_errors_name_the_value_and_the_remedy(tmp_path):
     with pytest.raises(ValueError, match=r"covariance of 1 rows.*add at least 2"):
-        _ = Moments.of(torch.ones(1, 3)).covariance
+        _ = FeatureStatistics.of(torch.ones(1, 3)).covariance
     with pytest.raises(ValueError, match=r"4 and 3 features.*one feature extractor"):
-        frechet_distance(Moments.of(torch.rand(9, 4)), Moments.of(torch.rand(9, 3)))
+        frechet_distance(FeatureStatistics.of(torch.rand(9, 4)), FeatureStatistics.of(torch.rand(9, 3)))
     with pytest.raises(ValueError, match=r"shape \(3,\)"):
-        Moments.of(torch.ones(3))
+        FeatureStatistics.of(torch.ones(3))
     broken = torch.ones(4, 2)
     broken[2, 1] = torch.nan
     with pytest.raises(ValueError, match="row 2 is not finite"):
-        Moments.empty(2).update(broken)
-    Moments.of(torch.rand(9, 4)).save(tmp_path / "m.npz")
+        FeatureStatistics.empty(2).update(broken)
+    FeatureStatistics.of(torch.rand(9, 4)).save(tmp_path / "m.npz")
     with pytest.raises(ValueError, match=r"lacks.*mu_s"):
-        Moments.load(tmp_path / "m.npz", spatial=True)
+        FeatureStatistics.load(tmp_path / "m.npz", spatial=True)
     np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.zeros((3, 2)))
     with pytest.raises(ValueError, match=r"expected \(d,\) and \(d, d\)"):
-        Moments.load(tmp_path / "bad.npz")
+        FeatureStatistics.load(tmp_path / "bad.npz")
 
 
 @pytest.mark.parametrize(("n_a", "n_b"), [(20, 400), (20, 25), (400, 400)])
@@ -202,12 +202,14 @@ def test_distance_of_few_rows_is_that_of_the_row_spaces(n_a, n_b):
     traces = a.square().sum() / (n_a - 1) + b.square().sum() / (n_b - 1)
     expected = (x.mean(dim=0) - y.mean(dim=0)).square().sum() + traces - 2 * cross
     scale = float(traces)
-    assert frechet_distance(Moments.of(x), Moments.of(y)) == pytest.approx(float(expected), abs=1e-12 * scale)
+    assert frechet_distance(FeatureStatistics.of(x), FeatureStatistics.of(y)) == pytest.approx(
+        float(expected), abs=1e-12 * scale
+    )
 
 
 def test_a_set_of_equal_images_has_the_distance_of_its_mean_and_the_other_trace():
-    other = Moments.of(correlated(50, 6, seed=3))
-    point = Moments.of(torch.zeros(7, 6))
+    other = FeatureStatistics.of(correlated(50, 6, seed=3))
+    point = FeatureStatistics.of(torch.zeros(7, 6))
     expected = float(other.mean.square().sum() + other.covariance.trace())
     assert frechet_distance(point, other) == pytest.approx(expected, rel=1e-12)
 
@@ -216,9 +218,9 @@ def test_a_set_of_equal_images_has_the_distance_of_its_mean_and_the_other_trace(
 @pytest.mark.parametrize(
     ("key", "place", "value", "problem"),
     [
-        ("mu", 1, np.nan, "is not finite"),
-        ("sigma", (0, 1), np.inf, "is not finite"),
-        ("sigma", (1, 1), np.nan, "is not finite"),
+        ("mu", 1, np.nan, "has values that are not finite"),
+        ("sigma", (0, 1), np.inf, "has values that are not finite"),
+        ("sigma", (1, 1), np.nan, "has values that are not finite"),
         ("sigma", (1, 1), -1.0, "negative variance"),
     ],
 )
@@ -228,11 +230,11 @@ def test_a_reference_that_is_no_gaussian_is_refused_by_file_and_key(
     suffix = "_s" if spatial else ""
     arrays = {f"mu{suffix}": np.zeros(2), f"sigma{suffix}": np.eye(2)}
     np.savez(tmp_path / "reference.npz", **arrays)
-    Moments.load(tmp_path / "reference.npz", spatial=spatial)
+    FeatureStatistics.load(tmp_path / "reference.npz", spatial=spatial)
     arrays[key + suffix][place] = value
     np.savez(tmp_path / "reference.npz", **arrays)
     with pytest.raises(ValueError, match=rf"reference\.npz: {key}{suffix} .*{problem}"):
-        Moments.load(tmp_path / "reference.npz", spatial=spatial)
+        FeatureStatistics.load(tmp_path / "reference.npz", spatial=spatial)
 
 
 @pytest.mark.parametrize("broken", ["mean", "covariance"])

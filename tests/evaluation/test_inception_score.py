@@ -56,7 +56,7 @@ def test_errors_name_the_value_and_the_remedy():
     score = InceptionScore.empty(3, splits=4)
     with pytest.raises(ValueError, match="apply softmax"):
         score.update(torch.tensor([[2.0, 1.0, -1.0]]), torch.tensor([0]))
-    with pytest.raises(ValueError, match="do not sum to 1"):
+    with pytest.raises(ValueError, match="rows of probabilities do not sum to 1"):
         score.update(torch.full((1, 3), torch.nan), torch.tensor([0]))
     with pytest.raises(ValueError, match=r"pass \(n, 3\)"):
         score.update(torch.ones(2, 4) / 4, torch.tensor([0, 1]))

@@ -354,7 +354,7 @@ def test_other_numbers_of_measured_images_are_extents_of_one_artifact(inception_
         ({"mu": np.zeros(2048)}, r"lacks \['sigma'\], it has \['mu'\]"),
         ({"arr_0": np.zeros(3)}, r"lacks \['mu', 'sigma'\]"),
         ({"mu": np.zeros(192), "sigma": np.zeros((192, 192))}, r"mu has shape \(192,\)"),
-        ({"mu": np.full(2048, np.nan), "sigma": np.zeros((1, 1))}, "mu is not finite"),
+        ({"mu": np.full(2048, np.nan), "sigma": np.zeros((1, 1))}, "mu has values that are not finite"),
     ],
 )
 def test_a_reference_that_cannot_serve_is_told_before_any_work(inception_files, arrays, problem):

@@ -80,7 +80,7 @@ def test_given_weights_can_be_trained_on_aligned_and_without_conditions(latents)
 def test_the_distance_in_the_log_is_that_of_the_images_the_weights_would_be_sampled_to(
     latents, options, monkeypatch
 ):
-    from dpt_ray.evaluation.frechet import Moments, frechet_distance
+    from dpt_ray.evaluation.frechet import FeatureStatistics, frechet_distance
     from dpt_ray.models.encoder import load_encoder
     from dpt_ray.stages.samples import GenerateUnit, Sampler
 
@@ -107,7 +107,8 @@ def test_the_distance_in_the_log_is_that_of_the_images_the_weights_would_be_samp
     encoder = load_encoder(latents.artifact("encoder").uri)
     _, real = read_features(latents.artifact("features"))
     distance = frechet_distance(
-        Moments.of(encoder(torch.from_numpy(actor._sample(items)))), Moments.of(torch.from_numpy(real))
+        FeatureStatistics.of(encoder(torch.from_numpy(actor._sample(items)))),
+        FeatureStatistics.of(torch.from_numpy(real)),
     )
     assert records[-1]["frechet"] == pytest.approx(distance, rel=1e-4)
     facts = task.out.read_json("frechet.json")
