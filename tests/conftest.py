@@ -82,6 +82,14 @@ def inception_weights(tmp_path_factory):
 
 
 @pytest.fixture
+def node(tmp_path, monkeypatch):
+    """A node whose temporary folder, in which copies of remote files are kept, is empty."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return tmp_path / "tmp"
+
+
+@pytest.fixture
 def s3_bucket(tmp_path, monkeypatch):
     """The URI of an empty bucket on an S3-compatible server, and its file system."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where downloads are kept
@@ -102,3 +110,32 @@ def hub(tmp_path, monkeypatch):
     fsspec.register_implementation("hf", Hub, clobber=True)
     yield lambda path, data: Hub().pipe_file(f"hf://{path}", data)
     fsspec.register_implementation("hf", real, clobber=True)
+
+
+@pytest.fixture
+def dpt(monkeypatch, capsys):
+    """Runs `dpt` with arguments; (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "250")
+    for name in ("RAY_JOB_ID", "RAY_JOB_CONFIG_JSON_ENV_VAR", "DPT_TRACEBACK"):
+        monkeypatch.delenv(name, raising=False)
+
+    from dpt_ray.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dpt", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def no_credentials(monkeypatch, tmp_path):
+    """A home without AWS credentials, where nothing else gives them, and the current folder."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)

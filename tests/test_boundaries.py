@@ -63,11 +63,7 @@ SETTINGS_READ = {
     "dpt_ray/stages/evaluation.py",
     "dpt_ray/stages/image_metrics.py",
 }
-TOO_LONG = {
-    "tests/data/test_sources.py",
-    "tests/pipeline/test_flow.py",
-    "tests/report/test_page.py",
-}
+TOO_LONG = set[str]()
 
 
 def module_name(path):

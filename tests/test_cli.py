@@ -1,6 +1,5 @@
 """`dpt` as a person meets it: help, plans, listings, and one line for each mistake."""
 
-import os
 import re
 import signal
 import subprocess
@@ -9,7 +8,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from dpt_ray.cli import STAGES, app, main
+from dpt_ray.cli import STAGES, app
 from dpt_ray.commands import predict
 from dpt_ray.stages import index
 from dpt_ray.store.artifact import Store
@@ -17,23 +16,6 @@ from tests.helpers.paths import DIGITS
 from tests.helpers.processes import wait_until
 
 PROGRESS = re.compile(r"\[\d+/\d+\] (index|labels): ")
-
-
-@pytest.fixture
-def dpt(monkeypatch, capsys):
-    """Runs `dpt` with arguments; (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "250")
-    for name in ("RAY_JOB_ID", "RAY_JOB_CONFIG_JSON_ENV_VAR", "DPT_TRACEBACK"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dpt", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return caught.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 def row(table, name):
@@ -350,16 +332,6 @@ def test_images_that_cannot_be_read_are_one_line(no_credentials, dpt, tmp_path, 
         code, out, err = dpt(*command)
         assert (code, out, err.count("\n")) == (2, "", 1), err
         assert err.startswith(said) and reason in err
-
-
-@pytest.fixture
-def no_credentials(monkeypatch, tmp_path):
-    """A home without AWS credentials, where nothing else gives them, and the current folder."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
 
 
 def test_a_tilde_is_the_home_folder(dpt, monkeypatch, tmp_path):

@@ -4,19 +4,17 @@ import json
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from dpt_ray.commands.export import export_model
 from dpt_ray.config import ConfigError, load_config
-from dpt_ray.engine.progress import Display
 from dpt_ray.models.published import load_published_uvit
 from dpt_ray.models.uvit import UViT, UViTConfig
-from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages.denoiser import load_denoiser
 from dpt_ray.store.artifact import Store
 from tests.helpers.paths import DIGITS
+from tests.helpers.runs import make
 
 PUBLISHED = ("diffusion.model.modulation=false",)
 INPUT = (
@@ -62,7 +60,7 @@ def test_another_run_takes_the_published_format_as_its_denoiser(tmp_path):
     export_model(config, "nnet_ema", tmp_path / "out")
     given = [f"diffusion.weights={tmp_path}/out", "diffusion.condition=true_labels"]
     other = load_config(DIGITS, [f"output={tmp_path}/other", *PUBLISHED, *given])
-    runs.run(other, Display(Console(quiet=True)), ["denoiser"])
+    make(other, "denoiser")
     imported, description = load_denoiser(flow(other)["denoiser"].artifact(Store(other.output)).uri)
     assert description["condition"] == "true_labels"
     torch.testing.assert_close(*outputs(model, imported), rtol=0, atol=0)

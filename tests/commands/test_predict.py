@@ -1,9 +1,7 @@
 """New images labelled with what a run has learned."""
 
 import csv
-import io
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +25,7 @@ from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages.classifier import save_classifier
 from dpt_ray.store.artifact import Store
+from tests.helpers.images import encoded, tar_of
 from tests.helpers.paths import DIGITS
 
 CLASSES = ["cat", "dog", "owl"]
@@ -85,17 +84,11 @@ def expected(image: np.ndarray, classifier: str, temperature: float = 1.0) -> np
     return (torch.from_numpy(weights(classifier)).double() @ feature / temperature).softmax(0).numpy()
 
 
-def png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def write_folder(folder: Path) -> Path:
     for k, (name, image) in enumerate(IMAGES.items()):
         path = folder / ("" if k < 4 else "deep/er") / f"{name}.PNG"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(image))
+        path.write_bytes(encoded(image))
     (folder / "notes.txt").write_text("no image")
     return folder
 
@@ -131,7 +124,7 @@ def test_unreadable_images_are_rows_with_the_reason(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "new")
     (folder / "empty.png").touch()
     (folder / "text.jpg").write_text("no image")
-    (folder / "torn.png").write_bytes(png(IMAGES["image_0"])[:60])
+    (folder / "torn.png").write_bytes(encoded(IMAGES["image_0"])[:60])
     assert predict_images(config, str(folder), tmp_path / "p.parquet").labelled == len(IMAGES)
     rows = read(tmp_path / "p.parquet")
     assert len(rows) == len(IMAGES) + 3
@@ -199,11 +192,8 @@ def test_images_of_another_size_are_cropped_as_the_run_does(tmp_path: Path) -> N
 def test_tars_are_labelled(tmp_path: Path, folder: bool) -> None:
     config = publish_run(tmp_path, "dpt")
     (tmp_path / "tars").mkdir()
-    with tarfile.open(tmp_path / "tars" / "a.tar", "w") as tar:
-        for name, image in IMAGES.items():
-            member = tarfile.TarInfo(f"{name}.png")
-            member.size = len(png(image))
-            tar.addfile(member, io.BytesIO(png(image)))
+    members = {f"{name}.png": encoded(image) for name, image in IMAGES.items()}
+    (tmp_path / "tars" / "a.tar").write_bytes(tar_of(members))
     source = tmp_path / "tars" if folder else tmp_path / "tars" / "a.tar"
     assert predict_images(config, str(source), tmp_path / "p.parquet").labelled == len(IMAGES)
     for name, row in read(tmp_path / "p.parquet").items():

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from rich.console import Console
 
 from dpt_ray.commands import study
 from dpt_ray.config import ConfigError
 from dpt_ray.engine.execute import StageError
-from dpt_ray.engine.progress import Display
 from tests.helpers.paths import DIGITS
+from tests.helpers.runs import quiet
 
 
 def write(folder, **section):
@@ -22,10 +21,6 @@ def write(folder, **section):
     section = {"labels_per_class": [1], "encoder_seeds": [0], "draws": 1} | section
     path.write_text(yaml.safe_dump({"base": str(DIGITS), "name": "s", "study": section}))
     return path
-
-
-def quiet():
-    return Display(Console(quiet=True))
 
 
 # These stand for a run, in the process that a study starts for it.

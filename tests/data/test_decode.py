@@ -7,17 +7,12 @@ from PIL import Image
 
 from dpt_ray.data.decode import BadImage, decode
 from dpt_ray.data.listing import FORMATS, IMAGE_SUFFIXES
+from tests.helpers.images import encoded
 
 RANDOM = np.random.default_rng(1)
 RGB = RANDOM.integers(0, 256, (24, 16, 3), np.uint8)
 GREY = RGB[:, :, 0]
 ALPHA = RGB[:, :, 1]
-
-
-def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 def pixels(data: bytes) -> np.ndarray:

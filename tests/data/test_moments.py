@@ -1,6 +1,5 @@
 """Moments read row by row, from shards of this machine, of a file system in memory and of S3."""
 
-import tempfile
 import threading
 import time
 import uuid
@@ -39,14 +38,6 @@ def publish(uri):
 def copies():
     """The keys of the shards that have a copy on this node."""
     return {path.name.split(".")[0] for path in cache.folder().glob("*/*.arrow")}
-
-
-@pytest.fixture
-def node(tmp_path, monkeypatch):
-    """A node with an empty temporary folder."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    return tmp_path / "tmp"
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -6,14 +6,13 @@ from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 
 import dpt_ray
 from dpt_ray.config.sections import Compute
 from dpt_ray.engine.execute import StageError, code_version, execute
 from dpt_ray.engine.node import Node
-from dpt_ray.engine.progress import Display
 from dpt_ray.store.artifact import Store
+from tests.helpers.runs import quiet
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def made(tmp_path, monkeypatch):
         maker = SimpleNamespace(make=lambda task: meanwhile() or facts)
         monkeypatch.setitem(sys.modules, "dpt_ray.stages.toy", maker)
         node, store = Node("toy", "toy", "toy", 1, {}), Store(str(tmp_path))
-        execute([node], store, Compute(), Display(Console(quiet=True)), {})
+        execute([node], store, Compute(), quiet(), {})
         return node.artifact(store)
 
     return execute_one

@@ -1,7 +1,9 @@
 """A training of a small network on random vectors, and what it reports."""
 
+from datetime import timedelta
+
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from dpt_ray.training.loop import TrainSettings, train
 from dpt_ray.training.workload import Hooks, Worker, Workload
@@ -68,3 +70,15 @@ def run(
     hooks = Hooks(record.log, record.checkpoint, **dict(watching))
     work = Workload(model or tiny(), step_fn, load_batch, ROWS, **workload)
     return train(work, settings, worker, hooks, resume), record
+
+
+def join_two(rank, folder):
+    """Make this process one of two that train together and meet in a folder."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=120),
+    )

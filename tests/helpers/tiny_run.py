@@ -11,6 +11,7 @@ from pathlib import Path
 from dpt_ray.config import load_config
 from dpt_ray.store.artifact import Artifact
 from tests.helpers.paths import DIGITS
+from tests.helpers.runs import make
 
 TINY = (
     "pretrain.steps=20",
@@ -53,12 +54,7 @@ class TinyRun:
 
     def make(self, *targets):
         """Makes the targets with this process as the driver; what was made."""
-        from rich.console import Console
-
-        from dpt_ray.engine.progress import Display
-        from dpt_ray.pipeline import run as runs
-
-        return runs.run(self.config, Display(Console(quiet=True)), targets)[0].made
+        return make(self.config, *targets)
 
     def start(self, command="run", **environment):
         """Starts `dpt COMMAND` as a process group of its own."""

@@ -6,17 +6,16 @@ import textwrap
 from collections import namedtuple
 
 import pytest
-from rich.console import Console
 from safetensors import SafetensorError
 
 from dpt_ray.config import load_config
 from dpt_ray.engine.execute import StageError
-from dpt_ray.engine.progress import Display
 from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages import denoiser as train_diffusion
 from dpt_ray.store.artifact import Store
 from tests.helpers.latents import make_latents
+from tests.helpers.runs import make
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -126,6 +125,6 @@ def test_a_stage_whose_outputs_do_not_fit_stops_before_it_starts(tmp_path, tiny_
     moments = images * 2 * 64 * 2  # mean and logvar of 64 pixels, float16
     free(moments - 1)
     with pytest.raises(StageError, match=rf"{nodes['moments'].digest}: about 0.0 GB are to be written"):
-        runs.run(config, Display(Console(quiet=True)), ["moments"])
+        make(config, "moments")
     needed = runs._bytes_to_write(config, nodes, store, nodes["moments"])
     assert needed == moments

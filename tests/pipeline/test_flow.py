@@ -7,7 +7,6 @@ from safetensors.torch import save_file
 
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.engine.execute import steps
-from dpt_ray.engine.node import Node, topological
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages.sweep import grid
 from tests.helpers.paths import DIGITS
@@ -367,10 +366,6 @@ def test_a_reference_that_cannot_serve_is_told_before_any_work(inception_files, 
 # Order ---------------------------------------------------------------------------------------------
 
 
-def node(name, *inputs, group=""):
-    return Node(name, name, "maker", 1, {}, {source.name: source for source in inputs}, group=group)
-
-
 def test_inputs_come_before_what_is_made_from_them_and_only_what_is_needed():
     nodes = flow(load_config(DIGITS))
     order = [step.nodes for step in steps([nodes["report"]])]
@@ -394,23 +389,3 @@ def test_what_one_pass_makes_is_one_step():
     assert {"features", "moments", "referee_features"} in groups
     assert {"sample_features", "referee_sample_features"} in groups
     assert sum(len(group) for group in groups) == len(nodes)
-
-
-def test_a_group_waits_for_the_inputs_of_all_its_members():
-    a = node("a")
-    first, b = node("first", a, group="g"), node("b", a)
-    second = node("second", b, group="g")
-    assert [step.name for step in steps([first, second])] == ["a", "b", "g"]
-
-
-def test_groups_that_wait_for_each_other_are_refused():
-    one = node("one", group="g")
-    between = node("between", one)
-    with pytest.raises(ValueError, match=r"\['between', 'g'\] wait for each other"):
-        steps([node("two", between, group="g")])
-
-
-def test_a_node_that_several_need_is_visited_once():
-    a = node("a")
-    b, c = node("b", a), node("c", a)
-    assert [n.name for n in topological([node("d", b, c)])] == ["a", "b", "c", "d"]

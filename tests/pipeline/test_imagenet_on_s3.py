@@ -8,7 +8,6 @@ import io
 import os
 import subprocess
 import sys
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from dpt_ray.config import ConfigError, load_config
-from dpt_ray.engine.progress import Display
-from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.store.artifact import Store
+from tests.helpers.images import encoded, tar_of
 from tests.helpers.object_store import object_store
 from tests.helpers.paths import GOLDEN
+from tests.helpers.runs import make
 
 pytestmark = pytest.mark.cluster
 
@@ -61,12 +59,6 @@ def picture(random, label):
     return Image.fromarray(np.clip(COLOURS[label] + noise, 0, 255).astype(np.uint8))
 
 
-def encoded(image, format="JPEG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
 def odd_images(random):
     """{what it is: (class, bytes)} of what PIL reads but a plain RGB reader would not."""
     exif = Image.Exif()
@@ -100,14 +92,10 @@ UNREADABLE = {"n01443537_truncated", "n02085620_empty", "n03000684_text"}
 
 def tar_shard(images):
     """A WebDataset tar of (key, class, bytes)."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for key, label, data in images:
-            for name, payload in ((f"{key}.JPEG", data), (f"{key}.cls", CLASSES[label].encode())):
-                member = tarfile.TarInfo(name)
-                member.size = len(payload)
-                tar.addfile(member, io.BytesIO(payload))
-    return buffer.getvalue()
+    members = {}
+    for key, label, data in images:
+        members |= {f"{key}.JPEG": data, f"{key}.cls": CLASSES[label].encode()}
+    return tar_of(members)
 
 
 def msn_checkpoint():
@@ -173,8 +161,7 @@ class SmallRun:
 
     def make(self, target, *overrides):
         """Makes the target with this process as the driver; what was made."""
-        display = Display(Console(quiet=True))
-        return runs.run(load_config(self.path, overrides), display, [target])[0].made
+        return make(load_config(self.path, overrides), target)
 
 
 @pytest.fixture(scope="module")

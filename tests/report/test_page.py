@@ -1,4 +1,4 @@
-"""The report page, its pictures and the README figure."""
+"""The report page."""
 
 from __future__ import annotations
 
@@ -28,27 +28,10 @@ from dpt_ray.report.page import (
     render_report,
     size,
 )
-from dpt_ray.report.pictures import grid_png, scale_to
-from dpt_ray.report.study_figure import StudyPoint, study_figure
+from tests.helpers.digit_rows import digit_rows
 
 PROBE, DPT = "Probe on labels only (stage 1)", "DPT (stage 3), chosen on validation"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
-
-
-def digit_rows(n: int) -> list[GridRow]:
-    """The bundled digits; the "generated" ones are other real ones with noise."""
-    digits = load_digits()
-    noise = np.random.default_rng(0)
-
-    def picture(image: np.ndarray) -> np.ndarray:
-        return np.clip(image * 15.9, 0, 255).astype(np.uint8)[..., None]
-
-    rows = []
-    for label in range(10):
-        mine = digits.images[digits.target == label]
-        noisy = mine[n : 2 * n] + noise.normal(0, 1, (n, 8, 8))
-        rows.append(GridRow(str(label), [picture(x) for x in mine[:n]], [picture(x) for x in noisy]))
-    return rows
 
 
 def full_data() -> ReportData:
@@ -366,58 +349,6 @@ def test_the_same_data_gives_the_same_page(source: str) -> None:
     assert render_report(full_data()) == source
 
 
-def test_grid_places_images_blocks_and_gutters_to_the_pixel() -> None:
-    def flat(value: int) -> np.ndarray:
-        return np.full((2, 3, 1), value, np.uint8)
-
-    rows = [
-        GridRow("a", [flat(10), flat(20)], [flat(30)]),
-        GridRow("b", [flat(40)], [flat(50)]),
-    ]
-    grid = np.asarray(Image.open(io.BytesIO(grid_png(rows, scale=5, gutter=4))))
-    # Cells of 15 x 10: 4 + 15 + 4 + 15 + (4 gutters) 16 + 15 + 4 wide, 4 + 10 + 4 + 10 + 4 high.
-    assert grid.shape == (32, 73, 3)
-    expected = np.full((32, 73), 255)
-    expected[4:14, 4:19] = 10
-    expected[4:14, 23:38] = 20
-    expected[4:14, 54:69] = 30
-    expected[18:28, 4:19] = 40
-    expected[18:28, 54:69] = 50
-    assert (grid == expected[..., None]).all()
-
-
-def test_grid_magnifies_pixels_to_squares_and_keeps_colours() -> None:
-    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    grid = np.asarray(Image.open(io.BytesIO(grid_png([GridRow("a", [], [image])], 3, 1))))
-    assert grid.shape == (8, 8, 3)
-    assert (grid[1:7, 1:7] == np.kron(image, np.ones((3, 3, 1), np.uint8))).all()
-    edge = np.ones((8, 8), bool)
-    edge[1:7, 1:7] = False
-    assert (grid[edge] == 255).all()
-
-
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (np.zeros((8, 9, 3), np.uint8), "crop and resize"),
-        (np.zeros((8, 8, 3), np.float32), "float32"),
-        (np.zeros((8, 8), np.uint8), r"\(8, 8\)"),
-        (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\)"),
-    ],
-)
-def test_grid_refuses_images_it_cannot_place_and_names_the_class(image: np.ndarray, message: str) -> None:
-    row = GridRow("cat", [np.zeros((8, 8, 3), np.uint8)], [image])
-    with pytest.raises(ValueError, match=rf"'cat'.*{message}"):
-        grid_png([row], 1, 1)
-
-
-def test_images_are_magnified_by_whole_numbers_and_never_shrunk() -> None:
-    def row(side: int) -> list[GridRow]:
-        return [GridRow("a", [np.zeros((side, side, 3), np.uint8)], [])]
-
-    assert [scale_to(row(side), 48) for side in (8, 32, 47, 256)] == [6, 1, 1, 1]
-
-
 def test_the_strip_on_the_page_holds_the_digits(page: Page) -> None:
     strip = page.all("img")[0]["src"].removeprefix("data:image/png;base64,")
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(strip))))
@@ -439,40 +370,3 @@ def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
 )
 def test_sizes_are_decimal(n_bytes: int, text: str) -> None:
     assert size(n_bytes).replace("\u00a0", " ") == text
-
-
-def study_points() -> list[StudyPoint]:
-    methods = ("Probe on labels only", "Self-training control", "Augmentation control", "DPT")
-    return [
-        StudyPoint(labels, method, 0.62 + 0.06 * i + 0.04 * m, 0.025 - 0.006 * i)
-        for m, method in enumerate(methods)
-        for i, labels in enumerate((1, 2, 5))
-    ]
-
-
-def test_study_figure_shows_the_pictures_pixel_by_pixel() -> None:
-    rows = digit_rows(4)
-    figure = np.asarray(Image.open(io.BytesIO(study_figure(study_points(), rows))).convert("RGB"))
-    assert figure.shape == (880, 2000, 3)
-    # (880 - 80 - 40) // 10 - 6 = 70 pixels a row, so a digit of 8 pixels is magnified 8 times.
-    strip = np.asarray(Image.open(io.BytesIO(grid_png(rows, 8, 6))))
-    left = 2000 - 40 - strip.shape[1]
-    assert (figure[80 : 80 + strip.shape[0], left : left + strip.shape[1]] == strip).all()
-
-
-@pytest.mark.parametrize(("classes", "side", "channels"), [(10, 96, 3), (10, 256, 1), (2, 128, 3), (1, 8, 1)])
-def test_study_figure_fits_pictures_of_any_size_beside_the_plot(
-    classes: int, side: int, channels: int
-) -> None:
-    black = np.zeros((side, side, channels), dtype=np.uint8)
-    rows = [GridRow(str(c), [black] * 4, [black] * 4) for c in range(classes)]
-    alone = [StudyPoint(1, "DPT", 0.9, None)]
-    figure = np.asarray(Image.open(io.BytesIO(study_figure(alone, rows))).convert("L"))
-    assert figure.shape == (880, 2000)
-    # For each of 10 rows (880 - 80 - 40) // 10 - 6 = 70 pixels, and for each of 8 images beside a plot as
-    # wide as high (2000 - 40 - 120 - 40 - 130 - (880 - 80 - 230) - 24) // 8 - 6 = 128.
-    shown = {10: 70, 2: 128, 1: 128}[classes]
-    left = 2000 - 40 - 8 * (shown + 6) - 24
-    assert (figure[80 + 6 : 80 + 6 + shown, left + 6 : left + 6 + shown] == 0).all()
-    below = 80 + classes * (shown + 6) + 6
-    assert (figure[below:, left:] == 255).all() and (figure[:, -40:] == 255).all()

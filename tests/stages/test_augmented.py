@@ -8,17 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.engine.node import Task
-from dpt_ray.engine.progress import Display
 from dpt_ray.learners.simclr import augment as random_views
-from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages import augmented as augment
 from dpt_ray.store.artifact import Store
 from dpt_ray.training.random import StepRandom
+from tests.helpers.runs import make
 
 CLASSES, IMAGES, SIDE = 3, 4, 12
 CONFIG = """
@@ -50,7 +48,7 @@ def task(tmp_path):
     path = tmp_path / "views.yaml"
     path.write_text(CONFIG.format(folder=tmp_path))
     config = load_config(path)
-    runs.run(config, Display(Console(quiet=True)), ["labels"])
+    make(config, "labels")
     store, node = Store(config.output), flow(config)["augmented"]
     inputs = {name: source.artifact(store) for name, source in node.inputs.items()}
     return Task(node, node.artifact(store), inputs, config.compute, "")

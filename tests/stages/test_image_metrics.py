@@ -24,11 +24,11 @@ from dpt_ray.cli import app
 from dpt_ray.commands.export import export_model
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.data.shards import read_images
-from dpt_ray.engine.progress import Display
 from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages import inception_statistics as inception
 from dpt_ray.store.artifact import Store
+from tests.helpers.runs import make
 from tests.helpers.tiny_run import shard_files
 
 pytestmark = pytest.mark.cluster
@@ -71,9 +71,7 @@ class Run:
         return flow(self.config)[name].artifact(Store(str(self.output)))
 
     def make(self, target):
-        from rich.console import Console
-
-        return runs.run(self.config, Display(Console(quiet=True)), [target])[0].made
+        return make(self.config, target)
 
     def rows(self):
         """The image metrics by the first word of their name, and why others are left out."""

@@ -5,16 +5,14 @@ import json
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import load_file
 
 from dpt_ray.config import ConfigError, load_config
-from dpt_ray.engine.progress import Display
 from dpt_ray.models.uvit import UViT, UViTConfig
 from dpt_ray.models.weights import load_strict, load_weights
-from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.store.artifact import Store
+from tests.helpers import runs
 from tests.helpers.paths import GOLDEN
 from tests.helpers.weights import assert_same_weights
 
@@ -52,7 +50,7 @@ def config(tmp_path):
 
 def make(config, *overrides):
     settings = load_config(config, overrides)
-    made = runs.run(settings, Display(Console(quiet=True)), ["denoiser"])[0].made
+    made = runs.make(settings, "denoiser")
     return made, flow(settings)["denoiser"].artifact(Store(settings.output))
 
 
@@ -92,6 +90,6 @@ def test_an_autoencoders_folder_in_diffusers_format_is_read_as_its_file_is(confi
     given = open_autoencoder("kl", GOLDEN / "autoencoder_kl.pth", size=16)
     given.vae.save_pretrained(tmp_path / "vae")
     settings = load_config(config, [f"autoencoder.weights={tmp_path}/vae"])
-    runs.run(settings, Display(Console(quiet=True)), ["autoencoder"])
+    runs.make(settings, "autoencoder")
     made = flow(settings)["autoencoder"].artifact(Store(settings.output))
     assert_same_weights(load_autoencoder(made.uri), given)

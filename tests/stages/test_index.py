@@ -3,18 +3,16 @@
 import pyarrow.compute as pc
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.config.sections import Data
 from dpt_ray.data.units import read_index
 from dpt_ray.engine.node import Task
-from dpt_ray.engine.progress import Display
-from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages import sweep
 from dpt_ray.stages.index import fingerprint
 from dpt_ray.store.artifact import Store
+from tests.helpers.runs import make
 
 CONFIG = """
 name: small
@@ -51,7 +49,7 @@ def config(tmp_path):
 
 def index(config, *overrides):
     settings = load_config(config, overrides)
-    runs.run(settings, Display(Console(quiet=True)), ["labels"])
+    make(settings, "labels")
     return read_index(flow(settings)["index"].artifact(Store(settings.output)))
 
 
@@ -135,7 +133,7 @@ def test_nothing_is_chosen_without_validation_images_also_where_the_labels_are_t
     store, nodes = Store(settings.output), flow(settings)
     assert nodes["labels"].artifact(store).published
     with pytest.raises(ConfigError, match=r"^sweep: .*choose among 2 settings.*data\.validation"):
-        runs.run(settings, Display(Console(quiet=True)))
+        make(settings)
     assert {stage for stage, _, _ in store.all_artifacts()} == {"index", "labels"}
 
     node = nodes["sweep"]
@@ -147,7 +145,7 @@ def test_nothing_is_chosen_without_validation_images_also_where_the_labels_are_t
 def test_a_sweep_without_validation_images_is_refused_before_more_than_the_index_is_made(config):
     settings = load_config(config, TWO_SETTINGS)
     with pytest.raises(ConfigError, match="no labelled validation images"):
-        runs.run(settings, Display(Console(quiet=True)), ["sweep"])
+        make(settings, "sweep")
     assert {stage for stage, _, _ in Store(settings.output).all_artifacts()} == {"index"}
 
 

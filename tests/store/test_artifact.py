@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import uuid
 from pathlib import Path
@@ -18,11 +17,10 @@ from dpt_ray.store.artifact import Artifact, Store, identity, local_copy, sha256
 
 
 @pytest.fixture(params=["local", "memory"])
-def uri(request, tmp_path, monkeypatch):
+def uri(request, tmp_path, node):
     """An empty place to write to: a folder, or an object store that lives in memory."""
     if request.param == "local":
         return str(tmp_path / "out")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where copies of remote files are kept
     return f"memory://{uuid.uuid4().hex}"
 
 
@@ -225,9 +223,7 @@ def test_a_process_killed_while_it_publishes_leaves_no_shard_to_trust(tmp_path, 
 
 
 @pytest.fixture
-def remote(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    (tmp_path / "tmp").mkdir()
+def remote(node):
     return f"memory://{uuid.uuid4().hex}"
 
 

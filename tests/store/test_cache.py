@@ -4,7 +4,6 @@ import errno
 import os
 import subprocess
 import sys
-import tempfile
 import uuid
 from pathlib import Path
 
@@ -32,13 +31,6 @@ class Slow(LocalFileSystem):
 
 sys.stdout.write(RemoteFile(Slow(), sys.argv[1], "content", 5).opened(Path.read_text))
 """
-
-
-@pytest.fixture
-def node(tmp_path, monkeypatch):
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    return tmp_path / "tmp"
 
 
 @pytest.fixture

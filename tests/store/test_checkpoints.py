@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import textwrap
 import uuid
 from dataclasses import replace
@@ -47,13 +46,6 @@ KILLED = """
             artifacts.Artifact.write_json = die
         save_checkpoint(artifacts.Artifact(sys.argv[1] + moment), 5, {"w": torch.zeros(9)}, {"step": 5})
 """
-
-
-@pytest.fixture
-def node(tmp_path, monkeypatch):
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    return tmp_path / "tmp"
 
 
 def killed_at(uri, node, *moments):

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
@@ -29,10 +28,9 @@ def quick(monkeypatch):
 
 
 @pytest.fixture(params=["local", "memory"])
-def artifact(request, tmp_path, monkeypatch):
+def artifact(request, tmp_path, node):
     if request.param == "local":
         return Artifact(str(tmp_path / "artifact"))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return Artifact(f"memory://{uuid.uuid4().hex}")
 
 

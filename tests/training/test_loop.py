@@ -1,7 +1,6 @@
 import json
 import math
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from dpt_ray.training import loop
 from dpt_ray.training.guards import NonFiniteLoss
 from dpt_ray.training.order import ShardWindows, batch_rows
 from dpt_ray.training.workload import Worker
-from tests.helpers.small_training import ROWS, SETTINGS, Record, denoise, load, run, tiny
+from tests.helpers.small_training import ROWS, SETTINGS, Record, denoise, join_two, load, run, tiny
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +126,7 @@ def asks_at_the_sixth_step(rank):
 
 def worker(rank: int, folder: str) -> None:
     """One of two processes that train in several ways; what came of them as a file."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=120),
-    )
+    join_two(rank, folder)
     found = {}
     for name, step_fn, accumulation, resume in (
         ("plain", denoise, 2, None),

@@ -3,7 +3,6 @@
 import contextlib
 import math
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from dpt_ray.training.loop import TrainSettings, train
 from dpt_ray.training.optimizer import adamw
 from dpt_ray.training.sharding import local, shard
 from dpt_ray.training.workload import Hooks, Worker, Workload
+from tests.helpers.small_training import join_two
 
 ROWS, STOP, STEPS = 48, 4, 9
 DATA = torch.randn(ROWS, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -111,14 +111,7 @@ class Runs:
 
 
 def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=120),
-    )
+    join_two(rank, folder)
     run = Runs(folder, rank, 2)
     run("ddp", "ddp")
     run("fsdp", "fsdp")
