@@ -6,14 +6,13 @@ import argparse
 import itertools
 import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from dpt_ray.commands.interrupt import Group, interruptible
 from dpt_ray.config import Config, ConfigError, load_config
@@ -37,8 +36,6 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, as key.path=value.", metavar="[KEY=VALUE]...")
 ]
 OutputUri = Annotated[str, typer.Argument(help="The output folder or URI of the runs.", metavar="OUTPUT")]
-
-COSTS = ("rows", "size", "PFLOP", "H200 hours")
 
 # command: (nodes it makes, what it does)
 STAGES = {
@@ -148,42 +145,10 @@ def plan(
     classes: Annotated[int | None, typer.Option(help="Classes, with --images.")] = None,
 ) -> None:
     """Print what a run would do, what is done already, why the rest is not, and what it costs."""
-    from dpt_ray.pipeline import run as runs
+    from dpt_ray.commands.plan import plan_tables
 
-    settings = load_config(config, overrides or ())
-    if classes is not None and images is None:
-        raise ConfigError(f"--classes {classes} is for --images: give both, or neither")
-    if images is not None:
-        _show(_cost_table(settings, {"train": images}, classes))
-        return
-    table = Table("stage", "artifact", "state", "why")
-    rows = {row["name"]: row for row in runs.status(settings)}
-    for row in rows.values():
-        state = "done" if row["published"] else f"{row['shards']} shards done" if row["shards"] else "to do"
-        table.add_row(row["name"], row["artifact"], state, row["why"])
-    _show(table)
-    counts, known = None, rows["index"]["manifest"]
-    if known:
-        counts = Counter(train=0, validation=0, test=0)
-        for unit in known["units"]:
-            counts[unit["split"]] += unit["rows"]
-    _show(_cost_table(settings, counts, known and known["classes"]))
-
-
-def _cost_table(config: Config, images: Mapping[str, int] | None, classes: int | None) -> Table:
-    from dpt_ray.pipeline.cost import UTILISATION, costs
-
-    table = Table("computed cost", *(Column(name, justify="right") for name in COSTS))
-    for name, cost in costs(config, images, classes).items():
-        cells = (
-            None if cost.rows is None else f"{cost.rows:,}",
-            None if cost.bytes is None else _size(cost.bytes),
-            None if cost.flops is None else _number(cost.flops / 1e15),
-            None if cost.gpu_hours is None else _number(cost.gpu_hours),
-        )
-        table.add_row(name, *("-" if cell is None else cell for cell in cells))
-    table.caption = f"H200 hours: at {UTILISATION:.0%} of the peak of one"
-    return table
+    for table in plan_tables(load_config(config, overrides or ()), images, classes):
+        _show(table)
 
 
 @app.command()
@@ -335,10 +300,6 @@ def _open(output: str) -> Store:
     if not holds_runs(store):
         raise ConfigError(f"output: {output!r} holds no runs; give the folder or URI that `output` names")
     return store
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _show(table: Table) -> None:

@@ -186,24 +186,28 @@ def test_a_plan_tells_a_changed_setting_from_what_is_done(dpt, tmp_path):
     assert row(out, "labels")[2:] == ["to do", "waits for index"]
 
 
-def test_a_plan_counts_the_images_once_the_index_knows_them(dpt, tmp_path):
+def test_a_plan_counts_the_images_before_the_first_run_and_after(dpt, tmp_path):
     def cost(name):
         return row(out[out.index("computed cost") :], name)[1:]
 
-    _, out, _ = dpt("plan", DIGITS, f"output={tmp_path}")
-    assert cost("features") == cost("samples") == ["-"] * 4
-    assert dpt("index", DIGITS, f"output={tmp_path}")[0] == 0
-    _, out, _ = dpt("plan", DIGITS, f"output={tmp_path}")
-    assert cost("features")[:2] == ["1,797", "460.0 kB"]  # 64 numbers of 4 bytes each
-    assert cost("moments")[:2] == ["997", "255.2 kB"]  # training images only
-    assert cost("samples")[0] == "1,280"
+    output = tmp_path / "out"
+    for indexed in (False, True):
+        _, out, _ = dpt("plan", DIGITS, f"output={output}")
+        assert output.exists() == indexed
+        assert cost("features")[:2] == ["1,797", "460.0 kB"]  # 64 numbers of 4 bytes each
+        assert cost("moments")[:2] == ["997", "255.2 kB"]  # training images only
+        assert cost("samples")[0] == cost("augmented")[0] == "1,280"
+        for name in ("encoder", "denoiser", "referee", "what is to do"):
+            assert cost(name)[3] == "< 0.01"
+            assert re.fullmatch(r"\d+ (s|min|h|h \d+ min)", cost(name)[4])
+        assert dpt("index", DIGITS, f"output={output}")[0] == 0
 
 
 def test_a_plan_of_so_many_images_leaves_out_what_it_cannot_know(dpt, tmp_path):
     weights = ("evaluate.inception=/none.pth", f"output={tmp_path}")
     _, out, _ = dpt("plan", DIGITS, *weights, "--images", 1000, "--classes", 10)
     assert row(out, "features")[1:3] == ["1,000", "256.0 kB"]
-    assert row(out, "inception_reference")[1:] == ["-"] * 4
+    assert row(out, "inception_reference")[1:] == ["-"] * 5
     code, _, err = dpt("plan", DIGITS, *weights, "--classes", 10)
     assert code == 2 and err.startswith("error: --classes 10 is for --images") and err.count("\n") == 1
 

@@ -1,4 +1,4 @@
-"""What a run costs, computed before it starts: rows, bytes, floating-point operations, GPU hours.
+"""What a run costs, computed before it starts: rows, bytes, floating-point operations, time.
 
 A multiply-add counts as two operations. What no formula is at hand for is None.
 """
@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpt_ray.config import Config
+from dpt_ray.config.sections import Pretrain
+from dpt_ray.pipeline.speed import Rates
 from dpt_ray.stages.inception_statistics import KEPT, PART
 
 # One H200: the dense bfloat16 rate measured for an 8192 matrix product, and the share of it that
-# training code usually reaches (published anchors: 20 to 40%).
+# training code usually reaches (published anchors): the worse and the better end.
 PEAK_FLOPS = 790e12
-UTILISATION = 0.4
+LEAST_UTILISATION, UTILISATION = 0.2, 0.4
 
 # By the start of the published file's name: operations per image at 224 pixels, and feature length.
 MSN = {"vitb4": (0.896e12, 768), "vitl7": (0.723e12, 1024)}
@@ -27,22 +29,38 @@ INCEPTION_BYTES = 8 * (2048**2 + 2023**2)  # the two co-moments of a part, float
 
 @dataclass(frozen=True)
 class Cost:
-    """`rows` of an artifact, its `bytes` on disk and the floating-point operations that make it."""
+    """`rows` of an artifact, its `bytes` on disk and the floating-point operations that make it.
+
+    Operations are those of convolutional networks and of transformers, which machines do at other rates.
+    """
 
     rows: int | None = None
     bytes: float | None = None
-    flops: float | None = None
+    conv: float | None = None
+    transformer: float | None = None
+
+    @property
+    def flops(self) -> float | None:
+        """All operations."""
+        known = [flops for flops in (self.conv, self.transformer) if flops is not None]
+        return sum(known) if known else None
 
     @property
     def gpu_hours(self) -> float | None:
-        """Hours on one H200 at `UTILISATION` of `PEAK_FLOPS`."""
+        """Hours on one H200 at the better end: `UTILISATION` of `PEAK_FLOPS`."""
         return None if self.flops is None else self.flops / (UTILISATION * PEAK_FLOPS) / 3600
+
+    def seconds(self, rates: Rates) -> float | None:
+        """Seconds on a machine of these rates."""
+        if self.flops is None:
+            return None
+        return (self.conv or 0.0) / rates.conv + (self.transformer or 0.0) / rates.transformer
 
 
 def costs(config: Config, images: Mapping[str, int] | None, classes: int | None) -> dict[str, Cost]:
-    """The cost of the stages that work on images, by node name.
+    """Return the cost of the stages that work on images, by node name, in the order of the run.
 
-    `images` counts the images of each split; None where the index is not made yet, as `classes`.
+    `images` counts the images of each split; None where they are unknown, as `classes`.
     Sizes of generated images are those before compression, an upper bound.
     """
     everything = sum(images.values()) if images else None
@@ -56,20 +74,36 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     batches = config.diffusion.steps * config.diffusion.batch_size
     passes = config.generate.nfe * (1 if config.generate.guidance == 1 else 2)
     pixel_bytes = (1 if config.data.mode == "L" else 3) * config.data.image_size**2
-    found = {
-        "features": _features(config, everything),
-        "moments": _times(train, moment_bytes, variants * encode),
+    features = _Encoder.of(config)
+    found = {}
+    if config.pretrain and config.encoder.kind == "pretrain":
+        found["encoder"] = _pretraining(config.pretrain, train, features.conv, views=2)
+    found["features"] = features.cost(everything)
+    found["moments"] = _times(train, moment_bytes, conv=variants * encode)
+    if not config.diffusion.weights:
         # A backward pass costs two forward ones.
-        "denoiser": Cost() if config.diffusion.weights else Cost(train, None, 3 * forward * batches),
-        "samples": _times(generated, pixel_bytes, passes * forward + decode),
-    }
+        found["denoiser"] = Cost(train, transformer=3 * forward * batches)
+    found["samples"] = _times(generated, pixel_bytes, conv=decode, transformer=passes * forward)
     if config.diffusion.condition != "none":
-        found["sample_features"] = _features(config, generated)
+        found["sample_features"] = features.cost(generated)
+        if config.evaluate.controls:
+            found["augmented"] = _times(generated, pixel_bytes)
+            found["augmented_features"] = features.cost(generated)
+    if referee := config.evaluate.referee:
+        network = _Encoder.small(referee, config)
+        found["referee"] = _pretraining(referee, train, network.conv, views=1)
+        found["referee_features"] = network.cost(everything)
+        found["referee_sample_features"] = network.cost(generated)
     if config.evaluate.inception:
         measured = min(generated, config.evaluate.images or generated) if generated else None
         found["inception_samples"] = _inception(measured)
         found["inception_reference"] = _inception(images.get("test") if images else None)
     return found
+
+
+def total_seconds(found: Mapping[str, Cost], rates: Rates) -> float:
+    """Return the seconds of all stages whose operations are known."""
+    return sum(cost.seconds(rates) or 0.0 for cost in found.values())
 
 
 def _inception(rows: int | None) -> Cost:
@@ -78,20 +112,67 @@ def _inception(rows: int | None) -> Cost:
     return Cost(rows, -(-rows // PART) * INCEPTION_BYTES + min(rows, KEPT) * 4 * 2048, rows * INCEPTION)
 
 
-def _features(config: Config, rows: int | None) -> Cost:
-    if config.encoder.kind == "pretrain":
-        assert config.pretrain is not None  # checked by Config
-        return _times(rows, 4 * config.pretrain.dim, None)
-    name = Path(config.encoder.weights or "").name
-    flops, dim = next((MSN[key] for key in MSN if name.startswith(key)), (None, None))
-    return _times(rows, dim and 4 * dim, flops)
+def _pretraining(section: Pretrain, rows: int | None, forward: float | None, views: int) -> Cost:
+    assert forward is not None  # of a network that is built here
+    return Cost(rows, conv=3 * views * forward * section.steps * section.batch_size)
 
 
-def _times(rows: int | None, bytes: float | None, flops: float | None) -> Cost:
-    """The cost of so many rows of known cost each."""
+@dataclass(frozen=True)
+class _Encoder:
+    """Of an encoder: the length of its features, and its operations for one image."""
+
+    dim: int | None = None
+    conv: float | None = None
+    transformer: float | None = None
+
+    def cost(self, rows: int | None) -> Cost:
+        return _times(rows, self.dim and 4 * self.dim, self.conv, self.transformer)
+
+    @classmethod
+    def of(cls, config: Config) -> _Encoder:
+        if config.encoder.kind == "pretrain":
+            assert config.pretrain is not None  # checked by Config
+            return cls.small(config.pretrain, config)
+        if config.encoder.kind == "timm":
+            return cls.timm(str(config.encoder.name))
+        name = Path(config.encoder.weights or "").name
+        flops, dim = next((MSN[key] for key in MSN if name.startswith(key)), (None, None))
+        return cls(dim, transformer=flops)
+
+    @classmethod
+    def small(cls, section: Pretrain, config: Config) -> _Encoder:
+        import torch
+
+        from dpt_ray.models.conv import SmallConvNet
+        from dpt_ray.training.throughput import forward_flops
+
+        channels, side = 1 if config.data.mode == "L" else 3, config.data.image_size
+        network = SmallConvNet(channels, section.width, section.dim)
+        return cls(section.dim, conv=forward_flops(network, torch.empty(1, channels, side, side)))
+
+    @classmethod
+    def timm(cls, name: str) -> _Encoder:
+        import timm
+        import torch
+
+        from dpt_ray.training.throughput import forward_flops
+
+        if not timm.is_model(name):  # the flow says so
+            return cls()
+        with torch.device("meta"):
+            network = timm.create_model(name, num_classes=0)
+        image = torch.empty(1, *network.default_cfg["input_size"])
+        return cls(network.num_features, transformer=forward_flops(network, image))
+
+
+def _times(
+    rows: int | None, bytes: float | None, conv: float | None = None, transformer: float | None = None
+) -> Cost:
+    """Return the cost of so many rows of known cost each."""
     if rows is None:
         return Cost()
-    return Cost(rows, None if bytes is None else rows * bytes, None if flops is None else rows * flops)
+    each = (None if value is None else rows * value for value in (bytes, conv, transformer))
+    return Cost(rows, *each)
 
 
 def _autoencoder_flops(config: Config) -> tuple[float, float]:

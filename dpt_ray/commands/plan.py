@@ -1,0 +1,107 @@
+"""plan: what a run would do, what is done already, why the rest is not, and what it costs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Column, Table
+
+from dpt_ray.config import Config, ConfigError
+from dpt_ray.engine.execute import execute
+from dpt_ray.engine.progress import Display, duration
+from dpt_ray.models.precision import resolve_precisions
+from dpt_ray.pipeline.cost import Cost, costs, total_seconds
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.pipeline.run import status
+from dpt_ray.pipeline.speed import Rates, machine_rates, training_threads
+from dpt_ray.store.artifact import Store
+
+COLUMNS = ("rows", "size", "PFLOP", "H200 hours", "here")
+
+
+def plan_tables(config: Config, images: int | None, classes: int | None) -> list[Table]:
+    """Return the tables that `dpt plan` prints; nothing is written to the output.
+
+    With `images`, the costs of so many training images of `classes` classes, whatever the data.
+    """
+    if images is not None:
+        return [_cost_table(config, {"train": images}, classes, done=())]
+    if classes is not None:
+        raise ConfigError(f"--classes {classes} is for --images: give both, or neither")
+    table = Table("stage", "artifact", "state", "why")
+    rows = {row["name"]: row for row in status(config)}
+    for row in rows.values():
+        state = "done" if row["published"] else f"{row['shards']} shards done" if row["shards"] else "to do"
+        table.add_row(row["name"], row["artifact"], state, row["why"])
+    index = rows["index"]["manifest"] or _index_manifest(config)
+    counts = Counter(train=0, validation=0, test=0)
+    for unit in index["units"]:
+        counts[unit["split"]] += unit["rows"]
+    done = [name for name, row in rows.items() if row["published"]]
+    return [table, _cost_table(config, counts, index["classes"], done)]
+
+
+def _index_manifest(config: Config) -> Mapping[str, Any]:
+    """Return the manifest of the index, which is made in a temporary folder to count the images."""
+    index = flow(config)["index"]
+    with tempfile.TemporaryDirectory(prefix="dpt_ray-plan-") as folder:
+        store = Store(folder)
+        execute([index], store, config.compute, Display(Console(quiet=True)), {})
+        return index.artifact(store).manifest
+
+
+def _cost_table(
+    config: Config, images: Mapping[str, int], classes: int | None, done: Collection[str]
+) -> Table:
+    found = costs(config, images, classes)
+    missing = {name: cost for name, cost in found.items() if name not in done}
+    rates = _rates(config) if any(cost.flops for cost in missing.values()) else None
+    table = Table("computed cost", *(Column(name, justify="right") for name in COLUMNS))
+    for name, cost in found.items():
+        here = "done" if name in done else _here(cost, rates)
+        table.add_row(name, *_cells(cost), here)
+    if rates:
+        left = Cost(conv=sum(cost.flops or 0.0 for cost in missing.values()))
+        table.add_section()
+        table.add_row("what is to do", *_cells(left), duration(total_seconds(missing, rates)))
+        table.caption = _caption(config, rates)
+    return table
+
+
+def _rates(config: Config) -> Rates:
+    return machine_rates(resolve_precisions(config), training_threads(config))
+
+
+def _cells(cost: Cost) -> list[str]:
+    best = cost.gpu_hours or 0.0
+    hours = f"{_number(best)} to {_number(2 * best)}" if best >= 0.005 else "< 0.01"
+    return [
+        "-" if cost.rows is None else f"{cost.rows:,}",
+        "-" if cost.bytes is None else decimal(int(cost.bytes)),
+        _number(cost.flops / 1e15) if cost.flops else "-",
+        hours if cost.flops else "-",
+    ]
+
+
+def _here(cost: Cost, rates: Rates | None) -> str:
+    seconds = cost.seconds(rates) if rates else None
+    return duration(seconds) if seconds else "-"
+
+
+def _caption(config: Config, rates: Rates) -> str:
+    threads = training_threads(config)
+    device = "its GPU" if rates.device == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
+    speed = f"{rates.conv / 1e9:,.0f} GFLOP/s in convolutions, {rates.transformer / 1e9:,.0f} in transformers"
+    return (
+        "H200 hours: at 40 to 20% of the peak of one. here: on this machine, by training steps measured "
+        f"just now ({device}: {speed}). Start-up and stages without operations come on top."
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"

@@ -1,0 +1,141 @@
+"""How fast this machine trains the networks of a run: a few real steps of each kind, in a second or two."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dpt_ray.config import Config
+from dpt_ray.config.sections import Denoiser, Pretrain
+
+if TYPE_CHECKING:
+    import torch
+
+SECONDS = 0.5  # about as long as one measured step takes
+GUESS = {"cpu": 30e9, "cuda": 30e12}  # FLOP/s that the size of the first step is chosen by
+LARGEST_SIDE = 32  # of the images that a convolutional network is measured on
+SHALLOW = 2  # depth of the transformer that is measured: its layers are alike
+
+
+@dataclass(frozen=True)
+class Rates:
+    """FLOP/s of training steps on `device`: of a convolutional network, and of a transformer.
+
+    Only the network's multiplications are counted and all of a step's time: augmentation and the gaps of
+    small networks make the rate lower, as they do the training.
+    """
+
+    conv: float
+    transformer: float
+    device: str
+
+
+def machine_rates(config: Config, threads: int) -> Rates:
+    """Return the rates of this machine for a run's own networks (precisions resolved)."""
+    device = training_device(config)
+    channels = 1 if config.data.mode == "L" else 3
+    encoder = config.pretrain or Pretrain(steps=1, batch_size=128, learning_rate=1e-3)
+    conv = measure_encoder(encoder, config.data.image_size, channels, threads, device)
+    diffusion = config.diffusion
+    if config.autoencoder.kind == "identity":
+        side = config.data.image_size
+    else:
+        side, channels = config.data.image_size // 8, 4
+    transformer = measure_denoiser(diffusion.model, side, channels, diffusion.precision, threads, device)
+    return Rates(conv, transformer, device)
+
+
+def training_device(config: Config) -> str:
+    """Return where this machine would train the run's networks."""
+    import torch
+
+    wanted = config.compute.train_gpus or not config.compute.train_workers
+    return "cuda" if wanted and torch.cuda.is_available() else "cpu"
+
+
+def measure_encoder(section: Pretrain, side: int, channels: int, threads: int, device: str) -> float:
+    """Return the FLOP/s of SimCLR steps with the network of `section` on square images."""
+    import torch
+
+    from dpt_ray.learners.simclr import ProjectedEncoder, simclr_step
+    from dpt_ray.models.conv import SmallConvNet
+    from dpt_ray.training.random import GROUP, StepRandom
+    from dpt_ray.training.throughput import forward_flops
+
+    side = min(side, LARGEST_SIDE)
+    generator = torch.Generator().manual_seed(0)
+    network = SmallConvNet(channels, section.width, section.dim, generator)
+    model = ProjectedEncoder(network, section.dim, generator).to(device)
+    # Two views, and a backward pass of twice the forward one.
+    flops = 6 * forward_flops(network, torch.empty(1, channels, side, side))
+    images = _images_of(flops, section.batch_size, device, GROUP)
+    step = simclr_step(section.temperature, images, section.augment_strength)
+    batch = {"image": torch.rand(images, channels, side, side, generator=generator).to(device)}
+
+    def loss() -> torch.Tensor:
+        return step(model, batch, StepRandom(0, 0, 0, images, device))
+
+    return flops * images / _seconds(loss, section.precision, threads, device)
+
+
+def measure_denoiser(
+    section: Denoiser, side: int, channels: int, precision: Any, threads: int, device: str
+) -> float:
+    """Return the FLOP/s of training steps with a shallow network of the denoiser's width and tokens."""
+    import torch
+
+    from dpt_ray.models.uvit import UViT, UViTConfig, flops
+
+    values = section.model_dump() | {"depth": min(section.depth, SHALLOW)}
+    side = max(section.patch_size, side - side % section.patch_size)
+    config = UViTConfig(side, in_channels=channels, num_classes=1, **values)
+    model = UViT(config).to(device)
+    per_image = 3 * flops(config)
+    images = _images_of(per_image, 64, device, 1)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(images, channels, side, side, generator=generator).to(device)
+    t, y = torch.full((images,), 500.0, device=device), torch.zeros(images, dtype=torch.long, device=device)
+
+    def loss() -> torch.Tensor:
+        return model(x, t, y).square().mean()
+
+    return per_image * images / _seconds(loss, precision, threads, device)
+
+
+def _images_of(flops: float, batch_size: int, device: str, multiple: int) -> int:
+    """Return how many images a measured step takes: a batch of them, or what the time allows."""
+    affordable = int(SECONDS * GUESS[device] / flops)
+    return max(multiple, min(batch_size, affordable) // multiple * multiple)
+
+
+def _seconds(loss: Callable[[], torch.Tensor], precision: Any, threads: int, device: str) -> float:
+    """Return the seconds of the fastest of three steps, forward and backward; a slow first one is enough."""
+    import torch
+
+    from dpt_ray.models.precision import autocast
+
+    best, before = float("inf"), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(3):
+            started = time.perf_counter()
+            with autocast(torch.device(device), precision):
+                value = loss()
+            value.backward()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - started)
+            if best > 2 * SECONDS:
+                break
+    finally:
+        torch.set_num_threads(before)
+    return best
+
+
+def training_threads(config: Config) -> int:
+    """Return how many threads of this machine a training has, over its workers."""
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, config.compute.threads * max(1, config.compute.train_workers))

@@ -1,0 +1,63 @@
+"""What a run costs, against formulas written out by hand."""
+
+import pytest
+
+from dpt_ray.config import load_config
+from dpt_ray.pipeline.cost import Cost, costs, total_seconds
+from dpt_ray.pipeline.speed import Rates
+from tests.helpers.paths import DIGITS
+
+IMAGES = {"train": 997, "validation": 200, "test": 600}
+
+
+def conv(width_in, width, side, kernel=3):
+    """The operations of a convolution on side x side places."""
+    return 2 * kernel**2 * width_in * width * side**2
+
+
+def residual(width_in, width, side):
+    skip = conv(width_in, width, side, 1) if width != width_in else 0
+    return conv(width_in, width, side) + conv(width, width, side) + skip
+
+
+def small_network(width, dim):
+    """One image of 8 x 8 grey pixels: three stages, the later two at half the side and twice the width."""
+    stages = residual(width, width, 8) + residual(width, 2 * width, 4) + residual(2 * width, 4 * width, 2)
+    return conv(1, width, 8) + stages + 2 * 4 * width * dim
+
+
+def test_the_small_networks_cost_what_their_layers_do():
+    found = costs(load_config(DIGITS), IMAGES, 10)
+    forward = small_network(24, 64)
+    assert found["encoder"].flops == 600 * 64 * 2 * 3 * forward  # two views, and the way back is two
+    assert found["features"].flops == 1797 * forward
+    assert found["sample_features"].flops == found["augmented_features"].flops == 1280 * forward
+    assert found["referee"].flops == 300 * 128 * 3 * small_network(16, 64)
+    assert found["referee_features"].rows == 1797
+    assert found["augmented"].bytes == 1280 * 64
+
+
+def test_what_a_run_does_not_do_costs_nothing():
+    off = load_config(DIGITS, ["evaluate.controls=false", "evaluate.referee=null"])
+    assert (
+        not {"augmented", "augmented_features", "referee", "referee_features"} & costs(off, IMAGES, 10).keys()
+    )
+
+
+def test_a_published_timm_model_costs_what_its_paper_says():
+    """ViT-B/16 at 224 pixels: 17.6 GFLOPs of multiply-adds (arXiv 2010.11929's successors, DeiT Table 5)."""
+    published = load_config(
+        DIGITS, ["data.mode=RGB", "encoder.kind=timm", "encoder.name=vit_base_patch16_224.mae"]
+    )
+    found = costs(published, IMAGES, 10)
+    assert "encoder" not in found
+    assert found["features"].flops / 1797 == pytest.approx(2 * 17.58e9, rel=0.02)
+    assert found["features"].bytes == 1797 * 768 * 4
+
+
+def test_time_here_is_by_the_rate_of_each_kind_of_network():
+    rates = Rates(conv=2e9, transformer=5e9, device="cpu")
+    samples = Cost(10, conv=4e9, transformer=10e9)
+    assert samples.seconds(rates) == 4.0
+    assert Cost(10).seconds(rates) is None
+    assert total_seconds({"a": samples, "b": Cost(10), "c": Cost(conv=2e9)}, rates) == 5.0

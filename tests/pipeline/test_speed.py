@@ -1,0 +1,39 @@
+"""The speed of this machine, measured by real steps of a run's own networks."""
+
+import torch
+
+from dpt_ray.config import load_config
+from dpt_ray.config.sections import Denoiser
+from dpt_ray.pipeline import speed
+from dpt_ray.pipeline.speed import machine_rates, measure_denoiser
+from tests.helpers.paths import CONFIGS, DIGITS
+
+
+def test_the_rates_are_measured_and_leave_the_threads_as_they_were():
+    before = torch.get_num_threads()
+    rates = machine_rates(load_config(DIGITS), threads=1)
+    assert 1e6 < rates.conv < 1e16 and 1e6 < rates.transformer < 1e16
+    assert torch.get_num_threads() == before
+
+
+def test_a_published_network_is_measured_on_few_images_and_layers(monkeypatch):
+    steps = []
+
+    def one_second(loss, precision, threads, device):
+        steps.append(loss)
+        return 1.0
+
+    monkeypatch.setattr(speed, "_seconds", one_second)
+    config = load_config(CONFIGS / "imagenet256_base.yaml")
+    rates = machine_rates(config, threads=1)
+    assert rates.transformer < 3e11  # operations of the one step: a few seconds of any processor
+    assert len(steps) == 2
+
+
+def test_a_measured_step_takes_as_many_images_as_the_time_allows(monkeypatch):
+    monkeypatch.setattr(speed, "_seconds", lambda *arguments: 1.0)
+    small = Denoiser(patch_size=4, dim=64, depth=2, heads=4)
+    # The rate is then the operations of the step: of a batch of 64 at the most.
+    whole = measure_denoiser(small, 8, 1, "float32", 1, "cpu")
+    monkeypatch.setitem(speed.GUESS, "cpu", 1.0)
+    assert whole == 64 * measure_denoiser(small, 8, 1, "float32", 1, "cpu")
