@@ -1,4 +1,4 @@
-"""From a PIL image to a square uint8 array: the crops of the encoder and of the latents."""
+"""The crops of the encoder and of the autoencoder: PIL image to square uint8 array."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 
 @dataclass(frozen=True)
 class Crop:
-    """How an image becomes `size` x `size` pixels.
+    """How to crop an image to `size` x `size` pixels.
 
-    none: it already is.  eval: short side to `resize` with `interpolation`, then the centre, as
-    classifiers are evaluated.  squash: both sides to `resize`, whatever the aspect, then the centre, as some
-    of timm's are.  adm: the centre crop that latents are made from (ADM, 2105.05233).
+    none: images have that size. eval: resize the short side to `resize`, then centre crop (the usual
+    evaluation of classifiers). squash: resize both sides to `resize`, then centre crop (some timm
+    models). adm: ADM's centre crop (arXiv 2105.05233), for latents.
     """
 
     kind: Literal["none", "eval", "squash", "adm"]
@@ -36,12 +36,11 @@ class Crop:
             raise ValueError(f"crop size is {self.size}; it must be at least 1 pixel")
         if self.kind in ("eval", "squash") and self.resize < self.size:
             raise ValueError(
-                f"crop resize is {self.resize}, below size {self.size}; "
-                "an image must be resized to at least the size that is cut out"
+                f"crop resize is {self.resize}, below size {self.size}; set resize to at least size"
             )
 
     def __str__(self) -> str:
-        """In words, for a table."""
+        """Return a description for tables."""
         if self.kind in ("eval", "squash"):
             sides = f"{self.resize} x {self.resize}" if self.kind == "squash" else f"{self.resize}"
             return f"{self.interpolation} {sides}, crop {self.size}"
@@ -51,8 +50,8 @@ class Crop:
 def crop(image: Image.Image, crop: Crop) -> np.ndarray:
     """Return the crop of an RGB or L image as uint8 [size, size, 3 or 1].
 
-    Raises ValueError where kind "none" meets an image of another size (a wrong setting), and
-    `BadImage` where the image is so elongated that resizing it would exceed PIL's pixel limit.
+    Raises ValueError for kind "none" and an image of another size (a wrong setting), and `BadImage` for
+    an image so elongated that resizing it would exceed PIL's pixel limit.
     """
     if crop.kind == "eval":
         image = _centre_rounded(_short_side(image, crop), crop.size)
@@ -64,13 +63,13 @@ def crop(image: Image.Image, crop: Crop) -> np.ndarray:
     elif image.size != (crop.size, crop.size):
         raise ValueError(
             f"crop kind none needs images of {crop.size} x {crop.size} pixels, got "
-            f"{image.width} x {image.height}; use kind eval or adm, or set size to the images'"
+            f"{image.width} x {image.height}; use kind eval or adm, or set size to that of the images"
         )
     return np.array(image, dtype=np.uint8).reshape(crop.size, crop.size, -1)
 
 
 def _short_side(image: Image.Image, crop: Crop) -> Image.Image:
-    """torchvision's Resize(int): the long side is truncated, not rounded."""
+    """Resize as torchvision's Resize(int): the long side is truncated, not rounded."""
     short, long = sorted(image.size)
     new_long = int(crop.resize * long / short)
     portrait = image.width <= image.height
@@ -82,15 +81,15 @@ def _short_side(image: Image.Image, crop: Crop) -> Image.Image:
 
 
 def _centre_rounded(image: Image.Image, size: int) -> Image.Image:
-    """torchvision's CenterCrop: offsets rounded half to even."""
+    """Crop as torchvision's CenterCrop: offsets rounded half to even."""
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
 
 def _adm(image: Image.Image, size: int) -> Image.Image:
-    """ADM's centre crop: halve with BOX while that is possible, BICUBIC to the size, floor offsets.
+    """Crop as ADM (arXiv 2105.05233): halve with BOX while possible, BICUBIC to the size, floor offsets.
 
-    RECIPES of stage 2 in DPT (2302.10586) and U-ViT (2209.12152), after ADM (2105.05233).
+    U-ViT (arXiv 2209.12152) and DPT (arXiv 2302.10586) use it for stage 2.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)

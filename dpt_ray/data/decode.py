@@ -1,4 +1,4 @@
-"""Image bytes -> PIL image. Whatever cannot be decoded raises `BadImage`, to be quarantined."""
+"""Image bytes to PIL image; what cannot be decoded raises `BadImage` and is quarantined."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class BadImage(ValueError):  # noqa: N818 - a finding about one image, not a fau
 def decode(data: bytes, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
     """Return the image as PIL's `convert(mode)` gives it, first frame, EXIF rotation not applied.
 
-    Alpha is dropped (not blended), 16-bit values saturate at 255, CMYK and palettes are converted:
-    the behaviour of `Image.open(...).convert("RGB")` that published features were computed with.
+    Alpha is dropped (not blended), 16-bit values saturate at 255, CMYK and palettes are converted, as
+    by the `Image.open(...).convert("RGB")` of the published features.
 
-    Raises `BadImage` for bytes that are empty, truncated, broken, no image of a format in
-    `FORMATS`, or of more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (a decompression bomb).
+    Raises `BadImage` for bytes that are empty, truncated, damaged, of no format in `FORMATS`, or of
+    more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (a decompression bomb).
     """
     if not data:
         raise BadImage("empty: zero bytes")
@@ -33,12 +33,12 @@ def decode(data: bytes, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
         with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
             check_pixels(*image.size)  # from the header, before any pixel is decoded
             image.load()
-            return image if image.mode == mode else image.convert(mode)  # convert would copy it
-    except (BadImage, MemoryError):  # out of memory says nothing about the image
+            return image if image.mode == mode else image.convert(mode)  # convert always copies
+    except (BadImage, MemoryError):  # running out of memory is not the image's fault
         raise
     except UnidentifiedImageError:
         raise BadImage(f"not an image of a known format ({', '.join(FORMATS)})") from None
-    except Exception as error:  # broken bytes make PIL's plugins raise nearly anything
+    except Exception as error:  # damaged bytes make PIL's plugins raise nearly anything
         reason = str(error) or type(error).__name__
         raise BadImage(f"cannot be decoded: {reason}") from error
 

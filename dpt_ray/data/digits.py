@@ -1,7 +1,7 @@
-"""scikit-learn's handwritten digits as an image data set that is always at hand.
+"""scikit-learn's handwritten digits as an image data set that needs no download.
 
 1,797 greyscale images of 8 x 8 pixels in 10 classes: the test part of the UCI Optical Recognition
-of Handwritten Digits data, which scikit-learn bundles.
+of Handwritten Digits data.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SPLIT_SEED = 0  # part of the data set: every run has the same splits
 def write_digits(folder_uri: str) -> tuple[pa.Table, list[str]]:
     """Write digits.tar under the folder; return its index and classes ("0" to "9").
 
-    A WebDataset tar of lossless 8 x 8 PNGs, mode L: "digit-0000" to "digit-1796" in scikit-learn's
-    order, grey 0..16 stretched to 0..255 by round(v * 255 / 16). The splits are stratified by class
-    and fixed: train 997, validation 200, test 600. The index points where the tar was written.
+    The WebDataset tar has lossless 8 x 8 PNGs, mode L, "digit-0000" to "digit-1796" in scikit-learn's
+    order, with grey values scaled to 0..255 by round(v * 255 / 16). The splits are fixed and stratified
+    by class: train 997, validation 200, test 600.
     """
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
@@ -52,6 +52,6 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _add(tar: tarfile.TarFile, name: str, payload: bytes) -> None:
-    member = tarfile.TarInfo(name)  # owner 0 and time 0: the same bytes every time
+    member = tarfile.TarInfo(name)  # owner 0 and time 0, for reproducible bytes
     member.size = len(payload)
     tar.addfile(member, io.BytesIO(payload))

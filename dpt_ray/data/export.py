@@ -1,4 +1,4 @@
-"""Generated images in the formats that other tools read: WebDataset tar, ImageFolder, ADM's npz."""
+"""Export of generated images as WebDataset tars, ImageFolder or ADM's npz."""
 
 from __future__ import annotations
 
@@ -19,17 +19,14 @@ from dpt_ray.data.decode import decode
 from dpt_ray.store.artifact import Artifact
 
 IMAGES_PER_TAR = 1000
-ROWS = 256  # read at a time: a shard may hold thousands of large images
+ROWS = 256  # to read at a time: a shard may hold thousands of large images
 
-# id, class id (None: the model knows no classes), PNG file
+# id, class id (None for an unconditional model), PNG file
 Sample = tuple[str, int | None, bytes]
 
 
 def iterate_samples(samples: Artifact, images_per_class: int, labelled: bool = True) -> Iterator[Sample]:
-    """The first so many images of each class of a published `samples` artifact, in shard order.
-
-    Shards hold whole ranges of indices, so that the last may reach beyond `images_per_class`.
-    """
+    """Yield the first `images_per_class` images of each class of a `samples` artifact, in shard order."""
     for rows in _batches(samples, images_per_class, ["id", "class", "image"]):
         columns = (rows[name].to_pylist() for name in ("id", "class", "image"))
         for identifier, label, image in zip(*columns, strict=True):
@@ -37,11 +34,12 @@ def iterate_samples(samples: Artifact, images_per_class: int, labelled: bool = T
 
 
 def count_samples(samples: Artifact, images_per_class: int) -> int:
-    """How many images `iterate_samples` gives; no image is read."""
+    """Return the number of images that `iterate_samples` yields, without reading images."""
     return sum(rows.num_rows for rows in _batches(samples, images_per_class, []))
 
 
 def _batches(samples: Artifact, images_per_class: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    # Shards hold whole ranges of indices, so the last may go beyond `images_per_class`.
     for shard in samples.listed_shards():
         with pq.ParquetFile(samples.local_file(shard["file"]), memory_map=True) as file:
             for rows in file.iter_batches(ROWS, columns=[*columns, "index"]):
@@ -49,10 +47,9 @@ def _batches(samples: Artifact, images_per_class: int, columns: list[str]) -> It
 
 
 def write_webdataset(folder: Path, samples: Iterable[Sample], classes: Sequence[str]) -> None:
-    """Writes samples-000000.tar and so on, of 1,000 images each: ID.png, then ID.cls (the class id).
+    """Write samples-000000.tar and so on, of 1,000 images each: ID.png, then ID.cls (the class id).
 
-    The names of the classes, in class-id order, are in classes.json. Owner and time are 0: the same
-    images give the same bytes.
+    classes.json has the class names in class-id order. Owner and time are 0, for reproducible bytes.
     """
     _write_classes(folder, classes)
     for number, group in groupby(enumerate(samples), lambda item: item[0] // IMAGES_PER_TAR):
@@ -70,15 +67,15 @@ def _add(tar: tarfile.TarFile, name: str, payload: bytes) -> None:
 
 
 def write_imagefolder(folder: Path, samples: Iterable[Sample], classes: Sequence[str]) -> None:
-    """Writes CLASSNAME/ID.png, as torchvision's ImageFolder reads it, and classes.json.
+    """Write CLASSNAME/ID.png, the layout of torchvision's ImageFolder, and classes.json.
 
     ImageFolder numbers classes by sorted name; classes.json has the names in class-id order, which
     may differ ("10" sorts before "2"). Images without a class go to `unlabelled/`. Raises ValueError
-    for a class name that cannot be a folder's.
+    for a class name that is no valid folder name.
     """
     for name in classes:
         if Path(name).name != name or name.startswith("."):
-            raise ValueError(f"class name {name!r} cannot be a folder's name; export as webdataset or npz")
+            raise ValueError(f"class name {name!r} is no valid folder name; export as webdataset or npz")
     _write_classes(folder, classes)
     for name in classes or ["unlabelled"]:
         (folder / name).mkdir()
@@ -94,11 +91,11 @@ def _write_classes(folder: Path, classes: Sequence[str]) -> None:
 
 
 def write_npz(path: Path, samples: Iterable[Sample], count: int) -> None:
-    """Writes ADM's sample file: arr_0 (count, H, W, 3) uint8 RGB and, with classes, arr_1 (count,) int64.
+    """Write ADM's sample file: arr_0 (count, H, W, 3) uint8 RGB and, with classes, arr_1 (count,) int64.
 
-    This is what the evaluator of ADM (Dhariwal & Nichol 2021, arXiv 2105.05233) reads: it wants RGB, so
-    that greyscale images get three equal channels. Images go into the archive one by one. Raises
-    ValueError where they are not `count`, or not of one size.
+    ADM's evaluator (Dhariwal & Nichol 2021, arXiv 2105.05233) needs RGB, so greyscale images get three
+    equal channels. Images are written one by one. Raises ValueError where their number is not `count`
+    or their sizes differ.
     """
     pixels = ((identifier, label, np.asarray(decode(image))) for identifier, label, image in samples)
     first = next(pixels)
@@ -110,11 +107,13 @@ def write_npz(path: Path, samples: Iterable[Sample], count: int) -> None:
             np.lib.format.write_array_header_1_0(file, header)
             for identifier, label, image in chain([first], pixels):
                 if image.shape != shape[1:]:
-                    raise ValueError(f"image {identifier} is {image.shape}, the first is {shape[1:]}")
+                    raise ValueError(
+                        f"image {identifier} is {image.shape}, the first is {shape[1:]}; export as webdataset"
+                    )
                 file.write(image.tobytes())
                 labels.append(label)
         if len(labels) != count:
-            raise ValueError(f"{count} images were announced, {len(labels)} came")
+            raise ValueError(f"expected {count} images, got {len(labels)}; pass the number of the samples")
         if labels[0] is not None:
             with archive.open("arr_1.npy", "w") as file:
                 np.lib.format.write_array(file, np.array(labels, np.int64), allow_pickle=False)

@@ -1,11 +1,11 @@
-"""A folder per class, with or without a folder per split above; or a folder of images alone."""
+"""Index of a folder per class, optionally below a folder per split, or of images without classes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import pyarrow as pa
+from fsspec import AbstractFileSystem
 
 from dpt_ray.data.index import Row, build_index
 from dpt_ray.data.listing import (
@@ -24,13 +24,13 @@ def index_folder(
 ) -> tuple[pa.Table, list[str]]:
     """Return the index of the image files below `uri` and the class names (sorted folder names).
 
-    CLASS/**/NAME.jpg, or SPLIT/CLASS/**/NAME.jpg where every folder at the top is one of
-    `split_names`. Images beside the class folders have no label. id = the path below `uri` without
-    its suffix. Hidden files and files that are no images by their suffix are passed over.
+    The layout is CLASS/**/NAME.jpg, or SPLIT/CLASS/**/NAME.jpg where every top folder is one of
+    `split_names`. Images outside the class folders have no label. The id is the path below `uri`
+    without suffix. Hidden files and files without an image suffix are skipped.
     """
     fs, root = open_root(uri)
     if not fs.isdir(root):
-        raise ValueError(f"{uri} is no folder; check the source's uri and the credentials")
+        raise ValueError(f"{uri} is not a folder; check the source's uri and the credentials")
     top = _folders(fs, root)
     has_splits = bool(top) and all(name.lower() in split_names for name in top)
     splits = {name: split_names[name.lower()] for name in top} if has_splits else {"": "train"}
@@ -39,11 +39,11 @@ def index_folder(
     return build_index(_rows(fs, root, splits), classes)
 
 
-def _folders(fs: Any, directory: str) -> list[str]:
+def _folders(fs: AbstractFileSystem, directory: str) -> list[str]:
     return [name for name, is_folder, *_ in list_directory(fs, directory) if is_folder]
 
 
-def _rows(fs: Any, root: str, splits: Mapping[str, str]) -> Iterator[Row]:
+def _rows(fs: AbstractFileSystem, root: str, splits: Mapping[str, str]) -> Iterator[Row]:
     for folder, split in splits.items():
         for path, size in walk_files(fs, root, folder):
             stem, dot, suffix = path.rpartition(".")

@@ -1,8 +1,8 @@
-"""The index: one row per image, saying where its bytes are, its split and its true label if known.
+"""The index: one row per image with the location of its bytes, its split and its true label if known.
 
 A row's bytes are a whole file (offset 0, length its size or -1), a range of a tar shard, or, where
-the uri ends in .parquet, row number `offset` of that file's image column (length -1).
-Class names are a list in class-id order beside the table (`classes.json`).
+the uri ends in .parquet, row number `offset` of that file's image column (length -1). `classes.json`
+beside the table lists the class names in class-id order.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 SPLITS = ("train", "validation", "test")
@@ -32,14 +32,14 @@ SCHEMA = pa.schema(
     ]
 )
 
-# id, uri, offset, length, split and the label as the source spells it (class name or number).
+# id, uri, offset, length, split, label as in the source (class name or number)
 Row = tuple[str, str, int, int, str, str | None]
 
 
 def build_index(rows: Iterable[Row], classes: Sequence[str] | None = None) -> tuple[pa.Table, list[str]]:
     """Return the validated index of `rows`, in their order, and its classes.
 
-    Holds the table plus 65,536 rows at most. Labels become class ids by `encode_labels`.
+    Memory is the table plus at most 65,536 rows. Labels become class ids by `encode_labels`.
     """
     draft = SCHEMA.set(5, pa.field("label", pa.string()))
     batches = []
@@ -62,12 +62,12 @@ def _chunks(rows: Iterable[Row], size: int) -> Iterable[tuple[Row, ...]]:
 def encode_labels(
     values: pa.ChunkedArray, classes: Sequence[str] | None = None
 ) -> tuple[pa.ChunkedArray, list[str]]:
-    """Return (int32 class ids, class names) for labels spelled as class names or class numbers.
+    """Return (int32 class ids, class names) for labels given as class names or class numbers.
 
-    Null, empty and negative values are unknown labels (null). Without `classes`, names are sorted
-    (class id = rank, as in the published ImageNet lists) and numbers name themselves, from 0 to the
-    highest, or where not a tenth of those occur (a catalogue's own) those that do. Raises ValueError
-    for a value that is neither one of `classes` nor one of their numbers.
+    Null, empty and negative values are unknown labels (null). Without `classes`, class names are the
+    sorted values (class id = rank, as in the published ImageNet lists). Numbers are names of their own:
+    0 to the highest, or only those that occur where they are fewer than a tenth of that range. Raises
+    ValueError for a value that is neither one of `classes` nor one of their numbers.
     """
     text = values.cast(pa.string())
     distinct = [value for value in pc.unique(text).to_pylist() if value]
@@ -88,7 +88,7 @@ def _class_numbers(known: set[int]) -> Sequence[int]:
 def class_id(value: str, by_name: Mapping[str, int]) -> int | None:
     """Return the class id of a class name or number; None for a negative number (unknown).
 
-    A name wins over a number, and where all names are numbers a number is nothing but a name.
+    A name takes precedence over a number; where all names are numbers, a number is a name only.
     Raises ValueError for anything else.
     """
     if value in by_name:
@@ -109,15 +109,15 @@ def class_id(value: str, by_name: Mapping[str, int]) -> int | None:
 
 
 def _integer(value: str) -> int | None:
-    """Read "3", "-1" and the "3.0" that pandas writes for integers in a column with gaps."""
+    """Parse "3", "-1" and the "3.0" that pandas writes for integers in a column with gaps."""
     return int(value.split(".")[0]) if re.fullmatch(r"-?\d+(\.0)?", value) else None
 
 
 def validate_index(table: pa.Table, classes: Sequence[str] | None = None) -> None:
     """Raise ValueError, naming the first offenders, unless `table` is an index.
 
-    Checked: the schema, at least one row, no nulls but in `label`, unique ids, known splits,
-    sensible ranges, and with `classes` their uniqueness and that every label is one of them.
+    Checked are the schema, at least one row, nulls in `label` only, unique ids, known splits, valid
+    ranges and, with `classes`, their uniqueness and that every label is one of them.
     """
     if (table.schema.names, table.schema.types) != (SCHEMA.names, SCHEMA.types):
         found, needed = (", ".join(f"{f.name} {f.type}" for f in s) for s in (table.schema, SCHEMA))
@@ -150,17 +150,17 @@ def _refuse(table: pa.Table, bad: pa.ChunkedArray, problem: str) -> None:
 def read_bytes(rows: pa.Table) -> list[bytes]:
     """Return the bytes of the index rows, in their order; a null in a Parquet column gives b"".
 
-    Each uri is opened once, and object stores get the ranges of all rows concurrently. Parquet
-    images come by row group, the last of which stays in memory: read those rows in order.
-    Raises OSError, naming the uri, where a file is missing, access is denied or a store fails.
+    Each uri is opened once, and ranges of object stores are read concurrently. Parquet images are read
+    by row group, of which the last is cached: pass those rows in order. Raises OSError, naming the uri,
+    where a file is missing, access is denied or a store fails.
     """
     found: list[bytes] = [b""] * rows.num_rows
     requests: dict[str, list[tuple[int, int, int]]] = {}
     columns = (rows[name].to_pylist() for name in ("uri", "offset", "length"))
     for position, (uri, offset, length) in enumerate(zip(*columns, strict=True)):
-        if length != 0:  # object stores answer an empty range with an error
+        if length != 0:  # object stores reject an empty range
             requests.setdefault(uri, []).append((offset, length, position))
-    remote: dict[Any, list[tuple[str, str, int, int, int]]] = {}
+    remote: dict[AbstractFileSystem, list[tuple[str, str, int, int, int]]] = {}
     for uri, ranges in requests.items():
         fs, path = url_to_fs(uri)
         if fs.async_impl and not _is_parquet(uri):
@@ -184,11 +184,11 @@ def read_bytes(rows: pa.Table) -> list[bytes]:
 
 
 def _unreadable(uri: str, error: Exception) -> OSError:
-    """The error that names the file: object stores say that a key does not exist, but not which."""
+    """Return the error with the file's uri, which those of object stores do not name."""
     if isinstance(error, PermissionError):
         return PermissionError(f"access denied to {uri}; check the credentials")
     if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(f"{uri} does not exist any more; put it back or index the images anew")
+        return FileNotFoundError(f"{uri} does not exist any more; restore it or index the images again")
     return OSError(f"{uri} cannot be read ({' '.join(str(error).split()) or type(error).__name__})")
 
 
@@ -208,7 +208,9 @@ def _read_parquet_rows(uri: str, ranges: list[tuple[int, int, int]]) -> Iterator
     starts = _row_group_starts(uri)
     for row, _, _ in ranges:
         if not 0 <= row < starts[-1]:
-            raise ValueError(f"{uri} has {starts[-1]} rows, the index asks for row {row}; index anew")
+            raise ValueError(
+                f"{uri} has {starts[-1]} rows, the index refers to row {row}; index the images again"
+            )
         group = int(np.searchsorted(starts, row, side="right")) - 1
         yield _row_group_images(uri, group)[row - starts[group]].as_py() or b""
 
@@ -233,7 +235,7 @@ def _row_group_images(uri: str, group: int) -> pa.ChunkedArray:
 
 
 def image_column(schema: pa.Schema) -> str:
-    """Return the name of the one column that holds images: a struct with a field `bytes`."""
+    """Return the name of the image column, a struct with a field `bytes`."""
     names = [
         field.name
         for field in schema

@@ -1,15 +1,15 @@
-"""A table of images: Parquet or CSV with `uri` or `id`, and where known `label` and `split`."""
+"""Index of a table of images: Parquet or CSV with `uri` or `id`, and optional `label` and `split`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
 
 from dpt_ray.data.index import Row, build_index
 from dpt_ray.data.listing import SPLIT_NAMES, list_directory, open_root
@@ -25,10 +25,10 @@ def index_manifest(
 ) -> tuple[pa.Table, list[str]]:
     """Return the index of the images that a manifest lists, in its order, and the class names.
 
-    `uri` is a whole URI or a path relative to the manifest; without that column it is `id`, and
-    without `id` the id is the uri less its suffix. `label` is a class name or number, empty where
-    unknown; an empty `split` is train. With `length` (and `offset`) a row is a range of its file;
-    otherwise the folders are listed once for the sizes, and missing files raise ValueError.
+    Column `uri` has URIs, or paths relative to the manifest; it defaults to `id`, and `id` to the uri
+    without suffix. `label` is a class name or number, empty where unknown; an empty `split` is train.
+    With `length` (and `offset`) a row is a range of its file; otherwise each folder is listed once for
+    the sizes, and missing files raise ValueError.
     """
     fs, path = open_root(uri)
     table = _read(fs, path)
@@ -56,7 +56,7 @@ def index_manifest(
     return build_index(_rows(pa.table(columns), split_names, uri), classes)
 
 
-def _read(fs: Any, path: str) -> pa.Table:
+def _read(fs: AbstractFileSystem, path: str) -> pa.Table:
     with fs.open(path, "rb") as file:
         if path.endswith(".csv"):
             types = dict.fromkeys(TEXT_COLUMNS, pa.string())
@@ -77,7 +77,7 @@ def _read(fs: Any, path: str) -> pa.Table:
 
 def _check_given(given: pa.ChunkedArray, key: str, manifest: str) -> None:
     if not len(given):
-        raise ValueError(f"manifest {manifest} lists no images; write a row for each")
+        raise ValueError(f"manifest {manifest} lists no images; write a row per image")
     missing = pc.equal(pc.fill_null(given, ""), "")
     if count := pc.sum(missing).as_py():
         first = pc.index(missing, True).as_py() + 1
@@ -93,7 +93,7 @@ def _without_suffix(given: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _file_sizes(uris: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
-    """Return the bytes of each file, listing every folder once and holding one listing at a time."""
+    """Return the size of each file, listing every folder once, with one listing in memory."""
     parents = pc.replace_substring_regex(uris, "/[^/]*$", "/").combine_chunks().dictionary_encode()
     names = pc.replace_substring_regex(uris, "^.*/", "").combine_chunks()
     folder_of = parents.indices.to_numpy()
@@ -109,7 +109,7 @@ def _file_sizes(uris: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
         if missing:
             raise ValueError(
                 f"manifest {manifest} lists files that do not exist: {', '.join(missing[:5])} "
-                f"({len(missing)} in that folder)"
+                f"({len(missing)} in that folder); correct or remove their rows"
             )
         sizes[rows] = [listed[name] for name in wanted]
     return pa.chunked_array([pa.array(sizes)])

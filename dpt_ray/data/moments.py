@@ -1,4 +1,4 @@
-"""Random access to moments: memory-mapped shards, copied to this node first where the store is remote."""
+"""Random access to moments in memory-mapped shards, which are copied to this node from remote stores."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from dpt_ray.data.shards import matrix
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.cache import check_space, folder
 
-THREADS = 16  # downloads at a time
-LOGGED = 256  # shards between two lines of the log
-ID_BLOCK = 1 << 16  # bytes: the ids of a shard of some hundred rows, in one request
+THREADS = 16  # concurrent downloads
+LOG_EVERY = 256  # shards
+ID_BLOCK = 1 << 16  # bytes; enough for the ids of a shard of some hundred rows in one request
 
 _log = logging.getLogger("dpt_ray")
 
 
 class MomentsReader:
-    """Rows (n, variants, 2C, H, W) float16 of an artifact, from the shards that `hold` brings to this node.
+    """Rows (n, variants, 2C, H, W) float16 of an artifact, from the shards that `hold` has fetched.
 
-    A row is copied out of the mapped file: 118,000 rows of 32 KB a second on one core with warm pages,
-    half the speed of copying one array to another, and more than any device trains on.
+    Rows are copied from the mapped file: 118,000 rows of 32 KB per second on one core with warm pages,
+    more than any device trains on.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -43,32 +43,32 @@ class MomentsReader:
         return int(self._starts[-1])
 
     def hold(self, shards: Iterable[int]) -> None:
-        """Has these shards brought here in the background, in this order, and lets go of all others.
+        """Prefetch these shards in the background, in this order; evict the rest.
 
-        What is let go is removed from this node, if it was a copy. Raises ValueError where the first
-        shards to be held do not fit on the node's disk.
+        Evicted copies are deleted from this node. Raises ValueError where the first shards do not fit
+        on the node's disk.
         """
         wanted = dict.fromkeys(int(shard) for shard in shards if self.sizes[shard])
         new = [shard for shard in wanted if shard not in self._blocks]
         if not self._blocks:
             self._announce(new)
         for shard in self._blocks.keys() - wanted:
-            self._let_go(shard)
+            self._evict(shard)
         for shard in new:
             open_shard = partial(self._artifact.open_shard, self._shards[shard], _mapped)
             self._blocks[shard] = self._threads.submit(open_shard)
 
     def wait(self) -> None:
-        """Returns when all that is held is here; its log says how far that is."""
+        """Wait until all held shards are on this node, logging progress."""
         for number, block in enumerate(self._blocks.values(), 1):
-            if not block.done() and number % LOGGED == 0:
-                _log.info("moments: %d of %d shards are on this node", number, len(self._blocks))
+            if not block.done() and number % LOG_EVERY == 0:
+                _log.info("moments: fetched %d of %d shards", number, len(self._blocks))
             block.result()
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """The moments of the given rows of held shards, in their order; waits for those not here yet.
+        """Return the given rows of held shards, in their order, waiting for shards in transfer.
 
-        Raises ValueError where a node's disk is full, OSError where a shard cannot be downloaded.
+        Raises ValueError where the node's disk is full, OSError where a shard cannot be downloaded.
         """
         which = np.searchsorted(self._starts, rows, side="right") - 1
         blocks = {shard: self._blocks[shard].result() for shard in set(which.tolist())}
@@ -79,7 +79,7 @@ class MomentsReader:
         return out
 
     def close(self) -> None:
-        """Ends what is being brought. What is held stays on the node for whoever comes next."""
+        """Cancel transfers; held shards stay on the node for later readers."""
         self._threads.shutdown(cancel_futures=True)
 
     def _announce(self, shards: list[int]) -> None:
@@ -87,16 +87,16 @@ class MomentsReader:
         check_space(files)
         if files:
             size = sum(file.size or 0 for file in files)
-            _log.info("moments: %d shards, %.1f GB, are copied to %s", len(files), size / 1e9, folder())
+            _log.info("moments: copying %d shards, %.1f GB, to %s", len(files), size / 1e9, folder())
 
-    def _let_go(self, shard: int) -> None:
+    def _evict(self, shard: int) -> None:
         block, remote = self._blocks.pop(shard), self._artifact.remote_shard(self._shards[shard])
         if not block.cancel() and remote:
-            block.add_done_callback(lambda _: remote.remove())  # at once where it is here
+            block.add_done_callback(lambda _: remote.remove())  # immediately if it is done
 
 
 def read_moment_ids(artifact: Artifact) -> pa.Array:
-    """The id of every row of moments; of remote shards that are not here, little more than that is read."""
+    """Return the id of every row of moments, reading little more of remote shards than the ids."""
     shards = [shard for shard in artifact.listed_shards() if shard["rows"]]
     with ThreadPoolExecutor(THREADS) as threads:
         return pa.concat_arrays([pa.array([], pa.string()), *threads.map(partial(_ids, artifact), shards)])
@@ -120,6 +120,6 @@ def _id_column(source: pa.NativeFile) -> pa.Array:
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """The rows (n, values) of a shard's file, read when they are touched."""
+    """Return the rows (n, values) of a shard's file, memory-mapped."""
     [batch] = pa.ipc.open_file(pa.memory_map(str(path))).read_all().to_batches()
     return matrix(batch["moments"])

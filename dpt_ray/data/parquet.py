@@ -1,4 +1,4 @@
-"""Parquet files with the images inside, as Hugging Face datasets writes them."""
+"""Index of Parquet files that contain the images, as Hugging Face datasets writes them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def index_parquet(
 ) -> tuple[pa.Table, list[str]]:
     """Return the index of one Parquet file or of all below a folder, and the class names.
 
-    Each has one column struct<bytes, ...> of images and perhaps a column `label` (a negative one is
-    unknown). id = the file's path below `uri` without suffix, the row, and the image's own file name
-    where the struct has a `path`: "train-00000-000041/n01440764_10026_n01440764". Offset is the row,
-    length -1. Of the images only those names are read. Class names: `classes`, or else
-    what the file's Hugging Face metadata says. The split is a part of the file's name, as for tars.
+    Each has one column struct<bytes, ...> of images and optionally a column `label` (negative: unknown).
+    The id is the file's path below `uri` without suffix, the row, and the image's file name where the
+    struct has a `path`: "train-00000-000041/n01440764_10026_n01440764". Offset is the row, length -1; no
+    image bytes are read. Class names default to those of the file's Hugging Face metadata. The split is
+    part of the file's name, as for tars.
     """
     shards = list_shards(uri, ".parquet")
     if classes is None:
@@ -57,9 +57,9 @@ def _paths_and_labels(shard: str) -> Iterator[tuple[str | None, str | None]]:
 
 
 def _published_classes(shard: str) -> list[str] | None:
-    """Return the names in the ClassLabel feature `label` of the file's metadata, where it has one.
+    """Return the names of the ClassLabel feature `label` in the file's metadata, None without one.
 
-    https://huggingface.co/docs/datasets, Features: stored as JSON under the key "huggingface".
+    Hugging Face datasets stores its features as JSON under the key "huggingface".
     """
     fs, path = url_to_fs(shard)
     with fs.open(path, "rb") as file:

@@ -1,7 +1,6 @@
-"""Features, moments and images on disk: one file a shard, joined by id, opened by plain pyarrow.
+"""Features, moments and images on disk: one file per shard, joined by id, readable by plain pyarrow.
 
-Features and images are Parquet; moments are uncompressed Arrow IPC, so that a row is read where it lies
-in the memory-mapped file.
+Features and images are Parquet; moments are uncompressed Arrow IPC, for random access by memory map.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dpt_ray.store.artifact import Artifact
 
 
 def write_features(path: Path, ids: Sequence[str], features: np.ndarray) -> None:
-    """Writes rows of `id` and `feature` (n, dim) float32 as Parquet."""
+    """Write rows of `id` and `feature` (n, dim) float32 as Parquet."""
     table = pa.table({"id": pa.array(ids, pa.string()), "feature": _fixed(features, pa.float32())})
     pq.write_table(table, path)
 
@@ -30,13 +29,13 @@ def write_features(path: Path, ids: Sequence[str], features: np.ndarray) -> None
 def read_features(
     artifact: Artifact, whole: Collection[str] | None = None, ids: pa.Array | None = None
 ) -> tuple[pa.Array, np.ndarray]:
-    """Ids and features (n, dim) float32 of an artifact, in shard order, one copy in memory.
+    """Return ids and features (n, dim) float32 of an artifact, in shard order, one copy in memory.
 
-    Of all its shards, or only of those named `whole` and, in the others, of the images `ids`.
+    With `whole`, only those shards are read completely, and only the images `ids` of the others.
     """
     shards = [shard for shard in artifact.listed_shards() if shard["rows"]]
     if not shards:
-        raise ValueError(f"{artifact.uri}: holds no rows")
+        raise ValueError(f"{artifact.uri}: has no rows; check the images of the source")
     is_whole = [whole is None or shard["shard"] in whole for shard in shards]
     most = sum(shard["rows"] for shard, all_of_it in zip(shards, is_whole, strict=True) if all_of_it)
     most += 0 if ids is None else len(ids)
@@ -57,23 +56,20 @@ def read_features(
 def read_feature_shard(
     artifact: Artifact, shard: dict[str, Any], ids: pa.Array | None = None
 ) -> tuple[pa.ChunkedArray, np.ndarray]:
-    """The ids and features (n, dim) float32 of a shard that holds rows, or of the images `ids` in it.
-
-    The features cannot be written to.
-    """
+    """Return ids and read-only features (n, dim) float32 of a non-empty shard, or of its images `ids`."""
     file = pq.ParquetFile(artifact.local_file(shard["file"]))
     names = file.read(["id"])["id"]
     if ids is None:
         return names, matrix(file.read(["feature"]).combine_chunks()["feature"].chunk(0))
     wanted = pc.is_in(names, value_set=ids)
-    if not pc.any(wanted).as_py():  # most shards: their features stay unread
+    if not pc.any(wanted).as_py():  # as for most shards: skip reading their features
         return names.slice(0, 0), np.empty((0, file.schema_arrow.field("feature").type.list_size), np.float32)
     block = matrix(file.read(["feature"]).combine_chunks()["feature"].chunk(0))
     return names.filter(wanted), block[wanted.to_numpy()]
 
 
 def write_moments(path: Path, ids: Sequence[str], moments: np.ndarray) -> None:
-    """Writes rows of `id` and `moments` (n, ...) float16 as an uncompressed Arrow IPC file."""
+    """Write rows of `id` and `moments` (n, ...) float16 as an uncompressed Arrow IPC file."""
     values = math.prod(moments.shape[1:])
     flat = _fixed(moments.reshape(len(moments), values).astype(np.float16), pa.float16())
     table = pa.table({"id": pa.array(ids, pa.string()), "moments": flat})
@@ -82,23 +78,23 @@ def write_moments(path: Path, ids: Sequence[str], moments: np.ndarray) -> None:
 
 
 def write_images(path: Path, images: Sequence[np.ndarray], columns: dict[str, Any]) -> None:
-    """Writes uint8 (H, W, C) images as lossless PNG bytes in column `image`, beside other columns."""
+    """Write uint8 (H, W, C) images as PNG bytes in column `image`, with other columns."""
     pq.write_table(pa.table({**columns, "image": pa.array(map(encode_png, images), pa.binary())}), path)
 
 
 def read_images(artifact: Artifact) -> Iterator[pa.Table]:
-    """The shards of an image artifact (of its extent), one table each."""
+    """Yield the shards of an image artifact (of its extent), one table each."""
     for shard in artifact.listed_shards():
         yield read_image_shard(artifact, shard)
 
 
 def read_image_shard(artifact: Artifact, shard: dict[str, Any]) -> pa.Table:
-    """One shard of images."""
+    """Return one shard of images."""
     return pq.read_table(artifact.local_file(shard["file"]))
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """The PNG file of a uint8 (H, W, C) image with one or three channels."""
+    """Return the PNG file of a uint8 (H, W, C) image with one or three channels."""
     buffer = io.BytesIO()
     Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
     return buffer.getvalue()
@@ -110,7 +106,7 @@ def _fixed(values: np.ndarray, kind: pa.DataType) -> pa.FixedSizeListArray:
 
 
 def matrix(column: pa.FixedSizeListArray) -> np.ndarray:
-    """The rows of a fixed-size list as a matrix (n, list size), without a copy."""
+    """Return the rows of a fixed-size list as a matrix (n, list size), without a copy."""
     size = column.type.list_size
     values = column.values.slice(column.offset * size, len(column) * size)
     return values.to_numpy(zero_copy_only=True).reshape(-1, size)

@@ -1,4 +1,4 @@
-"""The kinds of sources an index can be made of. (The bundled digits: `digits.write_digits`.)"""
+"""The kinds of sources of an index, besides the bundled digits (`digits.write_digits`)."""
 
 from __future__ import annotations
 

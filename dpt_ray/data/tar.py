@@ -1,4 +1,4 @@
-"""WebDataset tar shards: KEY.jpg|jpeg|png|webp beside KEY.cls or KEY.json."""
+"""Index of WebDataset tar shards: KEY.jpg (or another image suffix) with KEY.cls or KEY.json."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def index_tar(
 ) -> tuple[pa.Table, list[str]]:
     """Return the index of one tar or of all .tar files under a folder, and the class names.
 
-    id = the key, the member's name up to the first dot of its last part. Only headers and the small
-    label files are read: a .cls holds a class name or number, a .json an object with it under
-    "label" or "cls". The split is the first part of the shard's name that `split_names` knows.
-    Raises ValueError for a compressed, damaged or cut tar, and where dots in a name hide an image.
+    The id is the key, the member's name up to the first dot of its last part. Only headers and label
+    files are read: a .cls has a class name or number, a .json an object with it under "label" or "cls".
+    The split is the first part of the shard's name in `split_names`. Raises ValueError for a compressed,
+    damaged or truncated tar, and where dots in a name hide an image.
     """
     return build_index(_rows(uri, split_names), classes)
 
@@ -40,7 +40,7 @@ def _rows(uri: str, split_names: Mapping[str, str]) -> Iterator[Row]:
 
 
 def _samples(shard: str) -> Iterator[tuple[str, int, int, str | None]]:
-    """Yield (key, offset, size, label) per image; a sample's files stand together in the tar."""
+    """Yield (key, offset, size, label) per image; a sample's files are consecutive in the tar."""
     for key, files in groupby(_members(shard), lambda file: _key_and_kind(file[0].name)[0]):
         image: tuple[int, int] | None = None
         label, other = None, ""
@@ -58,8 +58,8 @@ def _samples(shard: str) -> Iterator[tuple[str, int, int, str | None]]:
             yield key, *image, label
         elif other:
             raise ValueError(
-                f"{shard}: {other} is no image of a sample, since its key {key!r} ends at the first dot "
-                "(WebDataset's rule); write the tar again with names that have one dot"
+                f"{shard}: {other} is not the image of a sample, since its key {key!r} ends at the first "
+                "dot (WebDataset's rule); write the tar again with names that have one dot"
             )
 
 
@@ -71,7 +71,7 @@ def _key_and_kind(name: str) -> tuple[str, str]:
 
 
 def _members(shard: str) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """Yield each regular member's header and, for label files only, its payload; hidden ones are left out."""
+    """Yield each regular member's header and, for label files only, its payload; skip hidden members."""
     fs, path = url_to_fs(shard)
     try:
         with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -80,18 +80,18 @@ def _members(shard: str) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
                     is_label = member.name.lower().endswith(LABEL_KINDS)
                     content = tar.extractfile(member) if is_label else None
                     yield member, content.read() if content else b""
-                tar.members.clear()  # type: ignore[attr-defined]  # or it remembers every header
+                tar.members.clear()  # type: ignore[attr-defined]  # which keeps every header otherwise
             _check_end(file, tar.offset)
     except tarfile.TarError as error:
         raise ValueError(
-            f"{shard} is no complete uncompressed tar ({error}); write it again, without gzip"
+            f"{shard} is not a complete uncompressed tar ({error}); write it again, without gzip"
         ) from error
 
 
 def _check_end(file: IO[bytes], offset: int) -> None:
-    """Raise tarfile.ReadError unless the members end with the two blocks of zeros of every tar.
+    """Raise tarfile.ReadError unless the members are followed by a tar's two blocks of zeros.
 
-    tarfile takes a header that it cannot read for the end, except in the first place.
+    tarfile treats any header after the first that it cannot read as the end.
     """
     file.seek(offset)
     end = file.read(2 * tarfile.BLOCKSIZE)

@@ -1,8 +1,7 @@
-"""Work units over images: fixed groups of rows, so that what is computed together never varies.
+"""Work units of images: fixed groups of rows, so that batches never depend on the number of actors.
 
-Two kinds of artifacts hold images: the index (rows that say where the bytes are) and image shards
-(generated or augmented images). A unit of the index is a row group of its table; a unit of the other is
-a shard.
+Two kinds of artifacts have images: the index (rows with the location of the bytes) and image shards
+(generated or augmented images). A unit of the former is a row group of its table, of the latter a shard.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Unit = dict[str, Any]
 
 
 def write_index(path: Path, index: pa.Table) -> list[Unit]:
-    """Writes the index with the rows of a split together, a row group for each unit; the units."""
+    """Write the index sorted by split, one row group per unit; return the units."""
     units: list[Unit] = []
     with pq.ParquetWriter(path, index.schema) as writer:
         for split in SPLITS:
@@ -44,17 +43,17 @@ def write_index(path: Path, index: pa.Table) -> list[Unit]:
 
 
 def list_units(images: Artifact) -> list[Unit]:
-    """The units of a published index or image artifact, of its extent."""
+    """Return the units of a published index or image artifact (of its extent)."""
     return list(images.manifest["units" if images.exists(INDEX) else "shards"])
 
 
 def read_index(index: Artifact, columns: list[str] | None = None) -> pa.Table:
-    """The whole table of an index artifact."""
+    """Return the table of an index artifact."""
     return pq.read_table(index.local_file(INDEX), columns=columns)
 
 
 def find_rows(index: Artifact, ids: Collection[str]) -> pa.Table:
-    """The rows of some images in an index artifact, in its order, read a row group at a time."""
+    """Return the rows of the images `ids` in an index artifact, in its order, read by row group."""
     wanted = pa.array(sorted(ids), pa.string())
     found = []
     with pq.ParquetFile(index.local_file(INDEX)) as file:
@@ -65,7 +64,7 @@ def find_rows(index: Artifact, ids: Collection[str]) -> pa.Table:
 
 
 def decode_rows(rows: pa.Table, how: Crop, mode: str) -> dict[str, np.ndarray]:
-    """The pixels (H, W, C) uint8 of index rows by id, in their order; unreadable images are left out."""
+    """Return the pixels (H, W, C) uint8 of index rows by id, in their order, without unreadable images."""
     found = {}
     for identifier, data in zip(rows["id"].to_pylist(), read_bytes(rows), strict=True):
         with suppress(BadImage):
@@ -74,7 +73,7 @@ def decode_rows(rows: pa.Table, how: Crop, mode: str) -> dict[str, np.ndarray]:
 
 
 def read_unit(images: Artifact, unit: Unit) -> tuple[list[str], list[bytes]]:
-    """The ids of a unit and the bytes of its image files."""
+    """Return the ids of a unit and the bytes of its image files."""
     if "row_group" in unit:
         rows = pq.ParquetFile(images.local_file(INDEX)).read_row_group(unit["row_group"])
         return rows["id"].to_pylist(), read_bytes(rows)
@@ -85,8 +84,10 @@ def read_unit(images: Artifact, unit: Unit) -> tuple[list[str], list[bytes]]:
 def decode_unit(
     images: Artifact, unit: Unit, crops: dict[str, Crop], mode: str
 ) -> tuple[list[str], dict[str, np.ndarray], list[tuple[str, str]]]:
-    """One decode an image: the ids that can be read, their pixels (n, H, W, C) uint8 for each crop,
-    and (id, reason) of those that cannot."""
+    """Return ids, pixels (n, H, W, C) uint8 for each crop, and (id, reason) of unreadable images.
+
+    Each image is decoded once.
+    """
     ids: list[str] = []
     bad: list[tuple[str, str]] = []
     pixels: dict[str, list[np.ndarray]] = {name: [] for name in crops}
@@ -108,7 +109,7 @@ def decode_unit(
 def iterate_pixels(
     images: Artifact, how: Crop, mode: str, split: str | None = None
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """(ids, pixels) of every unit, of one split where it is named; unreadable images are left out."""
+    """Yield (ids, pixels) of every unit, or of those of one split, without unreadable images."""
     for unit in list_units(images):
         if split is None or unit["split"] == split:
             ids, pixels, _ = decode_unit(images, unit, {"pixels": how}, mode)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from os import PathLike
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -91,10 +91,11 @@ class FeatureStatistics:
 
     def save(self, file: NpzFile) -> None:
         """Write an npz with `mu` (d,), `sigma` (d, d) and, where known, `n`."""
-        arrays: dict[str, Any] = {"mu": self.mean.numpy(), "sigma": self.covariance.numpy()}
-        if self.count is not None:
-            arrays["n"] = self.count
-        np.savez(file, **arrays)
+        mean, covariance = self.mean.numpy(), self.covariance.numpy()
+        if self.count is None:
+            np.savez(file, mu=mean, sigma=covariance)
+        else:
+            np.savez(file, mu=mean, sigma=covariance, n=self.count)
 
     @classmethod
     def load(cls, file: NpzFile, *, spatial: bool = False) -> FeatureStatistics:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dpt_ray.engine.node import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dpt_ray.models.uvit import UViTConfig
 
 CLASSES, IMAGES = 10, 8  # rows and columns of the grid
 PIXELS = 64  # smaller images are magnified to about this side
@@ -19,7 +24,7 @@ class AveragedSampler:
     It does not touch the random state of the training.
     """
 
-    def __init__(self, task: Task, config: Any, device: str) -> None:
+    def __init__(self, task: Task, config: UViTConfig, device: str) -> None:
         import torch
 
         from dpt_ray.diffusion.sampling import Sampling
@@ -46,7 +51,7 @@ class AveragedSampler:
         """The shape of one image's latents and noise."""
         return self._autoencoder.latent_shape
 
-    def images(self, weights: Mapping[str, Any], labels: Sequence[int], noise: Any) -> np.ndarray:
+    def images(self, weights: Mapping[str, Tensor], labels: Sequence[int], noise: Tensor) -> np.ndarray:
         """Return images (n, H, W, C) uint8 of classes `labels` from `noise` (n, *shape)."""
         import torch
 
@@ -73,7 +78,7 @@ class Preview:
         chosen = np.linspace(0, len(names) - 1, min(CLASSES, len(names))).round().astype(int).tolist()
         self._classes = {label: names[label] for label in chosen}
 
-    def __call__(self, step: int, weights: Mapping[str, Any]) -> dict[str, float]:
+    def __call__(self, step: int, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """Write `previews/STEP.png`; return no values for the log."""
         import torch
 

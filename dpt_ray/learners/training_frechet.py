@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +11,11 @@ from dpt_ray.data.crops import Crop
 from dpt_ray.data.rows import TrainingFeatures
 from dpt_ray.engine.node import Task
 from dpt_ray.learners.preview import AveragedSampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dpt_ray.models.precision import Precision
 
 FACTS = "frechet.json"
 IMAGES = 1000  # in all; of equal number per class where there are no more classes than this
@@ -35,7 +40,7 @@ class TrainingFrechet:
         self._sampler, self._device = sampler, device
         encoder = task.inputs["encoder"]
         self._crop = Crop(**encoder.manifest["crop"])
-        precision: Any = task.inputs["features"].manifest["settings"]["precision"]
+        precision: Precision = task.inputs["features"].manifest["settings"]["precision"]
         self._encoder = load_encoder(encoder.uri, precision).to(device)
         self._batch_size = task.compute.batch_size
         classes = task.inputs["index"].manifest["classes"]
@@ -58,7 +63,7 @@ class TrainingFrechet:
         }
         task.out.write_json(FACTS, facts)
 
-    def __call__(self, step: int, weights: Mapping[str, Any]) -> dict[str, float]:
+    def __call__(self, step: int, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the distance, and the guidance it was measured at, for the log."""
         import torch
 

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from einops import rearrange
@@ -14,6 +14,9 @@ from dpt_ray.data.crops import FILTERS, Crop
 from dpt_ray.models.conv import SmallConvNet
 from dpt_ray.models.precision import Precision, autocast
 from dpt_ray.models.weights import load_strict, load_weights, local_copy, save_weights
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -189,7 +192,7 @@ def timm_weights(name: str) -> str:
     return f"hf://{known.hf_hub_id}/model.safetensors"
 
 
-def _timm_config(name: str) -> Any:
+def _timm_config(name: str) -> "PretrainedCfg | None":
     """Return timm's description of a model's weights, None for an unknown model or tag."""
     import timm  # slow to import, and unused by the other kinds
 

@@ -11,7 +11,6 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -35,8 +34,9 @@ def load_weights(path: str | Path, section: str | None = None) -> dict[str, Tens
     naming the file for a pickle that contains code, a damaged file, or a missing section.
     """
     file = local_copy(path)
+    content: object
     if file.name.endswith(".safetensors"):
-        content: Any = _load_safetensors(file, path)
+        content = _load_safetensors(file, path)
     elif file.name.endswith(PICKLE_SUFFIXES):
         content = _load_pickle(file, path)
     else:
@@ -85,7 +85,7 @@ def _load_safetensors(file: Path, source: str | Path) -> dict[str, Tensor]:
         raise ValueError(_unreadable(source, error)) from error
 
 
-def _load_pickle(file: Path, source: str | Path) -> Any:
+def _load_pickle(file: Path, source: str | Path) -> object:
     # Only the zip format (torch >= 1.6) can be memory-mapped; unused parts, such as an optimizer's
     # state, then stay on disk.
     mapped = zipfile.is_zipfile(file)
@@ -102,7 +102,7 @@ def _load_pickle(file: Path, source: str | Path) -> Any:
         raise ValueError(_unreadable(source, error)) from error
 
 
-def _state_dict(content: Any, section: str | None, source: str | Path) -> dict[str, Tensor]:
+def _state_dict(content: object, section: str | None, source: str | Path) -> dict[str, Tensor]:
     """Return the flat dict of tensors under `section` (or a usual one) of a checkpoint's content."""
     if not isinstance(content, Mapping):
         raise ValueError(

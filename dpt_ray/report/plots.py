@@ -137,10 +137,9 @@ def accuracy_bars(rows: Sequence[AccuracyRow], highlight: str) -> str:
     for y, row in enumerate(known):
         test, stderr = 100 * (row.test or 0.0), 100 * (row.test_stderr or 0.0)
         colour = SERIES[0] if row.name == highlight else NEUTRAL
-        whiskers: dict[str, Any] = {"ecolor": INK, "elinewidth": 1.4, "capsize": 3}
         alpha = 1 if row.name == highlight else 0.7
         axes.barh(y, test, height=0.42, color=colour, alpha=alpha)
-        axes.errorbar(test, y, xerr=stderr, fmt="none", **whiskers)
+        axes.errorbar(test, y, xerr=stderr, fmt="none", ecolor=INK, elinewidth=1.4, capsize=3)
         axes.text(0, y - 0.31, _short(row.name, 60), va="bottom")
         axes.text(test + stderr + 1.5, y, f"{test:.1f}", va="center", weight="bold")
     axes.set(ylim=(len(known) - 0.7, -0.85), xlim=(0, 112), yticks=[])

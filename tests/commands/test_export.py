@@ -179,7 +179,7 @@ def test_an_export_that_breaks_off_leaves_nothing(
 def test_npz_refuses_more_or_fewer_images_than_its_header_says(tmp_path: Path) -> None:
     for count in (1, 3):
         png = encode_png(pixels(0, 0))
-        with pytest.raises(ValueError, match=f"{count} images were announced, 2 came"):
+        with pytest.raises(ValueError, match=f"expected {count} images, got 2"):
             formats.write_npz(tmp_path / "s.npz", [("a", 0, png), ("b", 1, png)], count)
 
 
@@ -196,7 +196,7 @@ def test_bad_requests_name_what_is_allowed(tmp_path: Path) -> None:
         export_samples(config, "zip", tmp_path / "out")
     with pytest.raises(ConfigError, match=r"is no \.npz file"):
         export_samples(config, "npz", tmp_path / "out")
-    with pytest.raises(ConfigError, match="'cat/kitten' cannot be a folder's name"):
+    with pytest.raises(ConfigError, match="'cat/kitten' is no valid folder name"):
         export_samples(config, "imagefolder", tmp_path / "out")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="was not written"):

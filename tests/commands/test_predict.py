@@ -276,7 +276,7 @@ def test_bad_requests_name_what_is_wrong(tmp_path: Path) -> None:
         "nowhere": "does not exist",
         "new": "holds no image",
         "new/notes.txt": "holds no image",
-        "torn.tar": "no complete uncompressed tar",
+        "torn.tar": "not a complete uncompressed tar",
         "list.csv": r"lists files that do not exist: .*lost\.png",
     }.items():
         with pytest.raises(ConfigError, match=f"images: .*{source}.*{problem}"):

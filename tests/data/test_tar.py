@@ -76,8 +76,8 @@ HEADER = 5 * (512 + 3072)  # of the sixth member
     ("data", "message"),
     [
         (tar_of({"a.png": b"1"}, "w:gz"), "without gzip"),
-        (GOOD_TAR[:2000], "no complete uncompressed tar"),
-        (b"no tar" * 500, "no complete uncompressed tar"),
+        (GOOD_TAR[:2000], "not a complete uncompressed tar"),
+        (b"no tar" * 500, "not a complete uncompressed tar"),
         (MANY[:HEADER] + b"x" + MANY[HEADER + 1 :], f"end mark at byte {HEADER}"),
         (MANY[:HEADER] + bytes(512) + MANY[HEADER + 512 :], f"end mark at byte {HEADER}"),
         (MANY[: HEADER + 300], f"end mark at byte {HEADER}"),
