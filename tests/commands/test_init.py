@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from rich.console import Console
 
 from dpt_ray.cluster.session import unused_gpus
 from dpt_ray.commands import init as start
 from dpt_ray.commands.init import write_config
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.config.sections import Compute
-from dpt_ray.engine.progress import Display
 from dpt_ray.pipeline import run as runs
+from tests.helpers.runs import make, quiet
 
 
 def draw(path, side=20, mode="RGB"):
@@ -38,7 +37,7 @@ def test_a_folder_for_each_class_gives_a_run_that_passes_its_first_stages(classe
     assert (config.data.validation, config.data.test) == (3, 3)  # a tenth of the other 36
     assert str(found) == "40 train images as folder; 4 labels of 2 classes; 16 pixels, RGB"
     assert f"`dpt init`: {found}" in path.read_text()
-    assert runs.run(config, Display(Console(quiet=True)), ["labels"])[0].made == ["index", "labels"]
+    assert make(config, "labels") == ["index", "labels"]
 
 
 @pytest.mark.parametrize(("side", "mode"), [(32, "L"), (64, "RGB")])
@@ -66,9 +65,7 @@ def test_the_classes_of_the_configuration_are_those_of_the_index(tmp_path):
         draw(tmp_path / "images" / f"{number}.png")
     (tmp_path / "labels.csv").write_text("id,label\n0,tulip\n3,rose\n")
     path, _ = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
-    _, store = runs.run(
-        load_config(path, [f"output={tmp_path}/out"]), Display(Console(quiet=True)), ["labels"]
-    )
+    _, store = runs.run(load_config(path, [f"output={tmp_path}/out"]), quiet(), ["labels"])
     [digest] = store.digests("index")
     assert store.artifact("index", digest).read_json("classes.json") == ["rose", "tulip"]
 
