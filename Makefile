@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALL := $(VENV)/bin/pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: setup demo test lint study clean
+.PHONY: setup demo test test-all lint study clean
 
 setup: $(VENV)/.installed
 
@@ -27,7 +27,11 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# All that needs no cluster of several processes, and one short run of the whole pipeline on Ray.
 test: lint
+	$(VENV)/bin/pytest -m "not cluster or smoke"
+
+test-all: lint
 	$(VENV)/bin/pytest
 
 clean:

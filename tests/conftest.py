@@ -18,6 +18,16 @@ from tests.helpers.object_store import Hub, object_store
 from tests.helpers.processes import kill_session
 from tests.helpers.tiny_run import TINY, TinyRun
 
+# What starts a real cluster of several processes; a test with one of them is marked.
+CLUSTERS = {"cluster", "finished", "nodes"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if CLUSTERS & set(item.fixturenames):
+            item.add_marker(pytest.mark.cluster)
+
 
 def pytest_sessionfinish(session):
     shutil.rmtree(SCRATCH, ignore_errors=True)

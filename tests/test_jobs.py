@@ -32,7 +32,6 @@ def submit(cluster, script, *arguments, **environment):
     )
 
 
-@pytest.mark.cluster
 def test_a_submitted_job_publishes_the_report(cluster, tiny_overrides, tmp_path):
     # No controls and no referee: fewer passes over the same code.
     settings = (*tiny_overrides, "evaluate.controls=false", "evaluate.referee=null")
@@ -44,7 +43,6 @@ def test_a_submitted_job_publishes_the_report(cluster, tiny_overrides, tmp_path)
     assert (tmp_path / "dpt_ray_outputs" / "runs" / "digits" / "report.html").exists()
 
 
-@pytest.mark.cluster
 def test_a_job_without_its_token_is_refused(cluster, tmp_path, monkeypatch):
     wrong = tmp_path / "token"
     wrong.write_text("0" * 64)
@@ -54,7 +52,6 @@ def test_a_job_without_its_token_is_refused(cluster, tmp_path, monkeypatch):
     assert "token" in done.stderr.lower()
 
 
-@pytest.mark.cluster
 def test_a_job_with_a_relative_output_is_refused_with_the_reason(cluster):
     done = submit(cluster, "run_pipeline.py", "output=outputs")
     assert done.returncode == 1

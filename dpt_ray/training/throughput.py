@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 import torch
@@ -26,13 +27,14 @@ def forward_flops(network: nn.Module, *inputs: Tensor) -> int:
     return counter.get_total_flops()
 
 
+@functools.cache
 def matmul_peak(device: torch.device | str, dtype: torch.dtype) -> float:
     """Return the FLOP/s of this device's fastest of several matrix products, a multiply-add being two.
 
     Sizes double up to one that brings matrix units to speed, as long as a product of the next size would
     take less than `_LONGEST`: a processor that emulates the type ends within about a second, too. Operands
     are random (a GPU is clocked higher on constant ones, which draw less power), from a generator of
-    their own.
+    their own. Measured once in a process.
     """
     device = torch.device(device)
     n, largest = (1024, 8192) if device.type == "cuda" else (128, 2048)

@@ -13,8 +13,6 @@ from safetensors.numpy import load_file
 from dpt_ray.cluster import session as stages_cluster
 from dpt_ray.data.shards import read_features, read_images
 
-pytestmark = pytest.mark.cluster
-
 COMPUTED = ("features", "moments", "pseudo_labels", "samples")
 
 

@@ -23,8 +23,6 @@ from tests.helpers.cluster import free_ports, ray_start
 from tests.helpers.gated_training import STEPS, function, gate, gated_task
 from tests.helpers.processes import command_line, kill_session, session_pids
 
-pytestmark = pytest.mark.cluster
-
 # A node whose raylet refuses connections is dead after 1.5 s instead of 15, and so on.
 QUICK = {
     "RAY_health_check_initial_delay_ms": "500",

@@ -11,7 +11,6 @@ from dpt_ray.config.sections import Compute
 from tests.helpers.gated_training import gated_task
 
 
-@pytest.mark.cluster
 def test_an_actor_publishes_a_unit_while_it_has_the_next(cluster):
     class Meeting:
         """Publishes a unit only once another one is being computed or published as well."""
@@ -51,7 +50,6 @@ def made_of(monkeypatch):
     return tell
 
 
-@pytest.mark.cluster
 def test_more_training_workers_than_there_is_room_for_are_refused_when_training_starts(
     cluster, tmp_path, monkeypatch
 ):

@@ -364,7 +364,6 @@ def test_a_model_is_put_in_shards_only_where_workers_are_several(monkeypatch):
     assert sharded == [(model, [model], "cpu")]
 
 
-@pytest.mark.cluster
 def test_two_workers_that_share_one_model_go_on_from_a_checkpoint_of_one_that_had_it_all(latents, cluster):
     settings = (
         *("diffusion.steps=12", "diffusion.precision=bfloat16", "diffusion.alignment=0.5"),

@@ -32,7 +32,6 @@ def untested(config):
     return {"accuracy": [{"name": "probe", "test": None, "n_test": 0}], "frechet": []}
 
 
-@pytest.mark.cluster
 def test_a_study_of_one_run_is_that_runs_table_without_errors(finished, tmp_path):
     run = finished.copy_to(tmp_path / "out")
     text = study.run_study(write(tmp_path), [*run.overrides, f"output={run.output}"], quiet())

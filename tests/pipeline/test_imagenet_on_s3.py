@@ -25,8 +25,6 @@ from tests.helpers.object_store import object_store
 from tests.helpers.paths import GOLDEN
 from tests.helpers.runs import make
 
-pytestmark = pytest.mark.cluster
-
 CLASSES = ["n01440764", "n01443537", "n02085620", "n03000684", "n04235860", "n15075141"]
 COLOURS = np.array(
     [(200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40), (200, 40, 200), (30, 30, 30)]

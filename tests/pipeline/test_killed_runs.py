@@ -11,15 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dpt_ray.data.crops import Crop
 from dpt_ray.data.shards import read_images
-from dpt_ray.stages.extract import Output, check_finite
 from dpt_ray.store.checkpoints import checkpoint_names
 from dpt_ray.training.log import read_log
 from tests.helpers.processes import command_line, kill_group, kill_session, session_pids, wait_until
 from tests.helpers.tiny_run import TINY, TinyRun, files, shard_files
-
-pytestmark = pytest.mark.cluster
 
 # The artifact in whose making the driver is killed: all that the same pass or step makes.
 KILLED = {
@@ -148,17 +144,6 @@ def test_features_that_are_not_finite_stop_the_run_with_an_image_and_a_remedy(fi
     assert "set encoder.precision=float32" in told
     assert "Traceback" not in error
     assert not run.artifact("features").shards()
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, 7e4])  # the last is too large for float16
-def test_moments_that_are_not_finite_when_stored_are_refused(value):
-    crop = Crop("adm", 8)
-    output = Output("moments", None, "", crop, False, "float32", 0.0)
-    values = np.zeros((3, 2, 2, 4, 4), np.float32)
-    check_finite(output, ["a", "b", "c"], values)
-    values[1, 0, 1, 2, 3] = value
-    with pytest.raises(ValueError, match=r"image b are not finite \(1 of 3 images.*float32 already"):
-        check_finite(output, ["a", "b", "c"], values)
 
 
 def test_a_broken_shard_is_named_and_what_is_made_of_it_is_not_published(finished, tmp_path):

@@ -11,9 +11,8 @@ from dpt_ray.stages.evaluation import METHODS
 from dpt_ray.training.log import read_log
 from tests.helpers.tiny_run import files, shard_files
 
-pytestmark = pytest.mark.cluster
 
-
+@pytest.mark.smoke
 def test_a_run_publishes_every_artifact_and_shows_the_report(finished):
     unpublished = [name for name in finished.nodes() if not finished.artifact(name).published]
     assert unpublished == []
@@ -23,6 +22,7 @@ def test_a_run_publishes_every_artifact_and_shows_the_report(finished):
         assert (shown / name).exists(), name
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("name", "views"), [("encoder", 2), ("referee", 1)])
 def test_an_encoders_training_tells_its_mfu(finished, name, views):
     artifact = finished.artifact(name)
@@ -39,6 +39,7 @@ def test_an_encoders_training_tells_its_mfu(finished, name, views):
         assert record["mfu"] == pytest.approx(3 * views * forward * record["images_per_s"] / peak)
 
 
+@pytest.mark.smoke
 def test_the_tuned_probe_is_the_one_that_validation_prefers(finished):
     real = RealRows(finished.artifact("index"), finished.artifact("features"), ("validation", "test"))
     with_labels = RealRows(*map(finished.artifact, ("index", "features")), (), finished.artifact("labels"))
@@ -66,6 +67,7 @@ def test_the_tuned_probe_is_the_one_that_validation_prefers(finished):
     assert METHODS["probe"] in (finished.output / "runs" / "digits" / "report.html").read_text()
 
 
+@pytest.mark.smoke
 def test_the_same_run_again_makes_nothing(finished, tmp_path):
     run = finished.copy_to(tmp_path)
     before = files(tmp_path / "store")

@@ -31,8 +31,6 @@ from dpt_ray.store.artifact import Store
 from tests.helpers.runs import make
 from tests.helpers.tiny_run import shard_files
 
-pytestmark = pytest.mark.cluster
-
 CLASSES, TEST = ("a", "b", "c"), 8  # test images of each class
 CONFIG = """
 name: small

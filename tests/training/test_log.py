@@ -4,11 +4,7 @@ import re
 import time
 import urllib.request
 
-import pytest
-
 from dpt_ray.store.artifact import Artifact
-
-pytestmark = pytest.mark.cluster
 
 RECORD = {"step": 1, "loss": 0.25, "images_per_s": 20.0, "data_wait": 0.125, "lr": 1.0}
 

@@ -5,10 +5,12 @@ from torch import nn
 from dpt_ray.training import throughput
 from dpt_ray.training.throughput import forward_flops, matmul_peak
 
+measured_peak = matmul_peak.__wrapped__  # past the memory of what this process has measured
+
 
 def test_the_peak_is_a_speed_a_processor_can_have_and_draws_nobody_elses_numbers():
     before = torch.get_rng_state()
-    assert 1e8 < matmul_peak("cpu", torch.float32) < 1e15
+    assert 1e8 < measured_peak("cpu", torch.float32) < 1e15
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -23,7 +25,7 @@ def test_the_peak_of_any_machine_is_measured_in_about_a_second(monkeypatch, spee
 
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch, "mm", product)
-    assert matmul_peak("cpu", torch.float32) == pytest.approx(speed)
+    assert measured_peak("cpu", torch.float32) == pytest.approx(speed)
     assert max(sizes) == largest and clock[0] < 1.5
 
 
