@@ -134,8 +134,8 @@ class Autoencoder(Settings):
     """Images to moments and latents back to images; `identity` trains on the pixels themselves.
 
     `weights` is a file with LDM's names or a folder in diffusers' format, also on the Hugging Face hub:
-    `hf://stabilityai/sd-vae-ft-ema`. `precision` is that of both networks that make images, the denoiser
-    where it samples too (while it is trained, `diffusion.precision` is).
+    `hf://stabilityai/sd-vae-ft-ema`. `precision` is that of the encoder and, where `generate.precision` is
+    left out, of both networks that make images (while the denoiser is trained, `diffusion.precision` is).
     """
 
     kind: Literal["identity", "kl"] = "identity"
@@ -232,6 +232,7 @@ class Sampling(Settings):
     nfe: Count = 25
     indices_per_shard: Count = 16
     seed: Seed = 0
+    precision: Annotated[Precision | None, HashedIfSet] = None
 
     @model_validator(mode="after")
     def _interval(self) -> Sampling:
@@ -241,7 +242,10 @@ class Sampling(Settings):
 
 
 class Generate(Sampling):
-    """Class-conditional sampling. `images_per_class` may grow later without making any image again."""
+    """Class-conditional sampling. `images_per_class` may grow later without making any image again.
+
+    `precision` of denoiser and decoder is `autoencoder.precision` where it is left out.
+    """
 
     images_per_class: Count
 
@@ -271,8 +275,8 @@ class Evaluate(Section):
     `inception` (the file of FID's Inception weights) has FID, sFID, Inception Score, KID, precision and
     recall measured, of all generated images or of `images` of them, the first of each class. `reference`
     is an npz of `mu` and `sigma` (for sFID ADM's `mu_s` and `sigma_s`) for FID, in place of the run's own
-    test images. `resize` to Inception's 299 pixels: "tensorflow" as ADM and pytorch-fid's statistics have
-    it, "clean" is clean-fid.
+    test images. `resize` to Inception's 299 pixels: "tensorflow" is that of ADM's evaluator and its
+    statistics, "pytorch_fid" that of U-ViT's and DPT's numbers, "clean" is clean-fid.
     """
 
     controls: bool = True
@@ -280,7 +284,7 @@ class Evaluate(Section):
     referee: Pretrain | None = None
     inception: str | None = None
     reference: str | None = None
-    resize: Literal["tensorflow", "clean"] = "tensorflow"
+    resize: Literal["tensorflow", "pytorch_fid", "clean"] = "tensorflow"
     images: Count | None = None
 
 

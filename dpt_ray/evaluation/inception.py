@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-untyped]
     FeatureExtractorInceptionV3,
 )
@@ -28,7 +29,7 @@ from dpt_ray.models.weights import load_weights
 
 SIZE = 299
 
-Resize = Literal["tensorflow", "clean"]
+Resize = Literal["tensorflow", "pytorch_fid", "clean"]
 
 
 class Activations(NamedTuple):
@@ -74,14 +75,18 @@ def activations(
 ) -> Activations:
     """Activations of uint8 `images` (B, H, W, C), on the device of the network.
 
-    One channel is repeated to three. `resize` to 299 x 299 is "tensorflow", the bilinear one without
-    antialiasing inside the original graph (FID as ADM and most papers report it), or "clean", the
-    antialiased bicubic of clean-fid (Parmar et al. 2022, arXiv 2104.11222). The two do not compare.
+    One channel is repeated to three. `resize` to 299 x 299 is
+
+    - "tensorflow": the bilinear one without antialiasing inside the original graph, its grid at the
+      pixels' corners (ADM's evaluator, which made the reference statistics of ImageNet);
+    - "pytorch_fid": PyTorch's bilinear one without antialiasing, its grid at the pixels' centres
+      (pytorch-fid, with which U-ViT and DPT report their FID against ADM's statistics);
+    - "clean": the antialiased bicubic of clean-fid (Parmar et al. 2022, arXiv 2104.11222).
+
+    Numbers of different ones do not compare.
     """
     device = network.fc.weight.device
-    x = _as_rgb(images)
-    x = _resized_tensorflow(x.to(device)) if resize == "tensorflow" else _resized_clean(x).to(device)
-    x = (x - 128) / 128
+    x = network_input(_as_rgb(images).to(device), resize)
     # cuDNN's default TF32 would round float32 to ten bits.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for name, layer in network.named_children():  # in the order of the graph
@@ -93,6 +98,14 @@ def activations(
                 spatial = rearrange(x[:, :7], "b c h w -> b (h w c)")
     pool = x.flatten(1)
     return Activations(pool, spatial, (pool @ network.fc.weight.T).softmax(1))
+
+
+def network_input(x: Tensor, resize: Resize) -> Tensor:
+    """Return images (B, 3, H, W) uint8 resized to 299 x 299, in about [-1, 1]; see `activations`."""
+    if resize == "pytorch_fid":  # on [0, 1], then 2 x - 1, in pytorch-fid's order of operations
+        size = (SIZE, SIZE)
+        return 2 * interpolate(x.float() / 255, size=size, mode="bilinear", align_corners=False) - 1
+    return ((_resized_tensorflow(x) if resize == "tensorflow" else _resized_clean(x)) - 128) / 128
 
 
 def _as_rgb(images: Tensor) -> Tensor:
@@ -114,4 +127,4 @@ def _resized_clean(x: Tensor) -> Tensor:
     channels = x.flatten(0, 1).float().cpu().numpy()
     bicubic = Image.Resampling.BICUBIC
     resized = [np.asarray(Image.fromarray(channel).resize((SIZE, SIZE), bicubic)) for channel in channels]
-    return torch.from_numpy(np.stack(resized)).clamp(0, 255).reshape(*x.shape[:2], SIZE, SIZE)
+    return torch.from_numpy(np.stack(resized)).clamp(0, 255).reshape(*x.shape[:2], SIZE, SIZE).to(x.device)

@@ -86,11 +86,12 @@ def _precisions(config: Config) -> dict[str, str]:
     sections = {
         "encoder": config.encoder,
         "autoencoder": config.autoencoder,
+        "generate": config.generate,
         "pretrain": config.pretrain,
         "diffusion": config.diffusion,
         "evaluate.referee": config.evaluate.referee,
     }
-    return {key: section.precision for key, section in sections.items() if section}
+    return {key: section.precision for key, section in sections.items() if section and section.precision}
 
 
 def _with_precisions(config: Config, chosen: dict[str, Precision]) -> Config:
@@ -111,7 +112,7 @@ def _chosen(section: str, compute: Compute) -> Precision:
 
 def _on_gpu(section: str, compute: Compute) -> bool:
     """Whether what a section is about runs on a GPU."""
-    if section in ("encoder", "autoencoder"):
+    if section in ("encoder", "autoencoder", "generate"):
         return compute.actor_gpus > 0
     if compute.train_workers:
         return compute.train_gpus

@@ -152,7 +152,7 @@ def _second_stage(config: Config, nodes: Nodes) -> None:
     }
     # How many images there are is the extent's to say: more of them must not be another artifact.
     settings = config.generate.model_dump(mode="json", exclude={"images_per_class"})
-    settings["precision"] = config.autoencoder.precision
+    settings["precision"] = config.generate.precision or config.autoencoder.precision
     if config.diffusion.weights:
         told = {"weights", "model", "schedule", "prediction", "condition"}
         published = config.diffusion.model_dump(mode="json", include=told)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from dpt_ray.evaluation.inception import activations, load_inception
+from dpt_ray.evaluation.inception import activations, load_inception, network_input
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,6 +68,40 @@ def test_clean_resize_gives_the_features_of_clean_fids_resizer_and_network(
         (expected,) = reference((torch.from_numpy(pixels) - 128) / 128)
     found = activations(network, images, resize="clean").pool
     torch.testing.assert_close(found, expected[:, :, 0, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (32, 48), (256, 256), (400, 320)])
+def test_pytorch_fids_resize_is_clean_fids_legacy_pytorch_one(size):
+    """`legacy_pytorch` is a port of pytorch-fid, which resizes 0..255 for a network that takes x / 255."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = 2 * (cleanfid.resize.build_resizer("legacy_pytorch")(image) / 255) - 1
+    found = network_input(torch.from_numpy(image).permute(2, 0, 1)[None], "pytorch_fid")
+    np.testing.assert_allclose(found[0].permute(1, 2, 0).numpy(), expected, atol=2e-6)
+
+
+def test_pytorch_fids_resize_interpolates_between_the_centres_of_pixels():
+    """A ramp of 2 pixels, 0 and 255, by hand: output pixel i looks at (i + 1/2) 2 / 299 - 1/2."""
+    ramp = torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 2, 2)
+    place = ((np.arange(299) + 0.5) * 2 / 299 - 0.5).clip(0, 1)
+    found = network_input(ramp, "pytorch_fid")
+    np.testing.assert_allclose(found[0, 0, 0].numpy(), 2 * place - 1, atol=1e-6)
+    # TensorFlow's looks at 2 i / 299.
+    found = network_input(ramp, "tensorflow")
+    place = (np.arange(299) * 2 / 299).clip(0, 1)
+    np.testing.assert_allclose(found[0, 0, 0].numpy(), (255 * place - 128) / 128, atol=1e-5)
+
+
+def test_pytorch_fid_gives_the_features_of_clean_fids_port_of_it(inception_weights, network, images):
+    state = torch.load(inception_weights, weights_only=True)
+    with patch.object(cleanfid.inception_pytorch, "load_state_dict_from_url", lambda *a, **k: state):
+        reference = cleanfid.inception_pytorch.InceptionV3(resize_input=False).eval()
+    resize = cleanfid.resize.build_resizer("legacy_pytorch")
+    pixels = np.stack([resize(image) for image in images.numpy()]).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        (expected,) = reference(torch.from_numpy(pixels) / 255)
+    found = activations(network, images, resize="pytorch_fid").pool
+    torch.testing.assert_close(found, expected[:, :, 0, 0], rtol=1e-4, atol=1e-4)
+    assert (found - activations(network, images).pool).abs().max() > 1e-2
 
 
 def test_grey_images_are_repeated_to_three_channels(network, images):
