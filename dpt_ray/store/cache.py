@@ -1,4 +1,4 @@
-"""This node's copies of remote files: one for each content, whole or not at all, shared by its processes."""
+"""This node's copies of remote files: one per content, complete or absent, shared by all processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def folder() -> Path:
-    """Where the copies lie: in the temporary folder (TMPDIR), readable by this user alone."""
+    """Return the folder of the copies, below the temporary folder (TMPDIR), private to this user."""
     path = Path(tempfile.gettempdir()) / f"dpt_ray-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
     return path
@@ -29,9 +29,9 @@ def folder() -> Path:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that is elsewhere. `content` changes when its bytes do; `size` in bytes, where known.
+    """A remote file; `content` changes with its bytes, `size` in bytes is None where unknown.
 
-    The copies of a `family` can be removed together.
+    Copies of one `family` can be removed together.
     """
 
     fs: fsspec.AbstractFileSystem
@@ -48,13 +48,14 @@ class RemoteFile:
 
     @property
     def copy(self) -> Path:
-        """Where its copy is, or will be."""
+        """The path of its copy, whether it exists or not."""
         return folder() / self.key / Path(self.path).name
 
     def opened(self, open_copy: Callable[[Path], T]) -> T:
-        """`open_copy(path)` of the copy, downloaded if it is not there; nobody removes it meanwhile.
+        """Return `open_copy(path)` of the copy, downloading it first if needed.
 
-        Raises ValueError where the disk is full, OSError where the download breaks off.
+        The copy cannot be removed during the call. Raises ValueError where the disk is full, OSError
+        where the download is interrupted.
         """
         with self._locked():
             if not self.copy.exists():
@@ -62,7 +63,7 @@ class RemoteFile:
             return open_copy(self.copy)
 
     def remove(self) -> None:
-        """Removes the copy. Who has it open or mapped keeps what is in it."""
+        """Remove the copy; processes that have it open or mapped keep its content."""
         with self._locked():
             self.copy.unlink(missing_ok=True)
             with suppress(OSError):
@@ -70,13 +71,13 @@ class RemoteFile:
 
     def _download(self) -> None:
         copy = self.copy
-        part = copy.with_name(f"{copy.name}.part")  # one of a killed process is overwritten
+        part = copy.with_name(f"{copy.name}.part")  # overwrites that of a killed process
         try:
             copy.parent.mkdir(exist_ok=True)
             self.fs.get_file(self.path, str(part))
             size = part.stat().st_size
             if self.size is not None and size != self.size:
-                raise OSError(f"{self.path}: {size} of {self.size} bytes came; try again")
+                raise OSError(f"{self.path}: got {size} of {self.size} bytes; try again")
             part.replace(copy)
         except OSError as error:
             if is_disk_full(error):
@@ -87,7 +88,7 @@ class RemoteFile:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keeps other threads and processes from this copy. The lock of a process that dies is free."""
+        """Lock this copy against other threads and processes; a dead process holds no lock."""
         locks = folder() / "locks"
         locks.mkdir(exist_ok=True)
         with (locks / self.key).open("w") as file:
@@ -96,10 +97,10 @@ class RemoteFile:
 
 
 def remove_family(family: str, but: Path | None = None) -> None:
-    """Removes this node's copies of a family, all but one. Who has them open or mapped keeps them."""
+    """Remove this node's copies of a family except `but`; open or mapped ones stay readable."""
     for copy in folder().glob(f"{_family_key(family)}-*"):
         if but is None or copy != but.parent:
-            shutil.rmtree(copy, ignore_errors=True)  # another process may be removing it as well
+            shutil.rmtree(copy, ignore_errors=True)  # another process may be removing it too
 
 
 def _family_key(family: str) -> str:
@@ -108,12 +109,12 @@ def _family_key(family: str) -> str:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder that is removed after the block, or by the next user if this process is killed in it."""
+    """Yield a folder that is removed after the block, or by a later call if this process is killed."""
     root = folder() / "scratch"
     root.mkdir(exist_ok=True)
     mine = root / uuid.uuid4().hex
     with ExitStack() as held:
-        with _folder_lock(root, fcntl.LOCK_EX):  # nobody takes a new folder for an abandoned one
+        with _folder_lock(root, fcntl.LOCK_EX):  # so that no process takes a new folder for an abandoned one
             for other in root.iterdir():
                 with suppress(FileNotFoundError, BlockingIOError), _folder_lock(other):
                     shutil.rmtree(other)
@@ -125,7 +126,7 @@ def scratch() -> Iterator[Path]:
 
 @contextmanager
 def _folder_lock(path: Path, kind: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[None]:
-    """Holds the lock of a folder, which is free again when this process dies; BlockingIOError if taken."""
+    """Hold the lock of a folder, released when this process dies. Raises BlockingIOError if taken."""
     number = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(number, kind)
@@ -135,14 +136,14 @@ def _folder_lock(path: Path, kind: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Itera
 
 
 def check_space(files: Iterable[RemoteFile]) -> None:
-    """Raises ValueError where the files that have no copy yet do not fit on the disk."""
+    """Raise ValueError where the files that have no copy yet do not fit on the disk."""
     missing = [file.size or 0 for file in files if not file.copy.exists()]
     if sum(missing) > shutil.disk_usage(folder()).free:
         raise _too_small(sum(missing), len(missing))
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room; safetensors says so in its text alone."""
+    """Return whether a write failed because the disk is full; safetensors says so in its text only."""
     full = (errno.ENOSPC, errno.EDQUOT)
     return getattr(error, "errno", None) in full or any(f"(os error {code})" in str(error) for code in full)
 
@@ -150,6 +151,6 @@ def is_disk_full(error: BaseException) -> bool:
 def _too_small(size: int, files: int) -> ValueError:
     free = shutil.disk_usage(folder()).free
     return ValueError(
-        f"{folder()}: {size / 1e9:.1f} GB ({files} files) are to be copied to this node, whose disk has "
+        f"{folder()}: copying {size / 1e9:.1f} GB ({files} files) to this node, whose disk has "
         f"{free / 1e9:.1f} GB free; free some, or set TMPDIR (where Ray is started) to a folder with more"
     )

@@ -1,21 +1,24 @@
-"""Checkpoints in an artifact's folder: published whole, the newest two kept."""
+"""Checkpoints in an artifact's folder: published atomically, the newest two kept."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpt_ray.store.artifact import Artifact, local_copy
 from dpt_ray.store.cache import remove_family
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 CHECKPOINTS = "checkpoints"
 KEPT_CHECKPOINTS = 2
 
 
-def save_checkpoint(out: Artifact, step: int, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Publishes a checkpoint (tensors first, then its JSON) and removes all but the newest two.
+def save_checkpoint(out: Artifact, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Publish a checkpoint (tensors first, then its JSON) and remove all but the newest two.
 
-    There is one writer: what else is unfinished there has been left by a killed one.
+    There is one writer, so other unfinished files are those of a killed one; they are removed.
     """
     from safetensors.torch import save_file
 
@@ -29,21 +32,20 @@ def save_checkpoint(out: Artifact, step: int, tensors: dict[str, Any], meta: dic
         out.fs.rm_file(out.path(f"{CHECKPOINTS}/{old}.safetensors"))
 
 
-def check_room(out: Artifact, model: Any) -> None:
-    """Raises ValueError where the disk has no room for the checkpoints of a model's training.
+def check_room(out: Artifact, model: nn.Module) -> None:
+    """Raise ValueError where the disk has no room for the checkpoints of a model's training.
 
-    What a killed writer left there is removed first.
-
-    Those that are kept and one being written, each with the weights, their averages and Adam's two moments.
+    Unfinished files of a killed writer are removed first.
     """
     _remove_torn(out)
+    # The kept checkpoints and the one being written, each with weights, EMA and Adam's two moments.
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     there = sum(out.fs.size(out.path(f"{CHECKPOINTS}/{name}.safetensors")) for name in checkpoint_names(out))
     out.check_room((KEPT_CHECKPOINTS + 1) * 4 * weights - there)
 
 
-def load_checkpoint(out: Artifact) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The newest complete checkpoint, if there is one."""
+def load_checkpoint(out: Artifact) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return the newest complete checkpoint, tensors and JSON, None where there is none."""
     from safetensors.torch import load_file
 
     names = checkpoint_names(out)
@@ -53,17 +55,17 @@ def load_checkpoint(out: Artifact) -> tuple[dict[str, Any], dict[str, Any]] | No
     family = out.file_uri(CHECKPOINTS)
     copy = local_copy(out.file_uri(f"{name}.safetensors"), family)
     tensors = load_file(copy)
-    remove_family(family, but=copy)  # the other workers of this node load this one, too
+    remove_family(family, but=copy)  # the other workers of this node load this one too
     return tensors, out.read_json(f"{name}.json")
 
 
 def remove_copies(out: Artifact) -> None:
-    """Removes this node's copies of a remote store's checkpoints: once all its workers have loaded them."""
+    """Remove this node's copies of a remote store's checkpoints, once all its workers have loaded them."""
     remove_family(out.file_uri(CHECKPOINTS))
 
 
 def _remove_torn(out: Artifact) -> None:
-    """Removes files under temporary names, and tensors that have no JSON."""
+    """Remove files under temporary names, and tensors without JSON."""
     whole = checkpoint_names(out)
     files = out.fs.ls(out.path(CHECKPOINTS), detail=False) if out.exists(CHECKPOINTS) else []
     for file in map(Path, files):
@@ -72,7 +74,7 @@ def _remove_torn(out: Artifact) -> None:
 
 
 def checkpoint_names(out: Artifact) -> list[str]:
-    """The names (zero-padded steps) of the complete checkpoints, oldest first."""
+    """Return the names (zero-padded steps) of the complete checkpoints, oldest first."""
     if not out.exists(CHECKPOINTS):
         return []
     files = out.fs.ls(out.path(CHECKPOINTS), detail=False)

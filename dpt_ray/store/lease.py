@@ -1,8 +1,8 @@
-"""One writer for an identity: a lease in the artifact's folder, kept alive by a heartbeat.
+"""One writer per identity: a lease in the artifact's folder, kept alive by a heartbeat.
 
-A lease is taken by a conditional put (create if absent). Its holder rewrites it every few seconds; who
-waits for it takes it over when its content has not changed for `LIFETIME` by the waiter's own clock, or
-at once when the holder was a process of this machine that no longer lives.
+A lease is acquired by a conditional put (create if absent). Its holder rewrites it every few seconds. A
+waiting process takes it over when its content has not changed for `LIFETIME` by the waiter's own clock,
+or at once when the holder was a process of this machine that is dead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ NAME = "lease.json"
 
 
 class Lease:
-    """`with Lease(artifact):` the only writer of that artifact. Blocks while another one lives."""
+    """Context manager that makes this process the only writer of an artifact; blocks until it is.
+
+    `on_wait(holder)` is called at every poll while another process holds the lease.
+    """
 
     def __init__(self, artifact: Artifact, on_wait: Callable[[str], None] = lambda holder: None) -> None:
         self._artifact, self._on_wait = artifact, on_wait
@@ -65,11 +68,11 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether the lease is still this process's own."""
+        """Whether this process still holds the lease."""
         return str(self._owner["token"]).encode() in self._read()
 
     def _acquire(self, took_over: bool) -> bool:
-        """Creates the lease; after a takeover only if no other waiter, judging the same, removed it."""
+        """Create the lease; after a takeover, check that no other waiter has taken it over as well."""
         if not self._create():
             return False
         if took_over:
@@ -87,7 +90,7 @@ class Lease:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 with Path(path).open("xb") as file:
                     file.write(self._content())
-            else:  # S3 and GCS: a put that fails if the object is there
+            else:  # S3 and GCS: a put that fails if the object exists
                 self._artifact.fs.pipe_file(path, self._content(), mode="create")
         except FileExistsError:
             return False
@@ -104,8 +107,8 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
-            with suppress(Exception):  # a storage that is away is tried again; each has errors of its own
-                if not self.held:  # taken over: the store's atomic shards keep both writers harmless
+            with suppress(Exception):  # retry after any error, of which every storage has its own
+                if not self.held:  # taken over; atomic shards make two writers harmless
                     return
                 self._artifact.write_bytes(NAME, self._content())
 
@@ -123,7 +126,7 @@ def _is_dead(content: bytes) -> bool:
     try:
         holder = json.loads(content)
     except ValueError:
-        return False  # being written; it will either become whole or run out
+        return False  # being written: it will be completed, or expire
     if holder["host"] != socket.gethostname():
         return False
     try:

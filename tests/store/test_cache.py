@@ -79,7 +79,7 @@ def test_a_removed_copy_is_fetched_again(remote):
 
 def test_a_file_that_came_in_part_is_no_copy(remote):
     longer = RemoteFile(remote.fs, remote.path, remote.content, 6)
-    with pytest.raises(OSError, match="5 of 6 bytes came"):
+    with pytest.raises(OSError, match="got 5 of 6 bytes"):
         longer.opened(Path.read_bytes)
     assert list(cache.folder().glob("*/*.arrow*")) == []
 
