@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.filesize import decimal
 
 from dpt_ray.evaluation.metric import Metric
 from dpt_ray.report.pictures import GridRow, grid_png, scale_to
@@ -73,7 +74,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything the page shows, as plain values; what is empty or None is left out.
+    """The content of the page as plain values; empty and None values are left out.
 
     Accuracies, precisions and calibration errors are fractions, times ISO 8601 strings. Without
     `gain` the headline compares the first accuracy row with the last and gives no uncertainty of
@@ -105,7 +106,7 @@ class ReportData:
 
 
 def render_report(data: ReportData) -> str:
-    """Return the page; raises ValueError where `gain` names no accuracy row or images disagree."""
+    """Return the page. Raises ValueError where `gain` names no accuracy row or image sizes differ."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -173,15 +174,8 @@ def duration(seconds: float) -> str:
 
 
 def size(n_bytes: int | None) -> str:
-    """Return bytes in decimal units with three digits, a dash where unknown."""
-    if n_bytes is None:
-        return UNKNOWN
-    value, unit = float(n_bytes), "B"
-    for larger in ("kB", "MB", "GB", "TB", "PB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g}\u00a0{unit}"
+    """Return bytes in decimal units, a dash where unknown."""
+    return UNKNOWN if n_bytes is None else decimal(n_bytes, precision=2, separator="\u00a0")
 
 
 def count(number: int | None) -> str:
@@ -221,7 +215,7 @@ def _difference(data: ReportData, compared: tuple[AccuracyRow, AccuracyRow] | No
 
 
 def _pixelated(grid: Sequence[GridRow]) -> bool:
-    """Whether images are magnified: then CSS must not smooth them, larger ones it should."""
+    """Return whether images are magnified, in which case CSS must not smooth them."""
     shown = [row for row in grid if len(row.real) + len(row.generated)]
     return bool(shown) and scale_to(shown, PICTURE_PIXELS) > 1
 

@@ -1,7 +1,7 @@
-"""The report's plots, each one `<svg>` to put inside an HTML page.
+"""The report's plots, each an `<svg>` element for an HTML page.
 
-Colours are written as CSS variables of the page (`--ink`, `--series-0`, ...), so that one plot
-serves light and dark mode; text stays text, and ids are prefixed, since all plots share a page.
+Colours are CSS variables of the page (`--ink`, `--series-0`, ...), so that a plot works in light and
+dark mode. Text stays text, and the ids of different plots differ.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DASHES = ("-", "--", ":", "-.")
 
 STYLE = {
     "font.size": 9.5,
-    "font.sans-serif": ["DejaVu Sans"],  # the layout is measured in it; browsers without it take theirs
+    "font.sans-serif": ["DejaVu Sans"],  # used for the layout; browsers without it substitute theirs
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -154,8 +154,8 @@ def accuracy_bars(rows: Sequence[AccuracyRow], highlight: str) -> str:
 def sweep_lines(rows: Sequence[SweepRow]) -> str:
     """Return validation accuracy against images per class, a line per method and real weight.
 
-    Where several L2 penalties were tried at one point, the best is drawn; a method without extra
-    images is a level line at its best. The chosen trials carry a ring.
+    Of several L2 penalties at one point the best is drawn; a method without extra images is a
+    horizontal line at its best. The chosen trials are ringed.
     """
     best: dict[tuple[str, str], dict[int, float]] = {}
     level: dict[str, float] = {}
@@ -214,7 +214,7 @@ def _ring_chosen(axes: Axes, rows: Sequence[SweepRow], sizes: Sequence[int]) -> 
 
 @matplotlib.rc_context(STYLE)
 def class_bars(rows: Sequence[ClassRow]) -> str:
-    """Return bars of pseudo-label precision per class, least precise first, recall as a mark.
+    """Return bars of pseudo-label precision per class, least precise first, with recall as a marker.
 
     Shows the `MOST_BARS` least precise classes; returns "" where no precision is known.
     """
@@ -270,7 +270,7 @@ def reliability(calibration: Calibration) -> str:
         }
         axes.plot(confidence, accuracy, color=colour, linewidth=1)
         axes.scatter(confidence, accuracy, s=areas, clip_on=False, zorder=3, **marks)
-        # The legend's marker has one size, whatever the counts are.
+        # An empty plot for the legend, whose marker has a fixed size.
         axes.scatter([], [], s=36, label=f"{name} (ECE {100 * ece:.1f} %)", **marks)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
@@ -289,8 +289,8 @@ def reliability(calibration: Calibration) -> str:
 def training_curve(name: str, points: Sequence[tuple[int, float]], number: int) -> str:
     """Return one curve over training steps; the y axis is logarithmic if it spans 10 or more.
 
-    Non-finite values are left out; at most about `MOST_POINTS` are drawn, and always the last.
-    `number` tells the plots of one page apart.
+    Non-finite values are left out; at most about `MOST_POINTS` are drawn, always including the last.
+    `number` distinguishes the plots of one page.
     """
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     stride = max(1, math.ceil(len(finite) / MOST_POINTS))
@@ -328,12 +328,12 @@ def _short(text: str, most: int) -> str:
 def _inline_svg(figure: Figure, name: str, alt: str) -> str:
     """Return the figure as an `<svg>` element whose ids no figure of another `name` has."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # the salt of the ids that are referred to
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # salts the ids of clip paths and markers
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = ElementTree.fromstring(buffer.getvalue())
     for element in svg.iter():
         if element.tag == f"{{{SVG}}}g":
-            element.attrib.pop("id", None)  # "axes_1" and so on, the same in every figure
+            element.attrib.pop("id", None)  # unreferenced, and the same in every figure ("axes_1")
         if style := element.get("style"):
             for colour, variable in CSS_VARIABLES.items():
                 style = style.replace(f": {colour}", f": var({variable})")
@@ -342,7 +342,7 @@ def _inline_svg(figure: Figure, name: str, alt: str) -> str:
         "role": "img",
         "aria-label": alt,
         "viewBox": svg.attrib["viewBox"],
-        # 7 rem an inch: on a wide page text has the same size in every plot.
+        # 7 rem per inch, so that text has the same size in every plot on a wide page.
         "style": f"max-width: {7 * figure.get_figwidth():.1f}rem",
     }
     return ElementTree.tostring(svg, "unicode")

@@ -26,7 +26,7 @@ FIGURE_STYLE = STYLE | {"figure.facecolor": "white", "savefig.facecolor": "white
 
 @dataclass(frozen=True)
 class StudyPoint:
-    """Mean test accuracy (a fraction) over the runs of one method, and its standard error if it has one."""
+    """Mean test accuracy (a fraction) over the runs of one method, with its standard error if known."""
 
     labels_per_class: int
     method: str
@@ -63,14 +63,14 @@ def study_figure(points: Sequence[StudyPoint], rows: Sequence[GridRow]) -> bytes
 
 
 def _side(rows: Sequence[GridRow], width: int) -> int:
-    """The pixels that the side of an image may have, for all of them to fit into `width` and below."""
+    """Return the largest side of an image, in pixels, at which all of them fit beside the plot."""
     n_columns = max(len(row.real) for row in rows) + max(len(row.generated) for row in rows)
     gap = GAP_IN_GUTTERS * GUTTER
     return min((HEIGHT - HEADING - MARGIN) // len(rows), (width - gap) // n_columns) - GUTTER
 
 
 def _within(side: int, image: Pixels) -> Pixels:
-    """The image, shrunk if it is larger than `side`."""
+    """Return the image, shrunk if it is larger than `side`."""
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return np.asarray(picture).reshape(picture.height, picture.width, -1)

@@ -366,7 +366,7 @@ def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_bytes", "text"), [(0, "0 B"), (999, "999 B"), (12_345, "12.3 kB"), (2 * 10**12, "2 TB")]
+    ("n_bytes", "text"), [(0, "0 bytes"), (999, "999 bytes"), (12_340, "12.34 kB"), (2 * 10**12, "2.00 TB")]
 )
 def test_sizes_are_decimal(n_bytes: int, text: str) -> None:
     assert size(n_bytes).replace("\u00a0", " ") == text
