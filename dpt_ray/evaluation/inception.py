@@ -73,17 +73,17 @@ def load_inception(path: str | Path, device: str = "cpu") -> FeatureExtractorInc
 def activations(
     network: FeatureExtractorInceptionV3, images: Tensor, resize: Resize = "tensorflow"
 ) -> Activations:
-    """Activations of uint8 `images` (B, H, W, C), on the device of the network.
+    """Return the activations of uint8 `images` (B, H, W, C), on the device of the network.
 
     One channel is repeated to three. `resize` to 299 x 299 is
 
-    - "tensorflow": the bilinear one without antialiasing inside the original graph, its grid at the
-      pixels' corners (ADM's evaluator, which made the reference statistics of ImageNet);
-    - "pytorch_fid": PyTorch's bilinear one without antialiasing, its grid at the pixels' centres
+    - "tensorflow": the original graph's bilinear without antialiasing, with pixel positions at corners
+      (ADM's evaluator, which made the reference statistics of ImageNet);
+    - "pytorch_fid": PyTorch's bilinear without antialiasing, with pixel positions at centres
       (pytorch-fid, with which U-ViT and DPT report their FID against ADM's statistics);
     - "clean": the antialiased bicubic of clean-fid (Parmar et al. 2022, arXiv 2104.11222).
 
-    Numbers of different ones do not compare.
+    Values of different `resize` do not compare.
     """
     device = network.fc.weight.device
     x = network_input(_as_rgb(images).to(device), resize)
@@ -101,7 +101,7 @@ def activations(
 
 
 def network_input(x: Tensor, resize: Resize) -> Tensor:
-    """Return images (B, 3, H, W) uint8 resized to 299 x 299, in about [-1, 1]; see `activations`."""
+    """Return uint8 images (B, 3, H, W) resized to 299 x 299, in about [-1, 1]; see `activations`."""
     if resize == "pytorch_fid":  # on [0, 1], then 2 x - 1, in pytorch-fid's order of operations
         size = (SIZE, SIZE)
         return 2 * interpolate(x.float() / 255, size=size, mode="bilinear", align_corners=False) - 1
@@ -109,7 +109,7 @@ def network_input(x: Tensor, resize: Resize) -> Tensor:
 
 
 def _as_rgb(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8."""
+    """Return uint8 images (B, H, W, 1 or 3) as (B, 3, H, W)."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise ValueError(
             f"images are {images.dtype} {tuple(images.shape)}; pass uint8 of (B, H, W, 3) or (B, H, W, 1)"

@@ -1,9 +1,9 @@
-"""What a stage makes: its identity, where it lives, and how it is published whole or not at all.
+"""Artifacts, the outputs of stages: identity, location and atomic publication.
 
 An artifact is a folder `store/STAGE/HASH/`. Its shards are published one by one (payload first, then a
-small manifest) and the artifact itself by a last manifest; readers trust manifests only, so a torn or
-doubled attempt is never seen. An artifact that can grow (generated images) has one manifest for each
-extent in the same folder, and the extents share shards.
+small manifest) and the artifact itself by its manifest, written last. Readers trust manifests only, so
+partial or duplicate attempts are never visible. An artifact that can grow (generated images) has one
+manifest per extent in the same folder, and the extents share shards.
 """
 
 from __future__ import annotations
@@ -33,19 +33,18 @@ T = TypeVar("T")
 
 
 def identity(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """The 16-digit hash of everything that decides a stage's result."""
+    """Return the 16-digit hash of everything that determines a stage's result."""
     what = {"stage": stage, "version": version, "settings": settings, "inputs": inputs}
     text = json.dumps(what, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def local_copy(uri: str | Path, family: str = "") -> Path:
-    """A local path with the content of a file: the file itself, or a copy of a remote one.
+    """Return a local path with the content of a file: the file itself, or a copy of a remote one.
 
-    A remote file is downloaded once per content, whole or not at all, and the processes of a node
-    share the copy, one of a `family` that can be removed together. Raises ValueError where nothing is
-    there, reading is denied, or no room for the copy; what may pass, as a storage that is away for a
-    moment, stays the error that it is.
+    A remote file is downloaded atomically, once per content; the processes of a node share the copy.
+    Copies of one `family` can be removed together. Raises ValueError for a missing file, denied access,
+    or a full disk; transient errors of the storage pass through unchanged.
     """
     fs, path = url_to_fs(str(uri), use_listings_cache=False)
     with _permitted(str(uri)):
@@ -57,14 +56,14 @@ def local_copy(uri: str | Path, family: str = "") -> Path:
             raise ValueError(f"{uri}: no such file; give the path or URI of an existing file")
         if isinstance(fs, LocalFileSystem):
             return Path(path)
-        # ukey changes with what the file system knows of the content: an ETag, or size and time.
+        # ukey changes with the content as far as the file system knows: an ETag, or size and time.
         content = f"{uri} {fs.ukey(path)}"
         return RemoteFile(fs, path, content, info["size"], family).opened(lambda copy: copy)
 
 
 @contextmanager
 def _permitted(uri: str) -> Iterator[None]:
-    """Makes a denied reading one line: object stores say no more than "Forbidden"."""
+    """Turn denied access into a one-line ValueError: object stores say only "Forbidden"."""
     try:
         yield
     except PermissionError as error:
@@ -76,14 +75,14 @@ def _permitted(uri: str) -> Iterator[None]:
 
 
 def sha256(uri: str | Path) -> str:
-    """SHA-256 of a local or remote file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a local or remote file's bytes, in hexadecimal."""
     with local_copy(uri).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder below a store: `uri`, and the `extent` of it that is meant (empty: it cannot grow)."""
+    """A folder `uri` below a store, at one `extent` (empty for an artifact that cannot grow)."""
 
     uri: str
     extent: str = ""
@@ -104,21 +103,21 @@ class Artifact:
         return "file" in self.fs.protocol
 
     def path(self, name: str) -> str:
-        """The path of a file on `fs`."""
+        """Return the path of a file on `fs`."""
         return f"{self._location[1].rstrip('/')}/{name}"
 
     def file_uri(self, name: str) -> str:
-        """The URI of a file of the artifact."""
+        """Return the URI of a file of the artifact."""
         return f"{self.uri.rstrip('/')}/{name}"
 
     @property
     def manifest_name(self) -> str:
-        """The name of the last manifest to be written."""
+        """The name of the manifest that publishes the artifact."""
         return f"manifest.{self.extent}.json" if self.extent else "manifest.json"
 
     @property
     def published(self) -> bool:
-        """Whether the artifact is complete."""
+        """Whether the artifact is published."""
         return self.exists(self.manifest_name)
 
     @property
@@ -127,21 +126,21 @@ class Artifact:
         return self.read_json(self.manifest_name)
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of a file."""
+        """Return the content of a file."""
         with _permitted(self.file_uri(name)):
             return self.fs.cat_file(self.path(name))
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file."""
+        """Return the content of a JSON file."""
         return json.loads(self.read_bytes(name))
 
     def exists(self, name: str) -> bool:
-        """Whether a file is there. Raises ValueError where looking is denied."""
+        """Return whether a file exists. Raises ValueError where access is denied."""
         with _permitted(self.file_uri(name)):
             return bool(self.fs.exists(self.path(name)))
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Publishes a file whole: an atomic rename locally, a single put on an object store."""
+        """Publish a file atomically: by a rename locally, by a single put on an object store."""
         if not self.is_local:
             self.fs.pipe_file(self.path(name), data)
             return
@@ -149,15 +148,15 @@ class Artifact:
             local.write_bytes(data)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Publishes a JSON file whole."""
+        """Publish a JSON file atomically."""
         self.write_bytes(name, json.dumps(value, indent=1, allow_nan=False).encode())
 
     def writing(self, name: str) -> Publication:
-        """A context that gives a local path to write; on success it is published as `name`."""
+        """Return a context that gives a local path to write, published as `name` on success."""
         return Publication(self, name)
 
     def publish_files(self, write: Callable[[Path], None], prefix: str = "") -> None:
-        """Publishes each file that `write(folder)` leaves in a scratch folder, under `prefix`."""
+        """Publish each file that `write(folder)` leaves in a scratch folder, under `prefix`."""
         with scratch() as folder:
             write(folder)
             for file in sorted(folder.rglob("*")):
@@ -166,8 +165,8 @@ class Artifact:
                         shutil.copyfile(file, target)
 
     def local_file(self, name: str) -> Path:
-        """A local path with the content of a file: the file itself, or a copy of a remote one."""
-        if self.is_local:  # looked up so often that whether it is there is for the reader to find
+        """Return a local path with the content of a file: the file itself, or a copy of a remote one."""
+        if self.is_local:  # called often, so existence is left to the reader to find
             return Path(self.path(name))
         return local_copy(self.file_uri(name))
 
@@ -227,7 +226,7 @@ class Artifact:
         return RemoteFile(self.fs, self.path(shard["file"]), shard["sha256"], shard["bytes"])
 
     def check_room(self, needed: float) -> None:
-        """Raises ValueError where the disk of a folder on this machine has not so many bytes free."""
+        """Raise ValueError where a local artifact's disk has less than `needed` bytes free."""
         if not self.is_local:
             return
         folder = Path(self.path(""))
@@ -244,9 +243,9 @@ class Artifact:
 
 
 class Publication:
-    """Writes go to a temporary file; leaving the context without an error publishes it.
+    """A temporary file to write that is published when the context ends without an error.
 
-    A disk that is full is a ValueError, one line.
+    Raises ValueError, one line, where the disk is full.
     """
 
     def __init__(self, artifact: Artifact, name: str) -> None:
@@ -277,7 +276,7 @@ class Publication:
                 folder = self._local.parent
                 raise ValueError(
                     f"{folder}: the disk is full ({_free_gb(folder):.1f} GB free without the file that was "
-                    "being written); free some, and the same command goes on"
+                    "being written); free some, and run the same command again to go on"
                 ) from error
 
     def _publish(self) -> None:
@@ -295,33 +294,34 @@ def _free_gb(folder: Path) -> float:
 
 @dataclass(frozen=True)
 class Store:
-    """The output URI of one or many runs: `store/STAGE/HASH/` and `runs/NAME/` below it."""
+    """The output URI of one or many runs, with `store/STAGE/HASH/` and `runs/NAME/` below it."""
 
     uri: str
 
     def artifact(self, stage: str, digest: str, extent: str = "") -> Artifact:
-        """The artifact of an identity, published or not."""
+        """Return the artifact of an identity, published or not."""
         return Artifact(f"{self.uri.rstrip('/')}/store/{stage}/{digest}", extent)
 
     def run_folder(self, name: str) -> Artifact:
-        """The folder with what a person looks for by the run's name."""
+        """Return the folder of a run's results."""
         return Artifact(f"{self.uri.rstrip('/')}/runs/{name}")
 
     def check_writable(self) -> None:
-        """Raises ValueError, naming the folder and the reason, if nothing can be written."""
+        """Raise ValueError, naming the folder and the reason, if it cannot be written."""
         probe = Artifact(self.uri)
         name = f".writable-{uuid.uuid4().hex[:8]}"
         try:
             probe.write_bytes(name, b"")
             probe.fs.rm_file(probe.path(name))
-        except Exception as error:  # every kind of storage has errors of its own
+        except Exception as error:  # every storage has its own errors
             reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
-                f"output: {self.uri!r} cannot be written ({reason}); choose another folder or its rights"
+                f"output: {self.uri!r} cannot be written ({reason}); choose another folder, or change its "
+                "permissions"
             ) from error
 
     def all_artifacts(self) -> Iterator[tuple[str, str, int]]:
-        """(stage, hash, bytes) of every folder in the store, published or not."""
+        """Yield (stage, hash, bytes) of every folder in the store, published or not."""
         root = Artifact(f"{self.uri.rstrip('/')}/store")
         if not root.fs.exists(root.path("")):
             return
@@ -333,14 +333,14 @@ class Store:
             yield stage, digest, size
 
     def digests(self, stage: str) -> list[str]:
-        """The hashes of a stage's folders in the store, published or not."""
+        """Return the hashes of a stage's folders in the store, published or not."""
         root = Artifact(f"{self.uri.rstrip('/')}/store/{stage}")
         if not root.fs.exists(root.path("")):
             return []
         return sorted(name.rstrip("/").rpartition("/")[2] for name in root.fs.ls(root.path(""), detail=False))
 
     def remove(self, stage: str, digest: str) -> None:
-        """Removes an artifact; its manifests go first, so that a reader never trusts half of it."""
+        """Remove an artifact, its manifests first, so that no reader trusts a partial one."""
         artifact = self.artifact(stage, digest)
         for name in artifact.fs.ls(artifact.path(""), detail=False):
             if name.rpartition("/")[2].startswith("manifest"):
