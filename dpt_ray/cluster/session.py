@@ -8,8 +8,9 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +26,8 @@ ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
 }
+
+CGROUP = Path("/sys/fs/cgroup/cpu.max")  # how many microseconds of CPU time in how many
 
 _REMEDY = "lower compute.actor_cpus / actor_gpus, or set compute.autoscaling if nodes are added on demand"
 
@@ -106,8 +109,35 @@ def tasks(compute: Compute) -> dict[str, Any]:
     """
     import ray.data
 
-    readers = compute.readers or compute.actors * (4 if compute.actor_gpus else 1)
-    return {"num_cpus": 0.25, "compute": ray.data.TaskPoolStrategy(size=readers)}
+    return {"num_cpus": 0.25, "compute": ray.data.TaskPoolStrategy(size=readers(compute))}
+
+
+def readers(compute: Compute) -> int:
+    """Return how many light tasks run at a time."""
+    return compute.readers or compute.actors * (4 if compute.actor_gpus else 1)
+
+
+def threads(compute: Compute, processes: int | None = None) -> int:
+    """Return the threads of each of so many workers, actors or tasks at a time; without, of this process.
+
+    By default they share the CPUs of all nodes of the connected cluster, and none has more than its node;
+    this process has the machine. Nodes that are still to come are not counted.
+    """
+    if compute.threads:
+        return compute.threads
+    if processes is None:
+        return compute.cpus or usable_cpus()
+    cpus = [int(node.get("CPU", 0)) for node in _nodes()]
+    return max(1, min(max(cpus, default=1), sum(cpus) // processes))
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs this process may use, those that a container is limited to."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no control group of version 2, or no limit ("max")
+        quota, period = CGROUP.read_text().split()
+        cpus = min(cpus, max(1, int(quota) // int(period)))
+    return cpus
 
 
 def follow(

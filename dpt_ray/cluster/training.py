@@ -69,7 +69,7 @@ def run(task: Task, function: TrainFunction) -> dict[str, Any]:
 
             from dpt_ray.training.workload import Worker
 
-            torch.set_num_threads(task.compute.threads)
+            torch.set_num_threads(cluster.threads(task.compute))
             device = "cuda" if torch.cuda.is_available() else "cpu"
             with following(task.progress, steps, "steps", reached, every):
                 _guarded(remote, Worker(0, 1, device), function)
@@ -88,6 +88,7 @@ def run(task: Task, function: TrainFunction) -> dict[str, Any]:
         "peak_memory_bytes": max(int(record["memory"]) for record in records),
         # A last step may have been a bad one, which has changed no weight.
         "loss": next((r["loss"] for r in reversed(records) if math.isfinite(r["loss"])), None),
+        "threads": facts["threads"],
         **continued,
         **{key: facts[key] for key in ("matmul_flops_per_s",) if key in facts},
     }
@@ -153,13 +154,14 @@ def _attempt(task: Task, function: TrainFunction) -> None:
     compute = task.compute
     gpu = compute.train_gpus
     most, least = compute.train_workers, compute.min_train_workers
+    threads = cluster.threads(compute, most)
 
     def loop() -> None:
         import torch
 
         from dpt_ray.training.workload import Worker
 
-        torch.set_num_threads(compute.threads)
+        torch.set_num_threads(threads)
         context = ray.train.get_context()
         device = "cuda" if gpu else "cpu"
         worker = Worker(context.get_world_rank(), context.get_world_size(), device, in_ray_train=True)
@@ -245,7 +247,7 @@ def _begin(task: Task, worker: Worker, workload: Workload, precision: str) -> fl
     if worker.rank != 0:
         return 0.0
     check_room(task.out, workload.model)
-    started = {"time": time.time()}
+    started = {"time": time.time(), "threads": torch.get_num_threads()}
     if workload.flops_per_image:
         started["matmul_flops_per_s"] = matmul_peak(worker.device, getattr(torch, precision))
     task.out.write_json("started.json", started)

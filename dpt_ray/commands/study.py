@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from dpt_ray.cluster import session as cluster
 from dpt_ray.commands.study_table import figure, table
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.study import Study, load_study
@@ -86,7 +87,7 @@ def _run_all(configs: dict[str, Config], workers: int, display: Display) -> dict
     results: dict[str, dict[str, Any]] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting = {pool.submit(_run_one, config): name for name, config in configs.items()}
+        waiting = {pool.submit(_run_one, _sharing(c, workers)): name for name, c in configs.items()}
         try:
             for number, future in enumerate(as_completed(waiting), 1):
                 name = waiting[future]
@@ -95,6 +96,15 @@ def _run_all(configs: dict[str, Config], workers: int, display: Display) -> dict
         finally:  # after a failure or Ctrl-C the rest is not begun
             pool.shutdown(cancel_futures=True)
     return {name: results[name] for name in configs}
+
+
+def _sharing(config: Config, runs: int) -> Config:
+    """Return the configuration with this machine's threads shared among so many runs at a time."""
+    compute = config.compute
+    if compute.threads or runs == 1:
+        return config
+    threads = cluster.threads(compute) // (runs * max(1, compute.actors, compute.train_workers))
+    return config.model_copy(update={"compute": compute.model_copy(update={"threads": max(1, threads)})})
 
 
 def _result(name: str, future: Future[dict[str, Any]], workers: int) -> dict[str, Any]:

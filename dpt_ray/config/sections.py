@@ -295,8 +295,10 @@ class Compute(Section):
     start-up costs more than a small training). With `min_train_workers` the training is elastic: it runs
     with as many workers from that to `train_workers` as there is room for, looked at every
     `resize_seconds`. `max_failures` counts those in a row without a new checkpoint. `threads` are per
-    worker and actor. `readers` are tasks that decode at a time (by default one for each actor, four where
-    it has a GPU).
+    worker and actor; by default each has its share of the CPUs of the machine or cluster, or of `cpus`.
+    Another number of threads changes the rounding of floats and nothing else: set it where results must
+    be the same to the bit on another machine. `readers` are tasks that decode at a time (by default one
+    for each actor, four where it has a GPU).
     `gradient_accumulation` (parts that a worker's batch is computed in) and `gradient_checkpointing` (a
     third more work) save the memory of the denoiser's training; `compile` is torch.compile for all.
     `fsdp`: two or more training workers share one copy of weights, averages and moments (FSDP2) where
@@ -304,7 +306,7 @@ class Compute(Section):
     """
 
     cpus: Count | None = None
-    threads: Count = 1
+    threads: Count | None = None
     train_workers: Annotated[int, Field(ge=0)] = 1
     min_train_workers: Count | None = None
     resize_seconds: Positive = 60.0

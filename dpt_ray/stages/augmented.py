@@ -62,6 +62,7 @@ def _run(task: Task, units: list[dict[str, Any]], augment: AugmentUnit) -> dict[
     cluster.connect(task.compute)
     import ray.data
 
+    augment.threads = cluster.threads(task.compute, cluster.readers(task.compute))
     results = ray.data.from_items(units).map(augment, **cluster.tasks(task.compute)).iter_rows()
     return cluster.follow(results, len(units), task.progress, started)
 
@@ -75,7 +76,7 @@ class AugmentUnit:
         self.classes = task.inputs["index"].read_json("classes.json")
         self.crop = Crop("adm", task.settings["image_size"])
         self.mode = task.inputs["index"].manifest["mode"]
-        self.threads = task.compute.threads
+        self.threads = 1
 
     @cluster.naming_shard
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:

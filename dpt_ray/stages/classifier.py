@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpt_ray.cluster import session as cluster
 from dpt_ray.data.rows import ImageRows, RealRows
 from dpt_ray.engine.node import Task
 from dpt_ray.learners.linear_classifier import Rows, logits
@@ -26,7 +27,7 @@ def make(task: Task) -> dict[str, Any]:
     """Fits and publishes a classifier folder; with `generated` features it is stage 3."""
     import torch
 
-    torch.set_num_threads(task.compute.threads)
+    torch.set_num_threads(cluster.threads(task.compute))
     real = RealRows(task.inputs["index"], task.inputs["features"], ("validation",), task.inputs["labels"])
     labelled = real.labelled(task.inputs["labels"])
     settings = task.settings

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dpt_ray.cluster import session as cluster
 from dpt_ray.data.rows import RealRows
 from dpt_ray.engine.node import Task
 from dpt_ray.evaluation.distances import frechet_rows
@@ -33,7 +34,7 @@ def make(task: Task) -> dict[str, Any]:
     """Publishes `evaluation.json`; every number carries how many images it rests on."""
     import torch
 
-    torch.set_num_threads(task.compute.threads)
+    torch.set_num_threads(cluster.threads(task.compute))
     real = RealRows(task.inputs["index"], task.inputs["features"], ("validation", "test"))
     classifiers = _classifiers(task)
     probe = task.inputs["probe"].manifest["result"]

@@ -72,7 +72,7 @@ def _run(task: Task, images: Artifact, outputs: list[Output], units: list[Unit])
         {
             "outputs": outputs,
             "batch_size": task.compute.batch_size,
-            "threads": task.compute.threads,
+            "threads": cluster.threads(task.compute, task.compute.actors),
         },
         task.compute,
     )

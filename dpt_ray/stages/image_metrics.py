@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dpt_ray.cluster import session as cluster
 from dpt_ray.engine.node import Task
 from dpt_ray.evaluation.inception_files import WEIGHTS_SHA256
 from dpt_ray.stages.inception_statistics import read_statistics
@@ -18,7 +19,7 @@ def make(task: Task) -> dict[str, Any]:
 
     from dpt_ray.evaluation.image_metrics import Reference, image_metrics
 
-    torch.set_num_threads(task.compute.threads)
+    torch.set_num_threads(cluster.threads(task.compute))
     generated = read_statistics(task.inputs["generated"])
     assert generated is not None  # a class has one generated image at least
     reference = None

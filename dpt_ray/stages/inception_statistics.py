@@ -100,7 +100,7 @@ def _run(task: Task, sets: dict[str, Measured], parts: list[dict[str, Any]]) -> 
         "sets": sets,
         "weights": task.inputs["inception"].file_uri(WEIGHTS),
         "batch_size": min(BATCH, task.compute.batch_size),
-        "threads": task.compute.threads,
+        "threads": cluster.threads(task.compute, task.compute.actors),
     }
     results = cluster.run_units(parts, None, InceptionPart, arguments, task.compute)
     return cluster.follow(results, len(parts), task.progress, started)

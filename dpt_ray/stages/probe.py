@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dpt_ray.cluster import session as cluster
 from dpt_ray.data.rows import PSEUDO_LABELS, RealRows
 from dpt_ray.data.units import read_index
 from dpt_ray.engine.node import Task
@@ -23,7 +24,7 @@ def make(task: Task) -> dict[str, Any]:
     """Publishes `probe.json`; every number carries how many images it rests on."""
     import torch
 
-    torch.set_num_threads(task.compute.threads)
+    torch.set_num_threads(cluster.threads(task.compute))
     real = RealRows(task.inputs["index"], task.inputs["features"], ("validation", "test"))
     classifier = task.inputs["classifier"]
     result = {

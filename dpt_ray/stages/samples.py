@@ -82,7 +82,7 @@ def _run(task: Task, units: list[dict[str, Any]]) -> dict[str, Any]:
         task.inputs["autoencoder"].uri,
         task.node.inputs["denoiser"].digest,
         task.compute.batch_size,
-        task.compute.threads,
+        cluster.threads(task.compute, task.compute.actors),
         **{key: task.settings[key] for key in _SETTINGS},
     )
     results = cluster.run_units(units, None, GenerateUnit, {"sampler": sampler}, task.compute)

@@ -128,7 +128,7 @@ def _run(task: Task, trials: list[Trial], total: int) -> dict[str, Any]:
     from ray import tune
 
     reader = Reader(dict(task.inputs))
-    out, threads = task.out, task.compute.threads
+    out, threads = task.out, cluster.threads(task.compute, task.compute.concurrent_trials)
 
     def trainable(config: dict[str, Any]) -> None:
         tune.report(run_trial(config["trial"], reader, out, threads))

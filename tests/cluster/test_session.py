@@ -111,3 +111,34 @@ def test_a_reader_has_to_fit_beside_the_actor(made_of):
     stage_cluster._check_resources(Compute(actor_cpus=0.75))
     with pytest.raises(ConfigError, match=r"an actor and a reader need 1\.25 CPU, the Ray cluster has 1;"):
         stage_cluster._check_resources(Compute(actor_cpus=1.0))
+
+
+@pytest.mark.parametrize(
+    ("compute", "processes", "expected"),
+    [
+        ({}, 1, 16),  # all of one node
+        ({}, 2, 16),
+        ({}, 8, 4),  # of 32 CPUs
+        ({}, 99, 1),
+        ({"threads": 3}, 8, 3),
+    ],
+)
+def test_workers_share_the_cpus_of_all_nodes(made_of, compute, processes, expected):
+    made_of({"CPU": 16.0}, {"CPU": 16.0}, {"GPU": 1.0})
+    assert stage_cluster.threads(Compute(**compute), processes) == expected
+
+
+def test_a_cluster_without_a_node_yet_gives_one_thread(made_of):
+    made_of({})
+    assert stage_cluster.threads(Compute(), 2) == 1
+
+
+def test_the_driver_has_its_machine_or_what_its_container_is_limited_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage_cluster.os, "sched_getaffinity", lambda process: range(12))
+    monkeypatch.setattr(stage_cluster, "CGROUP", tmp_path / "cpu.max")
+    assert stage_cluster.threads(Compute()) == 12  # no control groups
+    for limit, expected in (("max 100000", 12), ("350000 100000", 3), ("50000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(f"{limit}\n")
+        assert stage_cluster.threads(Compute()) == expected
+    assert stage_cluster.threads(Compute(cpus=2)) == 2
+    assert stage_cluster.threads(Compute(cpus=2, threads=5)) == 5

@@ -31,7 +31,7 @@ def gated_task(folder, compute):
     from dpt_ray.store.artifact import Store
 
     node = Node("toy", "toy", "toy", 1, SETTINGS, unhashed=UNHASHED)
-    return Task(node, node.artifact(Store(str(folder))), {}, Compute(**compute), "")
+    return Task(node, node.artifact(Store(str(folder))), {}, Compute(threads=1, **compute), "")
 
 
 def gate(folder):
