@@ -2,13 +2,14 @@
 
     python benchmarks/extract.py [--parts models pipeline memory] [--threads 2]
 
-models: MSN ViT-B/4 and Stable Diffusion's autoencoder as the stage runs them (bfloat16, fused attention)
-against one float32 pass with materialised attention, both in batches of 16; such attention takes 16 GB then
-(--public-batch 2 needs 2). pipeline: images/s of the stage through Ray (decoding tasks, one actor with both
-models) against a bare loop over the same units, models and batches that decodes as well, start-up apart; the
-models are smaller ones on a CPU, the same as above on a GPU. memory: peaks of the driver, of a reading task
-and of the actor on 2,000 and on 20,000 small images. Everything is measured in a process of its own; weights
-are random, in the published formats. Writes benchmarks/results/extract_DATE.md.
+models: MSN ViT-B/4 and Stable Diffusion's autoencoder as the stage runs them (fused attention, bfloat16
+where the device is faster with it) against one float32 pass with materialised attention, both in batches
+of 16; such attention takes 16 GB then (--public-batch 2 needs 2). pipeline: images/s of the stage through
+Ray (decoding tasks, one actor with both models) against a bare loop over the same units, models and batches
+that decodes as well, start-up apart; the models are smaller ones on a CPU, the same as above on a GPU.
+memory: peaks of the driver, of a reading task and of the actor on 2,000 and on 20,000 small images.
+Everything is measured in a process of its own; weights are random, in the published formats. Writes
+benchmarks/results/extract_DATE.md.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from dpt_ray.data.units import decode_unit, list_units
 from dpt_ray.engine.progress import Display
 from dpt_ray.models.autoencoder import KLAutoencoder, load_autoencoder
 from dpt_ray.models.encoder import Encoder, load_encoder
+from dpt_ray.models.precision import bfloat16_gain
 from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.cost import KL_ENCODE, MSN
 from dpt_ray.pipeline.flow import flow
@@ -68,6 +70,11 @@ compute: {{cpus: {threads}, threads: {threads}, actors: 1, actor_gpus: {gpus}, b
 """
 
 
+def fast_precision() -> str:
+    """Return bfloat16 on a GPU and on a processor that is faster with it, else float32."""
+    return "bfloat16" if CUDA or bfloat16_gain() > 1 else "float32"
+
+
 def write_weights(folder: Path, vit: tuple[int, ...], channels: tuple[int, ...], size: int) -> None:
     """An MSN checkpoint and a folder of an AutoencoderKL, as they are published, with random weights."""
     from diffusers import AutoencoderKL
@@ -95,8 +102,8 @@ def prepare(
 ) -> None:
     """Writes the weights and the configuration of a run that extracts with them."""
     write_weights(folder, vit, channels, size)
-    precision = "float32" if vit is TINY_VIT else "bfloat16"
-    values = {"precision": precision, "threads": options.threads, "gpus": int(CUDA), "batch": options.batch}
+    fast = "float32" if vit is TINY_VIT else fast_precision()
+    values = {"precision": fast, "threads": options.threads, "gpus": int(CUDA), "batch": options.batch}
     (folder / "extract.yaml").write_text(CONFIG.format(folder=folder, size=size, **values))
 
 
@@ -180,9 +187,9 @@ def pipeline(folder: Path, options: argparse.Namespace) -> str:
     named = "ViT-B/4, Stable Diffusion's autoencoder" if CUDA else "A ViT-S/16, a small autoencoder at 128"
     return f"""## The stage over a bare loop
 
-{named}: features and moments with mirror images in bfloat16, {options.units * 256} JPEGs in batches of \
-{options.batch}, decoding included on both sides. The stage's speed is that from its unit {EDGE + 1} to its \
-unit {options.units - EDGE} of 256 images; start-up ({ours["startup"]:.1f} s) is apart.
+{named}: features and moments with mirror images in {fast_precision()}, {options.units * 256} JPEGs in \
+batches of {options.batch}, decoding included on both sides. The stage's speed is that from its unit \
+{EDGE + 1} to its unit {options.units - EDGE} of 256 images; start-up ({ours["startup"]:.1f} s) is apart.
 
 | | images/s |
 |---|---|
@@ -215,8 +222,8 @@ def models(folder: Path, options: argparse.Namespace) -> str:
     return f"""## Ours over a float32 pass with materialised attention
 
 {options.threads} threads; batches of {options.public_batch} and, ours, {fast["batch"]}. MFU: operations \
-counted by formula over this device's measured bfloat16 matmul peak, {fast["peak"] / 1e12:.2f} TFLOP/s. \
-Difference: of our output from the float32 one, in norm, with random weights.{memory}
+counted by formula over this device's measured {fast_precision()} matmul peak, {fast["peak"] / 1e12:.2f} \
+TFLOP/s. Difference: of our output from the float32 one, in norm, with random weights.{memory}
 
 | | float32, materialised (images/s) | ours (images/s) | ratio | MFU of ours | difference |
 |---|---|---|---|---|---|
@@ -235,7 +242,8 @@ def ours(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     count, batch = (512, 64) if CUDA else (16, 16)
     found = _speeds(folder, "ours", _ours, count, batch, options.threads)
     memory = torch.cuda.max_memory_allocated() if CUDA else 0
-    return {**found, "batch": batch, "memory": memory, "peak": matmul_peak(DEVICE, torch.bfloat16)}
+    peak = matmul_peak(DEVICE, getattr(torch, fast_precision()))
+    return {**found, "batch": batch, "memory": memory, "peak": peak}
 
 
 def _speeds(

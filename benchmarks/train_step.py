@@ -11,9 +11,9 @@ On the CPU each loop runs in a process of its own with one thread a worker, the 
   for each latent read by a DataLoader.
 Two workers are held against two bare loops at once, which tell each other nothing.
 
-With --device (it needs neither Ray nor pyarrow) the loops of one process are measured in bfloat16, on a GPU
-with U-ViT-L/2 at 256: compiled and not, in the first batch size and then in the others, and torch.profiler
-lists what takes the time.
+With --device (it needs neither Ray nor pyarrow) the loops of one process are measured, on a GPU with
+U-ViT-L/2 at 256: compiled and not, in the first batch size and then in the others, and torch.profiler lists
+what takes the time. They run in bfloat16 where the device is faster with it.
 Writes benchmarks/results/train_step[_cuda]_DATE.md.
 """
 
@@ -206,6 +206,13 @@ def profiled(options: Options, folder: Path) -> str:
     return profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60)
 
 
+def faster_precision() -> str:
+    """Return the one of two precisions in which this processor is faster."""
+    from dpt_ray.models.precision import bfloat16_gain
+
+    return "bfloat16" if bfloat16_gain() > 1 else "float32"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1)
@@ -216,7 +223,7 @@ def main() -> None:
     parser.add_argument("--preset", help="a U-ViT by its name in models/uvit.py, instead of dim and depth")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="no Ray: the loops in one process")
     parser.add_argument("--batches", type=int, nargs="+", default=[256, 128, 512], help="with --device")
-    parser.add_argument("--precision", default="bfloat16", help="with --device")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="with --device")
     parser.add_argument("--only", choices=LOOPS, help="one loop in this process, its measures as JSON")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--folder", type=Path)
@@ -233,6 +240,8 @@ def main() -> None:
         options.device = "cuda"
     if options.device == "cuda" and not options.preset:
         options.preset = "uvit_l_256"
+    if not options.precision:
+        options.precision = "bfloat16" if options.device == "cuda" else faster_precision()
     with tempfile.TemporaryDirectory() as folder:
         write_latents(Path(folder))
         if options.device:

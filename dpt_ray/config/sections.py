@@ -71,6 +71,9 @@ class Labels(Settings):
 class Optimisation(Settings):
     """AdamW with warm-up, shared by every training stage. `batch_size` is the global batch.
 
+    A checkpoint is made every `checkpoint_every` steps, or about every `checkpoint_seconds` where that is
+    sooner; those by time are made less often where they would take more than a twentieth of it.
+
     A training whose loss stays above `diverged_above` times the lowest it was, and above its first, is
     rolled back once and then stopped.
     """
@@ -86,6 +89,7 @@ class Optimisation(Settings):
     grad_clip: Annotated[Positive | None, Hashed] = None
     precision: Precision = "float32"
     checkpoint_every: Annotated[Count, NotHashed] = 200
+    checkpoint_seconds: Annotated[Positive, NotHashed] = 120.0
     log_every: Annotated[Count, NotHashed] = 20
     diverged_above: Annotated[float, Field(gt=1), NotHashed] = 5.0
     seed: Seed = 0

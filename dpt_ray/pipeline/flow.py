@@ -18,7 +18,7 @@ from dpt_ray.store.artifact import sha256
 # comes out.
 _UNHASHED = {
     *("checkpoint_every", "log_every", "preview_every", "frechet_every", "sampling", "max_bad_fraction"),
-    "diverged_above",
+    *("checkpoint_seconds", "diverged_above"),
     *("weights", "init_from", "file", "keep_in_train", "config"),
     *("inception", "reference", "images"),
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dpt_ray.cluster import session as cluster
 from dpt_ray.config import Config
 from dpt_ray.config.sections import Denoiser, Pretrain
 
@@ -137,5 +137,7 @@ def _seconds(loss: Callable[[], torch.Tensor], precision: Any, threads: int, dev
 
 def training_threads(config: Config) -> int:
     """Return how many threads of this machine a training has, over its workers."""
-    cores = len(os.sched_getaffinity(0))
-    return min(cores, config.compute.threads * max(1, config.compute.train_workers))
+    compute = config.compute
+    if not compute.threads:  # the workers share all of them
+        return cluster.threads(compute)
+    return min(cluster.usable_cpus(), compute.threads * max(1, compute.train_workers))

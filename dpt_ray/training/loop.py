@@ -23,6 +23,8 @@ from dpt_ray.training.sharding import averaging, gather, unwrapped, whole
 from dpt_ray.training.state import pack, restore
 from dpt_ray.training.workload import Batch, Checkpoint, Hooks, Worker, Workload
 
+SAVING_SHARE = 0.05  # of the time, at most, goes into the checkpoints that are made by time
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -41,6 +43,7 @@ class TrainSettings:
     precision: Literal["float32", "bfloat16"] = "float32"
     log_every: int = 20
     checkpoint_every: int = 200
+    checkpoint_seconds: float = 120.0
     max_bad_steps: int = 10
     diverged_above: float = 5.0
 
@@ -65,9 +68,10 @@ def train(
 ) -> TrainResult:
     """Train the model in place, on the worker's device; where workers are several, it is DDP or sharded.
 
-    Records are logged every `log_every` steps and at the end, checkpoints made every `checkpoint_every`
-    steps, at the end and where a worker asks for one. With such a checkpoint (tensors, meta) given as
-    `resume` to every rank, the run goes on as if it had never stopped.
+    Records are logged every `log_every` steps and at the end. Checkpoints are made every `checkpoint_every`
+    steps or about every `checkpoint_seconds` where that is sooner, at the end, and where a worker asks for
+    one. With such a checkpoint (tensors, meta) given as `resume` to every rank, the run goes on as if it
+    had never stopped.
     A step whose loss or gradient is not finite changes no weight. Raises NonFiniteLoss after
     `max_bad_steps` of them in a row, and Diverged where the loss stays high (`guards.Divergence`).
     """
@@ -80,10 +84,14 @@ def train(
             save = last or done % settings.checkpoint_every == 0
             if last or done % settings.log_every == 0:
                 save |= run.log(done, made)
+            elif done == run.first + 1:
+                run.agree(made.loss)
+            save |= run.is_save_due(done)
             if hooks.watch_every and done % hooks.watch_every == 0:
                 run.watch(done)
             if save:
                 run.save(done)
+                run.agree(made.loss)
     return TrainResult(gather(run.ema.tensors, worker.rank == 0), run.bad_steps.skipped)
 
 
@@ -118,6 +126,7 @@ class _Run:
         if resume:
             self._restore(*resume)
         self.meter = Meter(settings.batch_size)
+        self.saved_at, self.save_seconds, self.steps_between_saves = self.first, 0.0, settings.steps
 
     def _share_out(self) -> None:
         """Find this worker's positions of the batch, and those of each accumulated part among them."""
@@ -183,14 +192,30 @@ class _Run:
 
     def log(self, done: int, made: _Step) -> bool:
         """Tell of the last step; return whether a worker asks for a checkpoint."""
-        self.bad_steps.settle()
-        loss, asked = _over_workers(made.loss, self.hooks.save_asked(), self.worker.world_size)
+        loss, asked = self.agree(made.loss, self.hooks.save_asked())
         if self.worker.rank == 0:
             record = {"step": done, "loss": loss, "lr": made.lr, "grad_norm": made.grad_norm.item()}
             record |= {"skipped_steps": self.bad_steps.skipped, **self.meter.read(self.device)}
             self.hooks.on_log(record)
         self.divergence.add(done, loss)
         return asked
+
+    def agree(self, loss: Tensor, asked: bool = False) -> tuple[float, bool]:
+        """Exchange with the other workers; return their mean loss and whether one asks for a checkpoint.
+
+        Rank 0 tells all how many steps take `checkpoint_seconds` at its present speed, so that they save
+        at the same step without asking each other at every one. A checkpoint that takes long is made
+        less often.
+        """
+        self.bad_steps.settle()  # waits for the device, whose speed it is
+        seconds = max(self.settings.checkpoint_seconds, self.save_seconds / SAVING_SHARE)
+        steps = self.meter.steps_in(seconds) if self.worker.rank == 0 else 0
+        mean, asked, self.steps_between_saves = _over_workers(loss, asked, steps, self.worker.world_size)
+        return mean, asked
+
+    def is_save_due(self, done: int) -> bool:
+        """Return whether the time for a checkpoint has come: the same on all workers."""
+        return done - self.saved_at >= self.steps_between_saves
 
     def watch(self, done: int) -> None:
         """Show the averages to whom they interest."""
@@ -202,6 +227,7 @@ class _Run:
     def save(self, done: int) -> None:
         """Hand over a checkpoint."""
         self.bad_steps.settle()
+        started = time.perf_counter()
         with self.meter.paused():
             meta = {
                 "step": done,
@@ -211,6 +237,7 @@ class _Run:
             }
             tensors = pack(self.core, self.ema, self.optimizer, keep=self.worker.rank == 0)
             self.hooks.on_checkpoint(done, tensors if self.worker.rank == 0 else None, meta)
+        self.saved_at, self.save_seconds = done, time.perf_counter() - started
 
 
 def _update_weights(optimizer: torch.optim.AdamW, learning_rate: float, grad_clip: float | None) -> Tensor:
@@ -229,13 +256,13 @@ def _update_weights(optimizer: torch.optim.AdamW, learning_rate: float, grad_cli
     return grad_norm
 
 
-def _over_workers(loss: Tensor, asked: bool, world_size: int) -> tuple[float, bool]:
-    """The mean of the workers' losses, and whether any of them has asked."""
-    both = torch.stack([loss, torch.full_like(loss, asked)])
+def _over_workers(loss: Tensor, asked: bool, number: int, world_size: int) -> tuple[float, bool, int]:
+    """Return the mean of the workers' losses, whether any has asked, and the sum of their numbers."""
+    values = torch.stack([loss, torch.full_like(loss, asked), torch.full_like(loss, number)])
     if world_size > 1:
-        torch.distributed.all_reduce(both)
-    total, asking = both.tolist()
-    return total / world_size, asking > 0
+        torch.distributed.all_reduce(values)
+    total, asking, numbers = values.tolist()
+    return total / world_size, asking > 0, int(numbers)
 
 
 def prefetch(load: Callable[[int], Batch], steps: range) -> Generator[tuple[Batch, float], None, None]:
@@ -253,11 +280,14 @@ def prefetch(load: Callable[[int], Batch], steps: range) -> Generator[tuple[Batc
             yield batch, waited
 
 
+MOST_STEPS = 1 << 24  # float32 holds the whole numbers up to it
+
+
 class Meter:
     """Speed since the last reading."""
 
     def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
+        self.batch_size, self.speed = batch_size, math.inf
         self._restart()
 
     def _restart(self) -> None:
@@ -274,6 +304,12 @@ class Meter:
         begin = time.perf_counter()
         yield
         self.start += time.perf_counter() - begin
+
+    def steps_in(self, seconds: float) -> int:
+        """Return how many steps so many seconds have at the newest speed: at least 1."""
+        if self.steps:  # else nothing has changed since
+            self.speed = self.steps / max(time.perf_counter() - self.start, 1e-9)
+        return max(1, int(min(MOST_STEPS, seconds * self.speed)))
 
     def read(self, device: torch.device) -> dict[str, float]:
         """`images_per_s`, `data_wait` (share of the time, 0..1), peak `memory` in bytes."""

@@ -22,7 +22,7 @@ SETTINGS = {
     "precision": "float32",
     "seed": 0,
 }
-UNHASHED = {"checkpoint_every": 10, "log_every": 1, "diverged_above": 5.0}
+UNHASHED = {"checkpoint_every": 10, "checkpoint_seconds": 1e9, "log_every": 1, "diverged_above": 5.0}
 
 
 def gated_task(folder, compute):

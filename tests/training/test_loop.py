@@ -2,6 +2,8 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -124,6 +126,54 @@ def asks_at_the_sixth_step(rank):
     return asked
 
 
+def slow_run(step_seconds, model=None, save_seconds=0.0, log_every=20, resume=None, **more):
+    """A run of 40 steps by a clock that only steps and checkpoints advance."""
+    clock, record = [0.0], Record()
+    keep_it = record.checkpoint
+
+    def slow(model, batch, random):
+        clock[0] += step_seconds(random.step) if callable(step_seconds) else step_seconds
+        return denoise(model, batch, random)
+
+    def checkpoint(*given):
+        clock[0] += save_seconds
+        keep_it(*given)
+
+    record.checkpoint = checkpoint
+    settings = replace(SETTINGS, steps=40, log_every=log_every, checkpoint_every=1000)
+    with patch.object(loop, "time", SimpleNamespace(perf_counter=lambda: clock[0])):
+        return run(settings, slow, model, record=record, resume=resume, **more)
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "more", "expected"),
+    [
+        (0.5, {}, [40]),
+        (13.0, {}, [9, 18, 27, 36, 40]),  # 9 steps take 117 s
+        (13.0, {"log_every": 1}, [9, 18, 27, 36, 40]),
+        (200.0, {"log_every": 7}, [*range(1, 41)]),
+        # 15 s of saving are a twentieth of 300 s, in which there are 23 steps.
+        (13.0, {"save_seconds": 15.0}, [9, 32, 40]),
+        # Slower from step 21 on, which is seen at the log of step 25 (34 s a step on average).
+        (lambda step: 1.0 if step < 20 else 34.0, {"log_every": 5}, [25, 28, 31, 34, 37, 40]),
+    ],
+)
+def test_a_checkpoint_is_due_by_time_too(step_seconds, more, expected):
+    _, record = slow_run(step_seconds, **more)
+    assert list(record.checkpoints) == expected
+
+
+def test_a_run_with_checkpoints_by_time_is_resumed_to_the_same_bits():
+    expected, undisturbed = slow_run(13.0)
+    result, record = slow_run(20.0, resume=undisturbed.checkpoints[18])
+    assert list(record.checkpoints) == [24, 30, 36, 40]
+    assert all(torch.equal(result.ema[key], expected.ema[key]) for key in expected.ema)
+
+
+def test_rank_0s_clock_decides_for_all_workers_when_to_save(two_workers):
+    assert [found["timed.seen"].tolist() for found in two_workers] == [[9, 18, 27, 36, 40]] * 2
+
+
 def worker(rank: int, folder: str) -> None:
     """One of two processes that train in several ways; what came of them as a file."""
     join_two(rank, folder)
@@ -152,6 +202,9 @@ def worker(rank: int, folder: str) -> None:
         found[f"{name}.skipped"] = torch.tensor(result.skipped_steps)
         found[f"{name}.seen"] = torch.tensor(list(record.checkpoints))
         found[f"{name}.saved"] = torch.tensor(saved)
+    # The second worker's clock runs ten times as fast.
+    _, timed = slow_run(13.0 * (1 + 9 * rank), DistributedDataParallel(tiny()), worker=Worker(rank, 2))
+    found["timed.seen"] = torch.tensor(list(timed.checkpoints))
     if rank == 0:
         keep(folder, "two", record.checkpoints[8])
     save_file(found, f"{folder}/{rank}.safetensors")
@@ -284,7 +337,7 @@ def test_an_error_while_loading_data_ends_the_run_with_that_error():
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_any_number_of_workers_share_the_batches_of_a_shuffle_in_windows(workers, monkeypatch):
-    monkeypatch.setattr(loop, "_over_workers", lambda *_: (0.0, False))  # they are not all here
+    monkeypatch.setattr(loop, "_over_workers", lambda *_: (0.0, False, 99))  # they are not all here
     shards = [10, 5, 15, 10, 10]
     seen = {step: [] for step in range(SETTINGS.steps)}
 
