@@ -212,12 +212,16 @@ def init(
     out: Annotated[
         Path | None, typer.Option(help="The file to write; by default the images' name and .yaml.")
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=1, help="The time that a run may take on this machine.")
+    ] = None,
 ) -> None:
-    """Write a starting configuration for your own images."""
+    """Write a starting configuration for your own images, fitted to them and to the speed of this machine."""
     from dpt_ray.commands.init import write_config
 
-    path, found = write_config(uri, labels, out)
-    Console().print(f"{found}\nwritten: {path}; read it, then `dpt plan {path}`", highlight=False)
+    path, found, time = write_config(uri, labels, out, minutes)
+    text = f"{found}\ntime: {time}\nwritten: {path}; read it, then `dpt plan {path}`"
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

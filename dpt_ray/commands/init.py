@@ -5,60 +5,89 @@ from __future__ import annotations
 import io
 import re
 import statistics
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 from PIL import Image
 
-from dpt_ray.config import ConfigError, load_config
+from dpt_ray.commands.recipe import (
+    AVERAGE,
+    DIM,
+    LARGEST_IN_PIXELS,
+    NFE,
+    START,
+    Images,
+    LatentRecipe,
+    Recipe,
+    choose,
+    latent_recipe,
+    lengths,
+)
+from dpt_ray.config import Config, ConfigError, load_config
+from dpt_ray.config.sections import Denoiser
+from dpt_ray.config.yaml_file import build
 from dpt_ray.data.index import read_bytes
 from dpt_ray.data.labels import class_names, read_label_list
 from dpt_ray.data.listing import open_root, walk_files
 from dpt_ray.data.sources import INDEXERS
+from dpt_ray.engine.progress import duration
+from dpt_ray.models.precision import resolve_precisions
+from dpt_ray.pipeline.cost import costs
+from dpt_ray.pipeline.speed import Rates, machine_rates, training_threads
 
 LOOKED_AT = 64  # images whose size is read
 SIDES = (8, 16, 32, 64, 128, 256)
-LARGEST_IN_PIXELS = 32  # above it latents and published weights are needed
 HELD_OUT = 1000  # at most, of validation and of test images
+MINUTES = 60.0  # that small images are given, unless asked otherwise
 
 SMALL = """\
 # Small images: an encoder of their own and a denoiser on the pixels (see configs/digits.yaml).
+encoder: {{precision: auto}}
 pretrain:
-  steps: 2000
-  batch_size: {batch}
-  contrast_group: {batch}
-  learning_rate: 4e-3
-  warmup_steps: 100
+  steps: {encoding.steps}  # {encoder_epochs:.3g} epochs
+  batch_size: {encoding.batch_size}
+  contrast_group: {encoding.batch_size}
+  learning_rate: {encoding.learning_rate:g}
+  warmup_steps: {encoding.warmup_steps}
   lr_schedule: cosine
-autoencoder: {{kind: identity}}
+  ema_decay: {encoding.ema_decay}
+  precision: auto
+  width: {width}
+  dim: {dim}
+autoencoder: {{kind: identity, precision: auto}}
 diffusion:
-  model: {{patch_size: {patch}, dim: 256, depth: 6, heads: 4, modulation: true}}
+  model: {{{model}, modulation: true}}
   schedule: cosine
   prediction: v
-  steps: 5000
-  batch_size: {batch}
-  learning_rate: 1e-3
-  warmup_steps: 100
-generate: {{images_per_class: 128, nfe: 25}}
-retrain: {{images_per_class: 128}}
+  steps: {denoising.steps}  # {denoiser_epochs:.3g} epochs
+  batch_size: {denoising.batch_size}
+  learning_rate: {denoising.learning_rate:g}
+  warmup_steps: {denoising.warmup_steps}
+  ema_decay: {denoising.ema_decay}
+  precision: auto
+generate: {{images_per_class: {images_per_class}, nfe: {nfe}}}
+retrain: {{images_per_class: {images_per_class}}}
 """
 
 LARGE = """\
 # Larger images: published weights, which you bring (see configs/imagenet256_base.yaml).
-encoder: {{kind: msn, weights: weights/vitb4_300ep.pth.tar, precision: bfloat16}}
-autoencoder: {{kind: kl, weights: weights/autoencoder_kl.pth, precision: bfloat16}}
+encoder: {{kind: msn, weights: weights/vitb4_300ep.pth.tar, precision: auto}}
+autoencoder: {{kind: kl, weights: weights/autoencoder_kl.pth, precision: auto}}
 diffusion:
-  model: {{patch_size: 2, dim: 512, depth: 12, heads: 8}}
-  steps: 100000
-  batch_size: 256
-  learning_rate: 2e-4
+  model: {{{model}}}
+  steps: {denoising.steps}  # {epochs:.3g} epochs
+  batch_size: {denoising.batch_size}
+  learning_rate: {denoising.learning_rate:g}
   betas: [0.99, 0.99]
-  warmup_steps: 5000
-  ema_decay: 0.9999
-  precision: bfloat16
+  warmup_steps: {denoising.warmup_steps}
+  ema_decay: {denoising.ema_decay}
+  precision: auto
   checkpoint_every: 2000
 generate: {{images_per_class: 128, guidance: 1.4, indices_per_shard: 16}}
 retrain: {{images_per_class: 128}}
@@ -91,25 +120,45 @@ class Found:
         )
 
 
-def write_config(uri: str, labels: str, out: Path | None) -> tuple[Path, Found]:
-    """Writes a valid configuration for the images at `uri`; where it is, and what was found.
+def write_config(
+    uri: str, labels: str, out: Path | None, minutes: float | None = None
+) -> tuple[Path, Found, str]:
+    """Write a configuration for the images at `uri`; return where it is, what was found and its time.
 
-    Raises ConfigError where the file exists, or the images or the label list cannot be used.
+    It fits the images and, on this machine, `minutes`: by default `MINUTES` for small images; larger ones
+    take the time they need. Raises ConfigError where the file exists, or the images or the label list
+    cannot be used.
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(uri.rstrip("/")).stem).strip("-._") or "images"
     path = out or Path(f"{name}.yaml")
-    if path.exists():
-        raise ConfigError(f"out: {str(path)!r} exists; remove it or name another file with --out")
+    kept = path.with_name(f"{path.stem}.kept.csv")
+    for file in (path, kept):
+        if file.exists():
+            raise ConfigError(f"out: {str(file)!r} exists; remove it or name another file with --out")
     try:
         found = look(uri, labels)
     except Exception as error:  # every kind of storage has errors of its own
         raise ConfigError(f"init: {' '.join(str(error).split()) or type(error).__name__}") from error
+    start = _data(name, uri, labels, found, kept)
+    text, time = _fitted(start, found, minutes)
+    head = (
+        f"# A starting point, written by `dpt init`: {found}.\n"
+        f"# Command:  dpt run {path}\n"
+        f"# Time:     {time}\n"
+    )
     try:
-        path.write_text(_config_text(name, uri, labels, found, path), encoding="utf-8")
+        if "keep_in_train" in start["data"]:
+            kept.write_bytes(_content(labels))
+        path.write_text(head + text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"out: {str(path)!r} cannot be written ({error.strerror})") from error
     load_config(path)
-    return path, found
+    return path, found, time
+
+
+def _content(uri: str) -> bytes:
+    fs, path = open_root(uri)
+    return bytes(fs.cat_file(path))
 
 
 def look(uri: str, labels: str) -> Found:
@@ -153,24 +202,99 @@ def _size(index: pa.Table) -> tuple[int, str]:
     return side, "L" if modes <= {"1", "L"} else "RGB"
 
 
-def _config_text(name: str, uri: str, labels: str, found: Found, path: Path) -> str:
+def _data(name: str, uri: str, labels: str, found: Found, kept: Path) -> dict[str, Any]:
+    """Return the part of the configuration that says where images and labels are."""
     small = found.side <= LARGEST_IN_PIXELS
     mode = found.mode if small else "RGB"  # published weights take colour
-    data: dict[str, object] = {"source": found.source, "uri": uri, "mode": mode}
+    data: dict[str, Any] = {"source": found.source, "uri": uri, "mode": mode}
     data["image_size"] = found.side
     if found.named_by_list:
         data["classes"] = found.classes
     if held_out := _held_out(found):
-        data |= {"validation": held_out, "test": held_out, "keep_in_train": [labels]}
-    train = found.index.num_rows - 2 * held_out
-    batch = 64 if train >= 64 else 8
-    recipe = (SMALL if small else LARGE).format(batch=batch, patch=max(1, found.side // 8))
-    if not small or has_gpu():
-        recipe += GPU
-    head = f"# A starting point, written by `dpt init`: {found}.\n# Command:  dpt run {path}\n"
-    start = {"name": name, "output": "outputs", "data": data, "labels": {"file": labels}}
-    text = yaml.safe_dump(start, sort_keys=False, allow_unicode=True)
-    return head + text + recipe
+        # A list of its own: the split stays what it is while the list of labels grows.
+        data |= {**held_out, "keep_in_train": [str(kept)]}
+    return {"name": name, "output": "outputs", "data": data, "labels": {"file": labels}}
+
+
+def _fitted(start: dict[str, Any], found: Found, minutes: float | None) -> tuple[str, str]:
+    """Return the text of a configuration that fits the images and this machine, and the time it takes."""
+    splits = Counter(found.index["split"].to_pylist())
+    held_out = {key: start["data"].get(key, 0) for key in ("validation", "test")}
+    for split, count in held_out.items():
+        splits[split] += count
+    splits["train"] -= sum(held_out.values())
+    channels = 1 if start["data"]["mode"] == "L" else 3
+    images = Images(splits["train"], found.index.num_rows, found.side, channels, len(found.classes))
+    data = yaml.safe_dump(start, sort_keys=False, allow_unicode=True)
+    if found.side > LARGEST_IN_PIXELS:
+        fit, minutes_asked = _large, minutes
+    else:
+        fit, minutes_asked = _small, minutes or MINUTES
+    recipe, rates = fit(data, images, 60 * minutes_asked if minutes_asked else None)
+    config = _parsed(data + recipe)
+    spent = {name: cost.seconds(rates) or 0.0 for name, cost in costs(config, splits, images.classes).items()}
+    return data + recipe, _time(spent, minutes_asked)
+
+
+def _time(spent: Mapping[str, float], minutes: float | None) -> str:
+    """Return the time of a run on this machine, in words."""
+    total = START + sum(spent.values())
+    most = sorted(spent, key=lambda name: -spent[name])[:3]
+    parts = ", ".join(f"{name} {duration(spent[name])}" for name in most)
+    text = f"about {duration(total)} on this machine, by steps measured here ({parts})"
+    if minutes and total > 1.2 * 60 * minutes:
+        return f"{text}: these images need more than the {minutes:g} minutes"
+    return text
+
+
+def _small(data: str, images: Images, seconds: float | None) -> tuple[str, Rates]:
+    """Return the rest of the configuration of small images, and this machine's rates with its networks."""
+    assert seconds is not None
+    rates = _rates(data + _small_text(choose(images, seconds, AVERAGE), images))
+    rough = choose(images, seconds, rates)
+    rates = _rates(data + _small_text(rough, images))  # other networks, other rates
+    return _small_text(lengths(images, seconds, rates, rough.width, rough.denoiser), images), rates
+
+
+def _small_text(recipe: Recipe, images: Images) -> str:
+    encoding, denoising = recipe.encoding, recipe.denoising
+    text = SMALL.format(
+        encoding=encoding,
+        encoder_epochs=encoding.steps * encoding.batch_size / images.train,
+        width=recipe.width,
+        dim=DIM,
+        model=_shape(recipe.denoiser),
+        denoising=denoising,
+        denoiser_epochs=denoising.steps * denoising.batch_size / images.train,
+        images_per_class=recipe.images_per_class,
+        nfe=NFE,
+    )
+    return text + GPU if has_gpu() else text
+
+
+def _large(data: str, images: Images, seconds: float | None) -> tuple[str, Rates]:
+    """Return the rest of the configuration of larger images, and this machine's rates with its networks."""
+    rates = _rates(data + _large_text(latent_recipe(images, None, AVERAGE), images))
+    return _large_text(latent_recipe(images, seconds, rates), images), rates
+
+
+def _large_text(recipe: LatentRecipe, images: Images) -> str:
+    training = recipe.denoising
+    epochs = training.steps * training.batch_size / images.train
+    return LARGE.format(model=_shape(recipe.denoiser), denoising=training, epochs=epochs) + GPU
+
+
+def _shape(model: Denoiser) -> str:
+    return ", ".join(f"{key}: {getattr(model, key)}" for key in ("patch_size", "dim", "depth", "heads"))
+
+
+def _rates(text: str) -> Rates:
+    config = resolve_precisions(_parsed(text))
+    return machine_rates(config, training_threads(config))
+
+
+def _parsed(text: str) -> Config:
+    return build(Config, yaml.safe_load(text), "init")
 
 
 def has_gpu(devices: Path = Path("/dev")) -> bool:
@@ -178,9 +302,10 @@ def has_gpu(devices: Path = Path("/dev")) -> bool:
     return any(devices.glob("nvidia[0-9]*"))
 
 
-def _held_out(found: Found) -> int:
-    """How many validation and test images each to draw: a tenth, where true labels are known."""
-    if found.named_by_list or set(pc.unique(found.index["split"]).to_pylist()) != {"train"}:
-        return 0
-    known = found.index.num_rows - found.index["label"].null_count
-    return min(HELD_OUT, (known - found.labelled) // 10)
+def _held_out(found: Found) -> dict[str, int]:
+    """Return how many images to draw for each split that the source lacks: a tenth of the labelled ones."""
+    splits = set(pc.unique(found.index["split"]).to_pylist())
+    train = found.index.filter(pc.equal(found.index["split"], "train"))
+    known = train.num_rows - train["label"].null_count
+    count = 0 if found.named_by_list else min(HELD_OUT, (known - found.labelled) // 10)
+    return {split: count for split in ("validation", "test") if split not in splits and count > 0}

@@ -153,7 +153,9 @@ def _image(entry: Entry, images: Mapping[str, list[tuple[str, str]]], index: pa.
         raise ValueError(f"{where}: {entry.key!r} could be any of {ids}; use a csv list with ids")
     identifier, split = found[0]
     if split != "train":
-        raise ValueError(f"{where}: {identifier} is in the {split} split; only train has labels")
+        raise ValueError(
+            f"{where}: {identifier} is in the {split} split; only train has labels: remove the line"
+        )
     return identifier
 
 

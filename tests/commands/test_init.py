@@ -8,15 +8,30 @@ from PIL import Image
 from dpt_ray.cluster.session import unused_gpus
 from dpt_ray.commands import init as start
 from dpt_ray.commands.init import write_config
+from dpt_ray.commands.recipe import START
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.config.sections import Compute
-from dpt_ray.pipeline import run as runs
+from dpt_ray.data.units import read_index
+from dpt_ray.engine.progress import duration
+from dpt_ray.pipeline.cost import costs, total_seconds
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.pipeline.run import run
+from dpt_ray.pipeline.speed import Rates
+from dpt_ray.store.artifact import Store
 from tests.helpers.runs import make, quiet
 
 
 def draw(path, side=20, mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((side, side + 5, 3), 9, np.uint8)).convert(mode).save(path)
+
+
+@pytest.fixture(autouse=True)
+def rates(monkeypatch):
+    """A machine of a speed of its own."""
+    rates = Rates(conv=50e9, transformer=80e9, device="cpu")
+    monkeypatch.setattr(start, "machine_rates", lambda config, threads: rates)
+    return rates
 
 
 @pytest.fixture
@@ -31,7 +46,9 @@ def classes(tmp_path):
 
 
 def test_a_folder_for_each_class_gives_a_run_that_passes_its_first_stages(classes):
-    path, found = write_config(str(classes / "my flowers"), str(classes / "labels.csv"), classes / "c.yaml")
+    path, found, _ = write_config(
+        str(classes / "my flowers"), str(classes / "labels.csv"), classes / "c.yaml"
+    )
     config = load_config(path, [f"output={classes}/out"])
     assert (config.name, config.data.source, config.data.image_size) == ("my-flowers", "folder", 16)
     assert (config.data.validation, config.data.test) == (3, 3)  # a tenth of the other 36
@@ -45,7 +62,7 @@ def test_grey_images_stay_grey_unless_published_weights_want_colour(tmp_path, si
     for number in range(3):
         draw(tmp_path / "images" / f"{number}.png", side, "L")
     (tmp_path / "labels.csv").write_text("id,label\n0,tulip\n1,rose\n")
-    path, found = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
+    path, found, _ = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
     assert (found.mode, load_config(path).data.mode) == ("L", mode)
 
 
@@ -53,7 +70,7 @@ def test_without_class_folders_the_list_names_the_classes(tmp_path):
     for number in range(5):
         draw(tmp_path / "images" / f"{number}.png", 300, "L")
     (tmp_path / "labels.csv").write_text("id,label\n0,tulip\n3,rose\n")
-    path, _ = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
+    path, *_ = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
     config = load_config(path, [f"output={tmp_path}/out"])
     assert config.data.classes == ("rose", "tulip")
     assert (config.data.image_size, config.data.mode, config.data.test) == (256, "RGB", 0)
@@ -64,18 +81,74 @@ def test_the_classes_of_the_configuration_are_those_of_the_index(tmp_path):
     for number in range(5):
         draw(tmp_path / "images" / f"{number}.png")
     (tmp_path / "labels.csv").write_text("id,label\n0,tulip\n3,rose\n")
-    path, _ = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
-    _, store = runs.run(load_config(path, [f"output={tmp_path}/out"]), quiet(), ["labels"])
+    path, *_ = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
+    _, store = run(load_config(path, [f"output={tmp_path}/out"]), quiet(), ["labels"])
     [digest] = store.digests("index")
     assert store.artifact("index", digest).read_json("classes.json") == ["rose", "tulip"]
 
 
-def test_a_file_that_is_there_is_not_overwritten(classes):
-    out = classes / "c.yaml"
-    out.write_text("mine")
-    with pytest.raises(ConfigError, match=r"c\.yaml' exists; remove it or name another"):
-        write_config(str(classes / "my flowers"), str(classes / "labels.csv"), out)
-    assert out.read_text() == "mine"
+@pytest.mark.parametrize("name", ["c.yaml", "c.kept.csv"])
+def test_a_file_that_is_there_is_not_overwritten(classes, name):
+    (classes / name).write_text("mine")
+    with pytest.raises(ConfigError, match=rf"{name}' exists; remove it or name another"):
+        write_config(str(classes / "my flowers"), str(classes / "labels.csv"), classes / "c.yaml")
+    assert (classes / name).read_text() == "mine"
+    assert len([path for path in classes.iterdir() if path.name.startswith("c.")]) == 1
+
+
+def test_labels_that_are_added_later_redo_only_what_follows_from_labels(classes):
+    path, *_ = write_config(str(classes / "my flowers"), str(classes / "labels.csv"), classes / "c.yaml")
+    config = load_config(path, [f"output={classes}/out"])
+    make(config, "labels")
+    before = {name: node.digest for name, node in flow(config).items()}
+    train = split_of(config, "train")
+    new = next(key for key in sorted(train) if key not in (classes / "labels.csv").read_text())
+    with (classes / "labels.csv").open("a") as file:
+        file.write(f"{new}.png,{new.partition('/')[0]}\n")
+    same = {name for name, node in flow(config).items() if node.digest == before[name]}
+    assert {"index", "encoder", "features", "moments"} <= same
+    assert not {"labels", "classifier", "pseudo_labels", "denoiser"} & same
+    assert make(config, "labels") == ["labels"]
+
+
+def test_a_label_that_is_added_for_an_image_set_aside_is_told(classes):
+    path, *_ = write_config(str(classes / "my flowers"), str(classes / "labels.csv"), classes / "c.yaml")
+    config = load_config(path, [f"output={classes}/out"])
+    make(config, "index")
+    [aside, *_] = sorted(split_of(config, "test"))
+    with (classes / "labels.csv").open("a") as file:
+        file.write(f"{aside},{aside.partition('/')[0]}\n")
+    with pytest.raises(ConfigError, match=rf"line 6: {aside} is in the test split; .*remove the line"):
+        make(config, "labels")
+
+
+def split_of(config, name):
+    """The ids of a split."""
+    table = read_index(flow(config)["index"].artifact(Store(config.output)), ["id", "split"])
+    return [row["id"] for row in table.to_pylist() if row["split"] == name]
+
+
+def test_a_source_with_its_own_test_images_lacks_only_validation(classes):
+    (classes / "my flowers" / "train").mkdir()
+    for name in ("rose", "tulip"):
+        (classes / "my flowers" / name).rename(classes / "my flowers" / "train" / name)
+        for number in range(5):
+            draw(classes / "my flowers" / "test" / name / f"{number}.png")
+    (classes / "labels.csv").write_text("id,label\ntrain/rose/0.png,rose\ntrain/tulip/0.png,tulip\n")
+    path, *_ = write_config(str(classes / "my flowers"), str(classes / "labels.csv"), classes / "c.yaml")
+    data = load_config(path).data
+    assert (data.validation, data.test) == (3, 0)  # a tenth of the other 38
+
+
+def test_the_time_that_is_told_is_that_of_the_plan(classes, rates):
+    images, labels = str(classes / "my flowers"), str(classes / "labels.csv")
+    for minutes in (5, 50):
+        path, _, time = write_config(images, labels, classes / f"{minutes}.yaml", minutes)
+        planned = costs(load_config(path), {"train": 34, "validation": 3, "test": 3}, 2)
+        total = START + total_seconds(planned, rates)
+        assert total <= 60 * minutes
+        assert time.startswith(f"about {duration(total)} on this machine")
+        assert f"# Time:     {time}\n" in path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -97,10 +170,11 @@ def test_what_cannot_be_used_is_told_and_nothing_is_written(classes, images, lin
 
 
 def test_the_file_is_yaml_with_the_words_of_the_configuration(classes):
-    path, _ = write_config(str(classes / "my flowers"), str(classes / "labels.csv"), classes / "c.yaml")
+    path, *_ = write_config(str(classes / "my flowers"), str(classes / "labels.csv"), classes / "c.yaml")
     tree = yaml.safe_load(path.read_text())
     assert list(tree)[:4] == ["name", "output", "data", "labels"]
-    assert tree["data"]["keep_in_train"] == [str(classes / "labels.csv")]
+    assert tree["data"]["keep_in_train"] == [str(classes / "c.kept.csv")]
+    assert tree["labels"]["file"] == str(classes / "labels.csv")
 
 
 @pytest.mark.parametrize(("side", "gpu", "used"), [(20, False, False), (20, True, True), (300, False, True)])
@@ -109,7 +183,7 @@ def test_gpus_are_used_for_large_images_and_where_there_are_some(tmp_path, monke
     for number in range(5):
         draw(tmp_path / "images" / f"{number}.png", side)
     (tmp_path / "labels.csv").write_text("id,label\n0,tulip\n3,rose\n")
-    path, _ = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
+    path, *_ = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
     compute = load_config(path).compute
     assert (compute.train_gpus, compute.actor_gpus) == ((True, 1) if used else (False, 0))
 

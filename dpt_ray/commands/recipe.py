@@ -1,0 +1,172 @@
+"""Settings that fit one's own images: networks, and how long to train them, by number and size and time.
+
+Rules of thumb: the largest network is taken that still sees each image often enough in the time there is,
+and no image is seen more often than helps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dpt_ray.config.sections import Denoiser
+from dpt_ray.pipeline.speed import Rates
+
+LARGEST_IN_PIXELS = 32  # of an image's side; above it latents and published weights are needed
+START = 60.0  # seconds of a run in which no network computes: Ray's start, reading, fits
+ENCODER, DENOISER, SAMPLES = 0.4, 0.4, 0.15  # of the time; features and metrics have the rest
+
+DIM = 128  # of the encoder's features
+WIDTHS = (64, 48, 32, 24, 16)  # of the encoder
+SHAPES = (
+    (512, 12, 8),
+    (384, 8, 6),
+    (256, 6, 4),
+    (192, 6, 3),
+    (128, 4, 4),
+)  # dim, depth, heads of the denoiser
+# A network is too large that cannot see so many epochs (of few images: so many images); none sees more
+# than the most.
+ENCODER_EPOCHS, MOST_ENCODER_EPOCHS, ENCODED = 20, 100, 64_000
+DENOISER_EPOCHS, MOST_DENOISER_EPOCHS, DENOISED = 40, 200, 256_000
+FEWEST_STEPS, STEPS_BEFORE_BATCHES = 100, 1000
+PER_CLASS = (128, 64, 32, 16, 8)  # generated images
+NFE = 25
+# A processor of two cores: the networks of such a machine are what another is measured with.
+AVERAGE = Rates(conv=80e9, transformer=120e9, device="cpu")
+
+# dim, depth, heads of the denoiser on latents of 8 x 8 pixels: of fewer images, and of more.
+LATENT_SHAPES, MANY_IMAGES = ((384, 10, 6), (512, 12, 8)), 20_000
+LATENT_EPOCHS, LEAST_LATENTS, MOST_LATENTS = 200, 2_560_000, 25_600_000
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is trained on: `train` of `all` images of `side` pixels and some channels, in some classes."""
+
+    train: int
+    all: int
+    side: int
+    channels: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long to train, on how many images at a time, at which rate."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+    @property
+    def warmup_steps(self) -> int:
+        """A twentieth of the steps, 5,000 at most."""
+        return min(5000, self.steps // 20)
+
+    @property
+    def ema_decay(self) -> float:
+        """The average is over about a tenth of the steps, 10,000 at most."""
+        return max(0.9, min(0.9999, round(1 - 10 / self.steps, 4)))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The networks of a run on small images, their trainings and how many images to generate."""
+
+    width: int
+    denoiser: Denoiser
+    encoding: Training
+    denoising: Training
+    images_per_class: int
+
+
+def choose(images: Images, seconds: float, rates: Rates) -> Recipe:
+    """Return the largest networks that so many seconds at these rates can train, and their trainings."""
+    widths = [width for width in WIDTHS if images.side >= 16 or width <= 32]
+    least = max(ENCODED, ENCODER_EPOCHS * images.train)
+    width = next((w for w in widths if _encoded(images, w, seconds, rates) >= least), widths[-1])
+    denoisers = [_denoiser(images.side, *shape) for shape in SHAPES]
+    least = max(DENOISED, DENOISER_EPOCHS * images.train)
+    trained = (d for d in denoisers if _denoised(images, d, seconds, rates) >= least)
+    return lengths(images, seconds, rates, width, next(trained, denoisers[-1]))
+
+
+def lengths(images: Images, seconds: float, rates: Rates, width: int, denoiser: Denoiser) -> Recipe:
+    """Return the recipe with these networks that takes so many seconds at most, if it can."""
+    most = max(ENCODED, MOST_ENCODER_EPOCHS * images.train)
+    encoded = min(most, _encoded(images, width, seconds, rates))
+    most = max(DENOISED, MOST_DENOISER_EPOCHS * images.train)
+    denoised = min(most, _denoised(images, denoiser, seconds, rates))
+    sampled = SAMPLES * _left(seconds) * rates.transformer / (NFE * _denoiser_flops(images, denoiser))
+    per_class = next((k for k in PER_CLASS if k * images.classes <= sampled), PER_CLASS[-1])
+    return Recipe(
+        width,
+        denoiser,
+        _training(encoded, images.train, 4e-3 if width <= 32 else 2e-3),
+        _training(denoised, images.train, 1e-3 if denoiser.dim <= 256 else 5e-4),
+        per_class,
+    )
+
+
+@dataclass(frozen=True)
+class LatentRecipe:
+    """The denoiser of larger images, in the latents of a published autoencoder, and its training."""
+
+    denoiser: Denoiser
+    denoising: Training
+
+
+def latent_recipe(images: Images, seconds: float | None, rates: Rates) -> LatentRecipe:
+    """Return what suits as many images; the denoiser takes no more than `seconds`, where they are given."""
+    dim, depth, heads = LATENT_SHAPES[images.train >= MANY_IMAGES]
+    denoiser = Denoiser(patch_size=2, dim=dim, depth=depth, heads=heads)
+    latents = Images(images.train, images.all, images.side // 8, 4, images.classes)
+    seen: float = min(MOST_LATENTS, max(LEAST_LATENTS, LATENT_EPOCHS * images.train))
+    if seconds is not None:
+        seen = min(seen, _denoised(latents, denoiser, seconds, rates))
+    return LatentRecipe(denoiser, _training(seen, images.train, 2e-4))
+
+
+def _training(seen: float, train: int, learning_rate: float) -> Training:
+    batch = 64 if train >= 64 else 8
+    while batch < 256 and 16 * batch <= train and seen >= 2 * batch * STEPS_BEFORE_BATCHES:
+        batch *= 2
+    steps = max(FEWEST_STEPS, int(seen / batch))
+    tens = 10 ** (len(str(steps)) - 2)  # two digits say enough
+    return Training(steps // tens * tens, batch, learning_rate)
+
+
+def _left(seconds: float) -> float:
+    return max(0.0, seconds - START)
+
+
+def _encoded(images: Images, width: int, seconds: float, rates: Rates) -> float:
+    """Return how many images the encoder can see (two views, forward and back), and give features of all."""
+    forward = _encoder_flops(images, width)
+    return max(0.0, ENCODER * _left(seconds) * rates.conv / forward - images.all) / 6
+
+
+def _denoised(images: Images, denoiser: Denoiser, seconds: float, rates: Rates) -> float:
+    """Return how many images the denoiser can see, forward and back."""
+    return DENOISER * _left(seconds) * rates.transformer / (3 * _denoiser_flops(images, denoiser))
+
+
+def _encoder_flops(images: Images, width: int) -> float:
+    import torch
+
+    from dpt_ray.models.conv import SmallConvNet
+    from dpt_ray.training.throughput import forward_flops
+
+    network = SmallConvNet(images.channels, width, DIM)
+    return forward_flops(network, torch.empty(1, images.channels, images.side, images.side))
+
+
+def _denoiser_flops(images: Images, denoiser: Denoiser) -> float:
+    from dpt_ray.models.uvit import UViTConfig, flops
+
+    config = UViTConfig(images.side, in_channels=images.channels, num_classes=1, **denoiser.model_dump())
+    return flops(config)
+
+
+def _denoiser(side: int, dim: int, depth: int, heads: int) -> Denoiser:
+    return Denoiser(patch_size=max(1, side // 8), dim=dim, depth=depth, heads=heads, modulation=True)
