@@ -9,10 +9,10 @@ from dpt_ray.training.sharding import local
 
 
 class EMA:
-    """Averages theta_ema <- decay * theta_ema + (1 - decay) * theta, started at theta.
+    """Exponential moving averages of a model's parameters and persistent buffers, started at their values.
 
-    Covers parameters and persistent buffers; integer buffers are copied. `tensors` holds the
-    averages under the model's state-dict names, on the model's device and in shards as the model is.
+    Integer buffers are copied. `tensors` has the averages under the model's state-dict names, on the
+    model's device and sharded as the model is.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -25,7 +25,8 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the averages one step towards the model's present weights."""
+        """Update the averages with the model's current weights."""
+        # theta_ema <- decay theta_ema + (1 - decay) theta
         averages, weights = [], []
         for name, value in model.state_dict().items():
             if value.is_floating_point():

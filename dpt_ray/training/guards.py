@@ -1,4 +1,4 @@
-"""What stops a training that has gone wrong. Checkpoints hold the counts, so a resumed run knows them."""
+"""Stop a training whose loss is not finite or diverges. The counts are part of a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class UnstableTraining(RuntimeError):  # noqa: N818
-    """A training that goes nowhere from `step` on; `what` has happened."""
+    """A training that cannot recover from `step` on; `what` describes the problem."""
 
     def __init__(self, step: int, what: str, when: str = "") -> None:
         super().__init__(
@@ -25,18 +25,18 @@ class NonFiniteLoss(UnstableTraining):
 
 
 class Diverged(UnstableTraining):
-    """The loss has stayed far above what it was; `step` is the last one looked at."""
+    """The loss has stayed far above its earlier level; `step` is the last one checked."""
 
 
 class BadSteps:
-    """Counts the skipped steps, each one step late: the host never waits for the running step."""
+    """Count skipped steps, one step late, so that the host never waits for the running step."""
 
     def __init__(self, limit: int, skipped: int = 0, in_a_row: int = 0) -> None:
         self.limit, self.skipped, self.in_a_row = limit, skipped, in_a_row
         self._pending: tuple[int, Tensor, torch.cuda.Event | None] | None = None
 
     def add(self, step: int, bad: Tensor) -> None:
-        """Takes the flag of `step` and counts the one before it."""
+        """Queue the flag of `step` and count that of the previous step."""
         flag, ready = bad.to("cpu", non_blocking=True), None
         if bad.is_cuda:
             ready = torch.cuda.Event()
@@ -45,7 +45,7 @@ class BadSteps:
         self._pending = step, flag, ready
 
     def settle(self) -> None:
-        """Counts what is pending; raises NonFiniteLoss at `limit` bad steps in a row."""
+        """Count the pending flag. Raises NonFiniteLoss at `limit` bad steps in a row."""
         if self._pending is None:
             return
         step, flag, ready = self._pending
@@ -62,11 +62,11 @@ class BadSteps:
 
 
 class Divergence:
-    """Notices a loss that rises far above what it was and stays there.
+    """Detect a loss that rises far above its earlier level and stays there.
 
-    Looks at the logged losses (means over the workers, so all of them see the same). One is high where it
-    is above the first logged loss and above `factor` x the lowest mean of WINDOW neighbouring ones: a
-    training that is worse than its beginning. WINDOW high ones in a row are a divergence; a spike is not.
+    The input is the logged loss, a mean over the workers, so that all of them decide alike. A loss is
+    high if it exceeds the first logged loss and `factor` x the lowest mean of WINDOW consecutive losses.
+    WINDOW high losses in a row are a divergence; a single spike is not.
     """
 
     WINDOW = 10
@@ -83,7 +83,7 @@ class Divergence:
         self.factor, self.first, self.lowest, self.recent, self.high = factor, first, lowest, [*recent], high
 
     def add(self, step: int, loss: float) -> None:
-        """Takes the logged loss of a step; raises Diverged at the last of WINDOW high ones in a row."""
+        """Add the logged loss of a step. Raises Diverged at the last of WINDOW high losses in a row."""
         if not math.isfinite(loss):  # a skipped step, which `BadSteps` counts
             return
         if not self.recent:
@@ -100,5 +100,5 @@ class Divergence:
             )
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run must know, as JSON can hold it."""
+        """Return the state for a checkpoint, as JSON values."""
         return {"first": self.first, "lowest": self.lowest, "recent": self.recent, "high": self.high}

@@ -14,9 +14,9 @@ Schedule = Literal["constant", "cosine"]
 def adamw(
     model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
-    """Fused AdamW over all trainable parameters, decay on every one of them (as U-ViT trains).
+    """Return fused AdamW over all trainable parameters, with decay on every one (as in U-ViT).
 
-    The moments exist from the start, so that every checkpoint holds the same tensors.
+    The moments are created at once, so that every checkpoint has the same tensors.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -32,10 +32,10 @@ def adamw(
 
 
 def learning_rate(step: int, base: float, warmup: int, total: int, schedule: Schedule) -> float:
-    """Learning rate of `step`, counted from 0.
+    """Return the learning rate of `step`, counted from 0.
 
-    Linear from 0 over the first `warmup` steps; then `base`, or half a cosine that would reach 0
-    at step `total`.
+    It is linear from 0 over the first `warmup` steps, then `base` or half a cosine that reaches 0 at
+    step `total`.
     """
     if step < warmup:
         return base * step / warmup

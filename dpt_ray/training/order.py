@@ -1,7 +1,7 @@
-"""Which images a training step sees: a pure function of (seed, step).
+"""The images of each training step, as a pure function of (seed, step).
 
-The epochs, each with every row once, lie end to end in a line; step s takes positions s * batch_size up
-to (s + 1) * batch_size of it, so a batch may span epochs. How many workers share a batch changes nothing.
+Epochs, each with every row once, are concatenated; step s takes positions s * batch_size up to
+(s + 1) * batch_size, so a batch may span epochs. The number of workers changes nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
-# One random generator serves this many neighbouring positions of a batch, which stay on one worker: seeding
-# one per position costs more than the draws themselves.
+# Consecutive positions of a batch that share a random generator and a worker: seeding a generator per
+# position costs more than the draws.
 GROUP = 8
 
 # The rows of a step's global batch, in the order of its positions.
@@ -27,7 +27,7 @@ def _epoch_permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def batch_rows(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
-    """Rows (batch_size,) int64 in 0..n-1 of the global batch of `step`, counted from 0.
+    """Return rows (batch_size,) int64 in 0..n-1 of the global batch of `step`, counted from 0.
 
     An epoch is one permutation of all n rows.
     Raises ValueError where seed or step is negative or batch_size or n is not positive.
@@ -42,24 +42,22 @@ def batch_rows(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
 
 
 class ShardWindows:
-    """A two-level shuffle for rows that do not all fit where they are read.
+    """A two-level shuffle for data sets that do not fit on a node.
 
-    In each epoch the shards are permuted and divided into windows of at most `per_window` shards, as
-    equal as can be; then the rows of each window are permuted. A batch so comes from one window, or from
-    two where one ends amid it (from more only if it is larger than a window): just the window that is
-    being read and the next have to be at hand.
+    In each epoch the shards are permuted and split into windows of at most `per_window` shards, of nearly
+    equal size; then the rows of each window are permuted. A batch spans at most two windows (more only if
+    it is larger than a window), so a node needs the current window and the next one.
 
-    What it costs: batches of one window share that window's accident. For a quantity with variance S
-    between the means of S shards and V over all rows, a batch of B rows out of a window of N shards has a
-    mean with variance near V/B + S/N * (1 - N/shards), against V/B of the full shuffle, and for as many
-    steps as the window lasts the second term stays the same. Where rows lie in the shards at random, S is
-    V over the rows of a shard, and a window of many batches costs nothing that can be seen. Where each
-    shard holds one class (a folder per class is listed so), S is V, and N has to be several times B for
-    the same.
+    The cost is that batches of a window are correlated. For a quantity with variance S between the means
+    of shards and V over all rows, the mean of a batch of B rows from a window of N shards has variance
+    near V/B + S/N * (1 - N/shards), against V/B with a full shuffle, and the second term is shared by all
+    batches of the window. Where rows are distributed over shards at random, S is V over the rows of a
+    shard, and the term is negligible for a window of many batches. Where each shard has one class (as a
+    folder per class is listed), S is V, and N must be several times B.
     """
 
     def __init__(self, seed: int, batch_size: int, sizes: Sequence[int], per_window: int) -> None:
-        """`sizes` are the rows of each shard; ValueError where there are none, or a number makes no sense."""
+        """Set the rows of each shard, `sizes`. Raises ValueError without rows or for values out of range."""
         self.seed, self.batch_size, self.per_window = seed, batch_size, per_window
         self.sizes = np.asarray(sizes, np.int64)
         self.n = int(self.sizes.sum())
@@ -71,7 +69,7 @@ class ShardWindows:
         self._window = lru_cache(maxsize=2)(self._draw_window)
 
     def __call__(self, step: int) -> np.ndarray:
-        """Rows (batch_size,) int64 of the global batch of `step`, counted from 0."""
+        """Return rows (batch_size,) int64 of the global batch of `step`, counted from 0."""
         _check(self.seed, step, self.batch_size, self.n)
 
         def piece_at(position: int) -> tuple[np.ndarray, int]:
@@ -82,17 +80,17 @@ class ShardWindows:
         return _cut(piece_at, step * self.batch_size, (step + 1) * self.batch_size)
 
     def shards(self, step: int) -> np.ndarray:
-        """The shards to have at hand at `step`: of the windows that its rows are in, then of the next.
+        """Return the shards to hold at `step`: those of its rows' windows, then of the next window.
 
-        While a batch spans two windows, these are all. Windows of two batches and more have so been asked
-        for before the step that reads them first, and mostly long before.
+        While a batch spans two windows, only these are returned. Windows of at least two batches are thus
+        requested before the step that first reads them.
         """
         first = self._number(step * self.batch_size)
         last = self._number((step + 1) * self.batch_size - 1)
         return np.concatenate([self._shards(number) for number in range(first, max(last, first + 1) + 1)])
 
     def _number(self, position: int) -> int:
-        """The window, counted over all epochs, at a position of the line."""
+        """Return the number of the window, over all epochs, at a position."""
         epoch, offset = divmod(position, self.n)
         return epoch * self.windows + int(np.searchsorted(self._epoch(epoch)[1], offset, side="right")) - 1
 
@@ -101,7 +99,7 @@ class ShardWindows:
         return self._epoch(epoch)[0][window]
 
     def _draw_epoch(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """The shards of each window of an epoch, and where in the epoch the window begins."""
+        """Return the shards of each window of an epoch and the window's first position in the epoch."""
         shards = np.random.default_rng([self.seed, epoch]).permutation(self._nonempty)
         windows = np.array_split(shards, self.windows)
         rows = np.array([self.sizes[window].sum() for window in windows])
@@ -114,8 +112,10 @@ class ShardWindows:
 
 
 def _cut(piece_at: Callable[[int], tuple[np.ndarray, int]], position: int, end: int) -> np.ndarray:
-    """Positions up to `end` of the line, where `piece_at` gives the permuted rows around a position and
-    its place among them."""
+    """Return the rows at positions up to `end`.
+
+    `piece_at` gives the permuted rows around a position and the position's index among them.
+    """
     parts = []
     while position < end:
         rows, offset = piece_at(position)
@@ -133,9 +133,9 @@ def _check(seed: int, step: int, batch_size: int, n: int) -> None:
 
 
 def share(count: int, part: int, parts: int, unit: int) -> tuple[int, int]:
-    """The positions lo..hi-1 out of 0..count-1 that belong to `part` of `parts`.
+    """Return (lo, hi), the positions lo..hi-1 of 0..count-1 that belong to `part` of `parts`.
 
-    Whole units of neighbouring positions, shared out as equally as they go; count is a multiple of unit.
+    Parts are whole units of consecutive positions, of nearly equal number; count is a multiple of unit.
     """
     units = count // unit
     return units * part // parts * unit, units * (part + 1) // parts * unit

@@ -1,4 +1,4 @@
-"""Random numbers that belong to a position of the global batch, whichever worker asks for them."""
+"""Random numbers keyed by position of the global batch, independent of the number of workers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dpt_ray.training.order import GROUP
 class StepRandom:
     """The random numbers of positions lo..hi-1 of one step's global batch.
 
-    Each (seed, step, group of 8 positions, name) keys a generator of its own on the CPU, so any
-    number of workers, micro-batches or devices sees the same numbers at the same position. Drawing
-    the same name twice in a step gives the same numbers. Where `device` is a GPU the copy to it is
-    asynchronous. Raises ValueError where lo or hi is not a multiple of 8.
+    Each (seed, step, group of 8 positions, name) seeds a generator on the CPU, so the numbers at a
+    position do not depend on workers, micro-batches or devices. Drawing the same name twice in a step
+    gives the same numbers. The copy to a GPU is asynchronous. Raises ValueError where lo or hi is not a
+    multiple of 8.
     """
 
     def __init__(self, seed: int, step: int, lo: int, hi: int, device: torch.device | str = "cpu") -> None:
@@ -30,15 +30,15 @@ class StepRandom:
         self.device = torch.device(device)
 
     def normal(self, name: str, shape: Sequence[int] = ()) -> Tensor:
-        """Standard normal float32 (hi-lo, *shape)."""
+        """Return standard normal float32 numbers (hi-lo, *shape)."""
         return self._draw(name, shape, torch.float32, lambda x, g: x.normal_(generator=g))
 
     def uniform(self, name: str, shape: Sequence[int] = ()) -> Tensor:
-        """Uniform float32 in [0, 1), (hi-lo, *shape)."""
+        """Return uniform float32 numbers in [0, 1), (hi-lo, *shape)."""
         return self._draw(name, shape, torch.float32, lambda x, g: x.uniform_(generator=g))
 
     def integers(self, name: str, high: int, shape: Sequence[int] = ()) -> Tensor:
-        """Uniform int64 in 0..high-1, (hi-lo, *shape)."""
+        """Return uniform int64 numbers in 0..high-1, (hi-lo, *shape)."""
         return self._draw(name, shape, torch.int64, lambda x, g: x.random_(high, generator=g))
 
     def _draw(
@@ -48,7 +48,7 @@ class StepRandom:
         dtype: torch.dtype,
         fill: Callable[[Tensor, torch.Generator], Tensor],
     ) -> Tensor:
-        # Pinned memory lets the copy run behind the device's queue instead of waiting for it.
+        # Pinned memory makes the copy asynchronous.
         numbers = torch.empty(self.hi - self.lo, *shape, dtype=dtype, pin_memory=self.device.type == "cuda")
         generator = torch.Generator()
         for i, block in enumerate(numbers.split(GROUP)):

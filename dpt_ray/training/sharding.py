@@ -1,8 +1,8 @@
 """Training on several workers: a replica of the model on each (DDP) or a shard of it (FSDP2).
 
-In shards (PyTorch FSDP, arXiv 2304.11277; ZeRO stage 3, arXiv 1910.02054) a worker holds its part of
-every weight, gradient, average and moment as a DTensor; a block's weights are whole only while it runs.
-Here is all that knows of the difference.
+With sharding (PyTorch FSDP, arXiv 2304.11277; ZeRO stage 3, arXiv 1910.02054) a worker holds its part
+of every weight, gradient, average and moment as a DTensor; a block's weights are gathered only while it
+runs. All code that depends on the difference is in this module.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device | str) -> None:
-    """Shards `model` in place over all workers of the process group, each block gathered by itself.
+    """Shard `model` in place over all workers of the process group, with one unit per block.
 
-    A model on the CPU reaches `device` block by block, so that it is never whole there. Weights are
-    gathered in float32: under autocast too the training is that of replicas, to the rounding.
+    A model on the CPU moves to `device` block by block, so that it is never whole there. Weights are
+    gathered in float32, so that under autocast the training equals that of replicas up to rounding.
     """
-    # MixedPrecisionPolicy(param_dtype=bfloat16) would halve that traffic, but round the norms' weights too,
-    # which autocast does not (and the CPU's norms refuse). With shards of their own for the norms the result
-    # is the same to the bit, but their hooks cut each compiled block into pieces.
+    # MixedPrecisionPolicy(param_dtype=bfloat16) would halve the traffic, but round the norms' weights too,
+    # unlike autocast (and the CPU's norms reject them). Separate units for the norms give identical results,
+    # but their hooks break each compiled block into pieces.
     mesh = init_device_mesh(torch.device(device).type, (torch.distributed.get_world_size(),))
     for block in blocks:
         fully_shard(block, mesh=mesh)
@@ -34,13 +34,13 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device | 
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, whose parameters have the names that it gave them."""
+    """Return the model without DDP's wrapper, with its own parameter names."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 @contextmanager
 def averaging(model: nn.Module, now: bool) -> Iterator[None]:
-    """Backward passes in here average the gradient over the workers only if `now`; else it adds up."""
+    """Average gradients over the workers in backward passes of this context if `now`, else accumulate."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
         yield
@@ -52,31 +52,31 @@ def averaging(model: nn.Module, now: bool) -> Iterator[None]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This worker's part of a tensor, without a copy."""
+    """Return this worker's part of a tensor, without a copy."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor from its parts; all workers call this together."""
+    """Return the whole tensor from its parts (a collective operation)."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Copies of the whole tensors on the CPU where `keep`, elsewhere nothing; all workers take part.
+    """Return copies of the whole tensors on the CPU where `keep`, else an empty dict (collective).
 
-    One tensor at a time: the device never holds all of them.
+    Tensors are gathered one at a time, so that the device never holds all of them.
     """
     copies = {}
     for name, tensor in tensors.items():
         found = whole(tensor)
-        if keep:  # copy=True: the run goes on changing the live tensors while the copies are in use
+        if keep:  # copy=True: training changes the live tensors while the copies are in use
             copies[name] = found.to("cpu", copy=True).contiguous()
     return copies
 
 
 def write(target: Tensor, values: Tensor) -> None:
-    """Copies the whole tensor `values`, which every worker has, into `target` or this worker's part."""
+    """Copy the whole tensor `values`, present on every worker, into `target` or this worker's part."""
     if isinstance(target, DTensor):
-        # Without a source rank each worker cuts its part out of its own values and waits for nobody.
+        # Without a source rank each worker slices its own values, without communication.
         values = distribute_tensor(values, target.device_mesh, target.placements, src_data_rank=None)
     target.copy_(values)

@@ -1,4 +1,4 @@
-"""All that a training run is at one step, as named tensors: safetensors holds it without pickle."""
+"""The state of a training run at one step as named tensors, for safetensors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NAMED_AT_MOST = 5
 def pack(
     model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, keep: bool = True
 ) -> dict[str, Tensor]:
-    """Copies on the CPU of a run's weights, averages and moments, whole even where they are in shards.
+    """Return CPU copies of a run's weights, averages and moments, gathered if they are sharded.
 
-    Keys: `model.NAME`, `ema.NAME`, `optimizer.{step,exp_avg,exp_avg_sq}.NAME`. All workers of a sharded
-    run take part; those that do not `keep` get nothing.
+    Keys are `model.NAME`, `ema.NAME` and `optimizer.{step,exp_avg,exp_avg_sq}.NAME`. With sharding this is
+    a collective operation, which returns an empty dict where `keep` is False.
     """
     return gather(_live_tensors(model, ema, optimizer), keep)
 
@@ -28,10 +28,10 @@ def pack(
 def restore(
     model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Writes the tensors of `pack` into model, averages and optimizer, in place or in shards.
+    """Write the tensors of `pack` into model, averages and optimizer, in place.
 
-    Raises ValueError naming the keys that are missing, unexpected or of another shape or dtype;
-    nothing has been changed then.
+    Raises ValueError naming the keys that are missing, unexpected or of another shape or dtype, before
+    anything is changed.
     """
     live = _live_tensors(model, ema, optimizer)
     check_tensors(live, tensors)
@@ -40,7 +40,7 @@ def restore(
 
 
 def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raises ValueError unless `found` has exactly the keys, shapes and dtypes of `expected`."""
+    """Raise ValueError unless `found` has exactly the keys, shapes and dtypes of `expected`."""
     differing = (
         f"{key} {_kind(found[key])} instead of {_kind(value)}"
         for key, value in expected.items()
@@ -53,7 +53,7 @@ def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -
     }
     if any(problems.values()):
         what = "; ".join(f"{problem}: {keys}" for problem, keys in problems.items() if keys)
-        raise ValueError(f"checkpoint does not fit this model: {what}; use the one it was made by")
+        raise ValueError(f"checkpoint does not fit this model: {what}; use the model that made it")
 
 
 def _live_tensors(model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What a network asks of a device and what the device can do at best: their ratio is the MFU."""
+"""A network's FLOPs and a device's peak FLOP/s, whose ratio is the MFU."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LONGEST = 0.5  # seconds
 
 
 def forward_flops(network: nn.Module, *inputs: Tensor) -> int:
-    """The FLOPs of one forward pass, as torch counts them: a multiply-add as two.
+    """Return the FLOPs of one forward pass as torch counts them, a multiply-add as two.
 
-    Matrix products, attention and convolutions; norms and activations are left out. Nothing is computed:
-    weights and inputs are stand-ins without values.
+    Matrix products, attention and convolutions count; norms and activations do not. Nothing is computed,
+    since weights and inputs are meta tensors.
     """
     weights = {name: value.to("meta") for name, value in network.state_dict().items()}
     counter = FlopCounterMode(display=False)
