@@ -58,11 +58,13 @@ def make_together(tasks: list[Task]) -> list[dict[str, Any]]:
     missing = [unit for unit in units if unit["wanted"]]
     facts: dict[str, Any] = {"startup_seconds": 0.0, **dict.fromkeys(PEAKS, 0)}
     if missing:
-        facts = _run(first, images, outputs, missing)
+        facts = _run(first, images, outputs, missing, BadImages(outputs, images))
     return [_collect(output, images, facts) for output in outputs]
 
 
-def _run(task: Task, images: Artifact, outputs: list[Output], units: list[Unit]) -> dict[str, Any]:
+def _run(
+    task: Task, images: Artifact, outputs: list[Output], units: list[Unit], bad: BadImages
+) -> dict[str, Any]:
     started = time.perf_counter()
     cluster.connect(task.compute)
     results = cluster.run_units(
@@ -76,7 +78,7 @@ def _run(task: Task, images: Artifact, outputs: list[Output], units: list[Unit])
         },
         task.compute,
     )
-    return cluster.follow(results, len(units), task.progress, started)
+    return cluster.follow(map(bad.count, results), len(units), task.progress, started)
 
 
 class DecodeUnit:
@@ -135,7 +137,8 @@ class ExtractUnit:
         for name in unit["wanted"]:
             self._publish(self.outputs[name], unit)
         return {
-            "shard": unit["shard"],
+            "wanted": list(unit["wanted"]),
+            "bad": len(unit["bad"]),
             "seconds": time.perf_counter() - started,
             "peak_memory_bytes": cluster.peak_memory(),
             "reader_peak_memory_bytes": unit["peak_memory_bytes"],
@@ -214,6 +217,36 @@ def _wants(output: Output, unit: Unit) -> bool:
     return output.is_encoder or unit.get("split", "train") == "train"
 
 
+class BadImages:
+    """The unreadable images of a pass, counted to end it as soon as there are too many for certain."""
+
+    def __init__(self, outputs: list[Output], images: Artifact) -> None:
+        """Start with those of earlier passes. Raises ConfigError where they are too many already."""
+        self._outputs = {output.name: output for output in outputs}
+        self._images = dict.fromkeys(self._outputs, 0)
+        self._found = dict.fromkeys(self._outputs, 0)
+        for name, output in self._outputs.items():
+            published = output.out.shards()
+            for unit in list_units(images):
+                if _wants(output, unit):
+                    self._images[name] += unit["rows"]
+                    self._found[name] += len(published.get(unit["shard"], {}).get("bad", ()))
+            self._check(name)
+
+    def count(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Count those of a unit's result, and return it. Raises ConfigError where they are too many now."""
+        for name in result["wanted"] if result["bad"] else ():
+            self._found[name] += result["bad"]
+            self._check(name)
+        return result
+
+    def _check(self, name: str) -> None:
+        output, images = self._outputs[name], self._images[name]
+        if self._found[name] > output.max_bad_fraction * images:
+            bad = [entry for shard in output.out.shards().values() for entry in shard["bad"]]
+            _quarantine(output, bad, images, "at least ")
+
+
 def _collect(output: Output, images: Artifact, facts: dict[str, Any]) -> dict[str, Any]:
     """The facts of a complete output. Raises ConfigError where too many images are unreadable."""
     published = output.out.shards()
@@ -231,7 +264,7 @@ def _collect(output: Output, images: Artifact, facts: dict[str, Any]) -> dict[st
     }
 
 
-def _quarantine(output: Output, bad: list[list[str]], images: int) -> None:
+def _quarantine(output: Output, bad: list[list[str]], images: int, so_far: str = "") -> None:
     """Publishes (id, reason) of the unreadable images; they may be `max_bad_fraction` of all."""
     columns = list(zip(*bad, strict=True)) or [(), ()]
     table = pa.table([pa.array(column, pa.string()) for column in columns], ["id", "reason"])
@@ -239,8 +272,10 @@ def _quarantine(output: Output, bad: list[list[str]], images: int) -> None:
         pq.write_table(table, path)
     if len(bad) > output.max_bad_fraction * images:
         first = "; ".join(f"{identifier} ({reason})" for identifier, reason in bad[:NAMED])
-        more = f"; {len(bad) - NAMED} more are" if len(bad) > NAMED else "; all are"
+        more = len(bad) - NAMED
+        rest = f"{more} more are" if more > 1 else "1 more is" if more == 1 else "all are"
         raise ConfigError(
-            f"data.max_bad_fraction: {output.max_bad_fraction:g}, but {len(bad)} of {images} images cannot "
-            f"be read: {first}{more} in {output.out.file_uri(QUARANTINE)}; repair or remove them, or raise it"
+            f"data.max_bad_fraction: {output.max_bad_fraction:g}, but {so_far}{len(bad)} of {images} images "
+            f"cannot be read: {first}; {'it is' if len(bad) == 1 else rest} in "
+            f"{output.out.file_uri(QUARANTINE)}; repair or remove them, or raise it"
         )
