@@ -118,11 +118,15 @@ class Encoder(Settings):
     """The frozen encoder: trained here (`pretrain`) or loaded from published weights.
 
     A timm model without `weights` has those that timm publishes under its `name` on the Hugging Face hub.
+    Of an MSN file `heads` (of attention) are width / 64 unless set, and the feature is the CLS tokens of
+    the last `blocks` (1) blocks.
     """
 
     kind: Literal["pretrain", "msn", "timm"] = "pretrain"
     name: Annotated[str | None, Hashed] = None
     weights: Annotated[str | None, HashedFile(key="encoder.weights")] = None
+    heads: Annotated[Count | None, HashedIfSet] = None
+    blocks: Annotated[Count | None, HashedIfSet] = None
     precision: Precision = "float32"
 
     @model_validator(mode="after")
@@ -131,6 +135,8 @@ class Encoder(Settings):
             raise ValueError("kind msn needs weights: the path or URI of the published file")
         if self.kind == "timm" and not self.name:
             raise ValueError("kind timm needs name: the model's, such as vit_base_patch16_224.mae")
+        if self.kind != "msn" and (self.heads or self.blocks):
+            raise ValueError(f"heads and blocks are of kind msn, not {self.kind}: leave them out")
         return self
 
 

@@ -137,7 +137,7 @@ class _Encoder:
             return cls.timm(str(config.encoder.name))
         name = Path(config.encoder.weights or "").name
         flops, dim = next((MSN[key] for key in MSN if name.startswith(key)), (None, None))
-        return cls(dim, transformer=flops)
+        return cls(dim and dim * (config.encoder.blocks or 1), transformer=flops)
 
     @classmethod
     def small(cls, section: Pretrain, config: Config) -> _Encoder:

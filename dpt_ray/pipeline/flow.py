@@ -23,7 +23,7 @@ _UNHASHED = {
     *("inception", "reference", "images"),
 }
 # Options that count where they are used: leaving them out is what was done before there were any.
-_OPTIONS = {"min_snr_gamma", "min_confidence", "alignment", "shuffle_shards"}
+_OPTIONS = {"min_snr_gamma", "min_confidence", "alignment", "shuffle_shards", "heads", "blocks"}
 
 Nodes = dict[str, Node]
 
@@ -115,7 +115,9 @@ def _images_and_models(config: Config, nodes: Nodes) -> None:
         settings = _pretraining(config.pretrain, "simclr", size)
         _add(nodes, "encoder", "pretrain", settings, {"index": index})
     else:
-        settings = config.encoder.model_dump(mode="json", include={"kind", "name", "weights"})
+        settings = config.encoder.model_dump(
+            mode="json", include={"kind", "name", "weights", "heads", "blocks"}
+        )
         if config.encoder.kind == "timm" and not config.encoder.weights:
             settings["weights"] = _timm_weights(str(config.encoder.name))
         _add(nodes, "encoder", "import_model", settings, file=("encoder.weights", settings["weights"]))

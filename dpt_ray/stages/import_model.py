@@ -23,7 +23,13 @@ def make(task: Task) -> dict[str, Any]:
         if task.node.stage == "inception":
             return _import_inception(task)
         if task.node.stage == "encoder":
-            encoder = open_encoder(settings["kind"], name=settings["name"], weights=settings["weights"])
+            encoder = open_encoder(
+                settings["kind"],
+                name=settings["name"],
+                weights=settings["weights"],
+                heads=settings["heads"],
+                blocks=settings["blocks"] or 1,
+            )
             task.out.publish_files(lambda folder: save_encoder(folder, encoder))
             return {"crop": asdict(encoder.crop)}
         autoencoder = open_autoencoder(

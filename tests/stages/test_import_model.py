@@ -93,3 +93,18 @@ def test_an_autoencoders_folder_in_diffusers_format_is_read_as_its_file_is(confi
     runs.make(settings, "autoencoder")
     made = flow(settings)["autoencoder"].artifact(Store(settings.output))
     assert_same_weights(load_autoencoder(made.uri), given)
+
+
+def test_an_msn_file_has_the_heads_and_blocks_that_are_set(config):
+    """The golden network is 48 wide: too narrow for heads of 64, which are all that a file does not say."""
+    from dpt_ray.models.encoder import load_encoder
+
+    msn = ("encoder.kind=msn", f"encoder.weights={GOLDEN}/msn_vit.pth.tar")
+    with pytest.raises(ConfigError, match=r"encoder: .*heads do not divide dim 48; set encoder\.heads"):
+        runs.make(load_config(config, msn), "encoder")
+    settings = load_config(config, [*msn, "encoder.heads=4", "encoder.blocks=2"])
+    runs.make(settings, "encoder")
+    encoder = load_encoder(flow(settings)["encoder"].artifact(Store(settings.output)).uri)
+    assert (encoder.spec.heads, encoder.spec.dim) == (4, 2 * 48)
+    with pytest.raises(ConfigError, match="heads and blocks are of kind msn, not pretrain"):
+        load_config(config, ["encoder.heads=4"])
