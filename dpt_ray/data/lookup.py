@@ -1,4 +1,4 @@
-"""Find the images that a person's list names: by id, by path, by file name."""
+"""Look up the images that a user's list names, by id, path or file name."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SUFFIX = rf"(?i)({'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
 
 
 def find_images(index: pa.Table, keys: Collection[str]) -> dict[str, list[tuple[str, str]]]:
-    """Return the (id, split) of the images that each key names, by the strictest reading that fits any.
+    """Return the (id, split) of the images that each key names, by the strictest reading with a match.
 
-    A key is an id, which is the path below the source's folder without the image's suffix; that path with
-    a suffix; an absolute path or URI; or a file name alone, with or without a suffix. Several images of
-    one key share a file name. Keys that name none are left out.
+    A key is an id (the path below the source's folder without suffix), that path with a suffix, an
+    absolute path or URI, or a file name with or without suffix, which several images may share. Keys
+    without a match are left out.
     """
     found: dict[str, list[tuple[str, str]]] = {}
     for read_key, read_column in _READINGS:
@@ -42,10 +42,10 @@ def find_images(index: pa.Table, keys: Collection[str]) -> dict[str, list[tuple[
 
 
 def nearest_id(key: str, ids: pa.ChunkedArray) -> str | None:
-    """Return the id that is most like `key`, or None where none is like it.
+    """Return the id most similar to `key`, None where none is similar.
 
-    Compared are images of the same file name, and those beside it in sorted order: the start of the path
-    is theirs too.
+    Candidates are images of the same file name and the neighbours in sorted order, which share the start
+    of the path.
     """
     wanted = _without_suffix(key)
     name = f"/{wanted.rpartition('/')[2]}"
@@ -82,7 +82,7 @@ def _file_stem(key: str) -> str | None:
 
 
 def _names(index: pa.Table) -> pa.ChunkedArray:
-    """The images' file names; in a shard the name is in the id."""
+    """Return the images' file names, which for shards are part of the id."""
     shard = f"({'|'.join(map(re.escape, SHARD_SUFFIXES))})$"
     path = pc.if_else(pc.match_substring_regex(index["uri"], shard), index["id"], index["uri"])
     return pc.replace_substring_regex(path, "^.*/", "")
@@ -92,7 +92,7 @@ def _cut(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.replace_substring_regex(column, _SUFFIX, "")
 
 
-# (how a key is read, what of the index it is compared with), the strictest first.
+# (form of a key, column of the index to compare it with), the strictest first
 _READINGS: tuple[tuple[Callable[[str], str | None], Callable[[pa.Table], pa.ChunkedArray]], ...] = (
     (lambda key: key, lambda index: index["id"]),
     (_relative_path, lambda index: index["id"]),

@@ -1,6 +1,6 @@
 """U-ViT checkpoints as their authors publish them: a folder with `nnet_ema.pth`, a raw state dict.
 
-The checkpoint holds no settings; all but the number of heads is read off the tensors' shapes.
+The checkpoint has no settings; all but the number of heads follow from the tensors' shapes.
 """
 
 import math
@@ -20,7 +20,7 @@ RAW_FILE = "nnet.pth"
 # dim -> heads of the published sizes (S, M, L, H); the heads of dim 1152 are not 64 wide.
 PUBLISHED_HEADS = {512: 8, 768: 12, 1024: 16, 1152: 16}
 LABEL_EMBEDDING = "label_emb.weight"
-# What the sizes are read from, and the number of axes each tensor has.
+# The tensors that determine the sizes, with their number of axes.
 _TELLING = {
     "patch_embed.proj.weight": 4,
     "pos_embed": 3,
@@ -29,23 +29,23 @@ _TELLING = {
 
 
 def load_published_uvit(path: str | Path, heads: int | None = None) -> UViT:
-    """The network of a published checkpoint, on the CPU in float32; its sizes are `.config`.
+    """Return the network of a published checkpoint, on the CPU in float32.
 
-    path: the checkpoint's folder (its EMA weights, else `nnet.pth`) or one file, local or a URI.
-    heads: needed where the network's dim is none of the published sizes. Raises ValueError naming
-    the path for a file that is missing, damaged, not of tensors alone, or another architecture's.
+    `path` is the checkpoint's folder (its EMA weights, else `nnet.pth`) or a file, local or a URI.
+    `heads` is required for a dim that is not a published size. Raises ValueError naming the path for a
+    file that is missing, damaged, contains more than tensors, or is of another architecture.
     """
     file = _weight_file(path)
     return published_uvit(load_weights(file), file, heads)
 
 
 def published_uvit(tensors: Mapping[str, Tensor], source: str | Path, heads: int | None = None) -> UViT:
-    """The network whose weights are `tensors`, under the published names.
+    """Return the network with weights `tensors`, under the published names.
 
-    Raises ValueError naming `source` and the keys that are missing, unexpected or misshapen.
+    Raises ValueError naming `source` and the keys that are missing, unexpected or of another shape.
     """
     config = published_config(tensors, source, heads)
-    with torch.device("meta"):  # no initial weights: all of them are about to be overwritten
+    with torch.device("meta"):  # initial weights would be overwritten
         model = UViT(config)
     model.to_empty(device="cpu")
     load_strict(model, tensors, source)
@@ -55,13 +55,12 @@ def published_uvit(tensors: Mapping[str, Tensor], source: str | Path, heads: int
 def published_config(
     tensors: Mapping[str, Tensor], source: str | Path, heads: int | None = None
 ) -> UViTConfig:
-    """The architecture that the shapes of published weights tell.
+    """Return the architecture that follows from the shapes of published weights.
 
-    A network without a label embedding is unconditional (the public code's num_classes = -1: the
-    time's token alone stands before the patches). The last row of a label embedding is taken for the
-    null class (classifier-free guidance); the published networks without guidance (64 pixels) have
-    none. Raises ValueError naming `source` where the tensors are no U-ViT's or the number of heads is
-    unknown.
+    A network without a label embedding is unconditional (num_classes = -1 in the public code; only the
+    time token precedes the patches). The last row of a label embedding is taken to be the null class
+    (classifier-free guidance), which published networks without guidance (64 pixels) lack. Raises
+    ValueError naming `source` where the tensors are not a U-ViT's or the number of heads is unknown.
     """
     strange = [name for name, axes in _TELLING.items() if name not in tensors or tensors[name].ndim != axes]
     if strange:
@@ -75,13 +74,12 @@ def published_config(
         raise ValueError(
             f"{source}: {LABEL_EMBEDDING} has the null class alone; give a network with classes or without"
         )
-    patches = tensors["pos_embed"].shape[1] - (
-        2 if rows else 1
-    )  # the label's and the time's token stand first
+    extra_tokens = 2 if rows else 1  # label and time
+    patches = tensors["pos_embed"].shape[1] - extra_tokens
     side = math.isqrt(max(patches, 0))
     if side**2 != patches:
         raise ValueError(
-            f"{source}: pos_embed has {patches} positions for patches, which fill no square; "
+            f"{source}: pos_embed has {patches} positions for patches, which is not a square number; "
             "give a network of square images, conditioned on labels or on nothing"
         )
     blocks = {name.split(".")[1] for name in tensors if name.startswith("in_blocks.")}
@@ -104,10 +102,10 @@ def published_config(
 
 
 def with_classes(tensors: Mapping[str, Tensor], num_classes: int, generator: Generator) -> dict[str, Tensor]:
-    """The weights with a new label embedding for `num_classes` other classes: (num_classes+1, dim).
+    """Return the weights with a new label embedding (num_classes + 1, dim) for other classes.
 
-    For training on from given weights. The new rows are normal with the standard deviation of the
-    old ones' entries; the null class keeps its row, as "no label" means the same for all classes.
+    It is for fine-tuning. New rows are normal with the standard deviation of the old entries; the null
+    class keeps its row, since "no label" means the same.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} must be at least 1")
@@ -120,17 +118,17 @@ def with_classes(tensors: Mapping[str, Tensor], num_classes: int, generator: Gen
 
 
 def export_published_uvit(model: UViT, folder: str | Path) -> str:
-    """The URI of `nnet_ema.pth`, written whole into `folder` (local or a URI) from the model's weights.
+    """Write `nnet_ema.pth` atomically into `folder` (local or a URI); return its URI.
 
-    A plain dict of CPU tensors under the published names, readable with `weights_only=True`. Raises
-    ValueError for a network with modulation, which the published format has no names for.
+    It is a dict of CPU tensors under the published names, readable with `weights_only=True`. Raises
+    ValueError for a network with modulation, for which the published format has no names.
     """
     if model.config.modulation:
         raise ValueError(
-            "modulation=True has no place in the published U-ViT format; train with modulation=False "
+            "modulation=True does not exist in the published U-ViT format; train with modulation=False "
             "to export, or use the safetensors of the run"
         )
-    # Cloned, as saving a view would write the whole buffer behind it.
+    # Cloned, since saving a view writes its whole storage.
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     target = Artifact(str(folder))
     with target.writing(EMA_FILE) as file:
@@ -153,7 +151,7 @@ def _weight_file(path: str | Path) -> str:
 def _heads(dim: int) -> int:
     if dim not in PUBLISHED_HEADS:
         raise ValueError(
-            f"dim {dim} is none of the published sizes {sorted(PUBLISHED_HEADS)}, and no shape tells "
-            "the number of heads; give heads"
+            f"dim {dim} is not a published size ({sorted(PUBLISHED_HEADS)}), and no shape shows the number "
+            "of heads; give heads"
         )
     return PUBLISHED_HEADS[dim]

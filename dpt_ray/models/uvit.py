@@ -196,9 +196,9 @@ class UViT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Normal with std 0.02 as published; with modulation Xavier's, as DiT (arXiv 2212.09748).
+        """Initialise normally with std 0.02 as published; with modulation, Xavier as DiT (arXiv 2212.09748).
 
-        A narrow network learns several times faster from the latter.
+        A narrow network learns several times faster with the latter.
         """
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for name, module in self.named_modules():

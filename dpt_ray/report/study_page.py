@@ -1,4 +1,4 @@
-"""A study as a Markdown page: records of what it compares, rendered by the template study.md.j2."""
+"""A study as a Markdown page: records of its comparisons, rendered by the template study.md.j2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dpt_ray.evaluation.paired import PairedGain, half_interval
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: its name and a value, or None, for each column after the first."""
+    """One row of a table: its name, and a value or None for each column after the first."""
 
     name: str
     values: tuple[PairedGain | None, ...]
@@ -20,7 +20,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under `columns`, of which the first is that of their names."""
+    """Rows under `columns`, the first of which has the rows' names."""
 
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -28,7 +28,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The paired gains of one method over others, over all runs and, of several seeds, by encoder seed."""
+    """Paired gains of one method over others, over all runs and, with several seeds, by encoder seed."""
 
     method: str
     over_all: Table
@@ -37,7 +37,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the methods chose among on validation images."""
+    """The settings that the methods chose from, on validation images."""
 
     n_validation: int
     images_per_class: tuple[int, ...]
@@ -117,17 +117,17 @@ def render_study(page: StudyPage) -> str:
 
 
 def points(found: PairedGain | None, sign: str = "") -> str:
-    """A fraction with its standard error, in points; blank where there is none."""
+    """Return a fraction with its standard error, in points, "" for None."""
     return _with_error(found, 100, f"{sign}.2f")
 
 
 def gain(found: PairedGain | None) -> str:
-    """A difference in points, with how many of the runs are above 0."""
+    """Return a difference in points with the number of runs above 0, "" for None."""
     return f"{points(found, '+')} ({found.positive}/{found.total})" if found else ""
 
 
 def distance(found: PairedGain | None, sign: str = "") -> str:
-    """A Frechet distance with its standard error."""
+    """Return a Frechet distance with its standard error, "" for None."""
     return _with_error(found, 1, f"{sign}.3f")
 
 

@@ -158,7 +158,7 @@ def test_an_export_is_no_larger_for_weights_that_lie_in_one_buffer(tmp_path):
 
 
 def test_a_network_with_modulation_is_not_exported(tmp_path):
-    with pytest.raises(ValueError, match="modulation=True has no place in the published"):
+    with pytest.raises(ValueError, match="modulation=True does not exist in the published"):
         export_published_uvit(network(replace(LARGE_STYLE, modulation=True)), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -185,12 +185,12 @@ def test_the_smaller_published_sizes_tell_their_heads(dim, heads):
         ({"mid_block.attn.qkv.bias": (144,)}, r"1 unexpected \(mid_block\.attn\.qkv\.bias\)"),
         ({"in_blocks.0.attn.qkv.bias": (144,)}, r"4 missing \(in_blocks\.1\.attn\.qkv\.bias, mid_block"),
         ({"norm.weight": (47,)}, r"1 of another shape \(norm\.weight \(47,\) for \(48,\)\)"),
-        ({"label_emb.weight": None}, "17 positions for patches, which fill no square"),
+        ({"label_emb.weight": None}, "17 positions for patches, which is not a square number"),
         (
             {"patch_embed.proj.weight": (48, 16)},
             r"not a U-ViT: patch_embed\.proj\.weight missing or of another",
         ),
-        ({"pos_embed": (1, 17, 48)}, "15 positions for patches, which fill no square"),
+        ({"pos_embed": (1, 17, 48)}, "15 positions for patches, which is not a square number"),
         ({"pos_embed": (1, 2, 48)}, "image_size=0 must be at least 1"),
         ({"label_emb.weight": (1, 48)}, r"label_emb\.weight has the null class alone"),
     ],
@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_named_key_by_key(change, message):
 
 def test_heads_that_no_rule_tells_are_asked_for():
     _, weights = golden("uvit_large_style")
-    with pytest.raises(ValueError, match=r"dim 48 is none of the published sizes .* give heads"):
+    with pytest.raises(ValueError, match=r"dim 48 is not a published size .* give heads"):
         published_uvit(weights, "nnet.pth")
     with pytest.raises(ValueError, match="dim=48 is not a multiple of heads=5"):
         published_uvit(weights, "nnet.pth", heads=5)
