@@ -18,6 +18,7 @@ from rich.console import Console
 from dpt_ray.config import ConfigError
 from dpt_ray.config.sections import Compute
 from dpt_ray.engine.execute import StageError
+from dpt_ray.engine.progress import Report
 
 # glibc's allocator gives large blocks back to the kernel at once, and the next tensor faults its pages in
 # anew: 40% of a pass of the autoencoder on a CPU. So it keeps them, in one arena: the others never do.
@@ -140,21 +141,19 @@ def usable_cpus() -> int:
     return cpus
 
 
-def follow(
-    results: Iterable[dict[str, Any]], total: int, progress: Callable[[int, int], None], started: float
-) -> dict[str, Any]:
+def follow(results: Iterable[dict[str, Any]], total: int, progress: Report, started: float) -> dict[str, Any]:
     """Lets a stage's units run, telling its progress; its start-up seconds and the peaks of its processes.
 
     A result has the `seconds` of its unit and `..._bytes`, peaks of memory. `started` is when the stage
     began, by `time.perf_counter`: what passed until the first unit's work is start-up.
     """
     startup, peaks = 0.0, {"peak_memory_bytes": 0}
-    progress(0, total)
+    progress(0, total, "shards")
     for number, result in enumerate(results, 1):
         startup = startup or time.perf_counter() - started - result["seconds"]
         for name in (name for name in result if name.endswith("_bytes")):
             peaks[name] = max(peaks.get(name, 0), result[name])
-        progress(number, total)
+        progress(number, total, "shards")
     return {"startup_seconds": round(startup, 3), **peaks}
 
 
