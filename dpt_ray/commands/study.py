@@ -115,6 +115,8 @@ def _result(name: str, future: Future[dict[str, Any]], workers: int) -> dict[str
             "a process of the study was killed, probably for lack of memory: use fewer at once "
             f"(study.concurrent_runs, now {workers}, or compute.actors); what is finished is kept"
         ) from error
+    except ConfigError as error:
+        raise ConfigError(f"run {name}: {error}") from error
     except Exception as error:
         raise StageError(f"run {name}: {error}") from error
     if not result["accuracy"][0]["n_test"]:

@@ -112,7 +112,10 @@ def class_names(uri: str) -> list[str]:
 
 def _read_entries(uri: str, format: str) -> list[Entry]:
     fs, path = url_to_fs(uri)
-    text = fs.cat_file(path).decode("utf-8-sig")  # spreadsheets start their CSV with a BOM
+    try:
+        text = fs.cat_file(path).decode("utf-8-sig")  # spreadsheets start their CSV with a BOM
+    except UnicodeDecodeError as error:
+        raise ValueError(f"label list {uri} is not UTF-8 text ({error.reason}); save it as such") from None
     if format == "published":
         lines = [(i, line.strip()) for i, line in enumerate(text.splitlines(), start=1)]
         return [Entry(i, file_stem(line), line.partition("_")[0]) for i, line in lines if line]

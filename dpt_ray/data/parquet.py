@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,10 +42,19 @@ def _rows(shards: Sequence[tuple[str, str]], split_names: Mapping[str, str]) -> 
             yield f"{identifier}/{file_stem(path)}" if path else identifier, shard, row, -1, split, label
 
 
-def _paths_and_labels(shard: str) -> Iterator[tuple[str | None, str | None]]:
+@contextmanager
+def _opened(shard: str) -> Iterator[pq.ParquetFile]:
     fs, path = url_to_fs(shard)
     with fs.open(path, "rb") as file:
-        parquet = pq.ParquetFile(file)
+        try:
+            yield pq.ParquetFile(file)
+        except pa.ArrowInvalid as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{shard} is not a complete Parquet file ({reason}); write it again") from error
+
+
+def _paths_and_labels(shard: str) -> Iterator[tuple[str | None, str | None]]:
+    with _opened(shard) as parquet:
         schema = parquet.schema_arrow
         image = image_column(schema)
         named, labelled = schema.field(image).type.get_field_index("path") >= 0, "label" in schema.names
@@ -61,8 +71,7 @@ def _published_classes(shard: str) -> list[str] | None:
 
     Hugging Face datasets stores its features as JSON under the key "huggingface".
     """
-    fs, path = url_to_fs(shard)
-    with fs.open(path, "rb") as file:
-        metadata = pq.read_schema(file).metadata or {}
+    with _opened(shard) as parquet:
+        metadata = parquet.schema_arrow.metadata or {}
     info = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {})
     return (info.get("features", {}).get("label") or {}).get("names")

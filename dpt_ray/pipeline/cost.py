@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpt_ray.config import Config
+from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.sections import Pretrain
 from dpt_ray.pipeline.speed import Rates
 from dpt_ray.stages.inception_statistics import KEPT, PART
@@ -196,4 +196,9 @@ def _denoiser_flops(config: Config) -> float:
 
     channels, side = _latents(config)
     model = config.diffusion.model.model_dump()
+    if side < 1 or side % model["patch_size"]:
+        raise ConfigError(
+            f"diffusion.model.patch_size {model['patch_size']} must divide the side of the latents, {side} "
+            f"for data.image_size {config.data.image_size}"
+        )
     return flops(UViTConfig(side, in_channels=channels, num_classes=1, **model))
