@@ -37,7 +37,6 @@ class Reached(NamedTuple):
 POLL, REMOTE_POLL = 1.0, 15.0
 
 LINE_EVERY = 30.0  # seconds between the lines of a stage where there is no terminal
-RATE_OVER = 300.0  # seconds that a rate is measured over
 
 
 @contextmanager
@@ -79,17 +78,30 @@ def _repeating(act: Callable[[], None], every: float) -> Iterator[None]:
 
 def describe(task: Task) -> str:
     """Return how far a step is, in words: done of all, rate, loss, time left."""
-    total = task.total
+    total, done, loss = task.total, task.completed, task.fields["loss"]
     if not total:
         return f"running for {duration(task.elapsed or 0.0)}"
-    words = [f"{task.completed:,.0f}/{total:,.0f} {task.fields['what']}".rstrip()]
-    if task.speed:
-        words.append(f"{_rate(task.speed)}/s")
-    if task.fields["loss"] is not None and math.isfinite(task.fields["loss"]):
-        words.append(f"loss {task.fields['loss']:.4g}")
-    if task.speed and not task.finished:
-        words.append(f"{duration((total - task.completed) / task.speed)} left")
+    words = [f"{done:,.0f}/{total:,.0f} {task.fields['what']}".rstrip()]
+    speed = _speed(task)
+    if speed:
+        words.append(f"{_rate(speed)}/s")
+    if loss is not None and math.isfinite(loss):
+        words.append(f"loss {loss:.4g}")
+    if speed and done < total:
+        words.append(f"{duration((total - done) / speed)} left")
     return ", ".join(words)
+
+
+def _speed(task: Task) -> float:
+    """Return how much is done a second, until now and not until the last report; 0 where nothing is known.
+
+    What was there before is not counted, nor the time until the first that came to it: the start.
+    """
+    if not task.fields["first"]:
+        return 0.0
+    since, done = task.fields["first"]
+    passed = task.get_time() - since
+    return (task.completed - done) / passed if passed > 0 else 0.0
 
 
 def duration(seconds: float) -> str:
@@ -150,15 +162,18 @@ class Display:
             console=self.console,
             transient=True,
             disable=not is_terminal,
-            speed_estimate_period=RATE_OVER,
         )
-        bar = live.add_task(name, total=None, number=f"{number}/{total}", what="", loss=None)
+        bar = live.add_task(name, total=None, number=f"{number}/{total}", what="", loss=None, first=None)
+        task, before = live.tasks[0], -1
 
         def report(done: int, total: int, what: str = "", loss: float | None = None) -> None:
-            live.update(bar, completed=done, total=total, what=what, loss=loss)
+            nonlocal before
+            before = done if before < 0 else before
+            first = task.fields["first"] or ((task.get_time(), done) if done > before else None)
+            live.update(bar, completed=done, total=total, what=what, loss=loss, first=first)
 
         def line() -> None:
-            self._line(f"[{number}/{total}] {name}: {describe(live.tasks[0])}")
+            self._line(f"[{number}/{total}] {name}: {describe(task)}")
 
         # The lines also tell of a stage that starts, and of one that reports nothing.
         with live, nullcontext() if is_terminal else _repeating(line, LINE_EVERY):

@@ -94,6 +94,14 @@ def test_a_terminal_has_a_bar_and_no_lines(clock, monkeypatch):
     assert shown.count("[1/2] features: ") == 1  # the line at its end
 
 
+def test_time_that_passes_without_progress_slows_the_rate(clock):
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with Display(terminal).step(1, 2, "sweep") as report:
+        for clock.now, done in ((0, 0), (1, 1), (6, 6), (101, 6)):
+            report(done, 8, "settings")
+    assert "6/8 settings, 0.05/s, 40 s left" in terminal.file.getvalue()
+
+
 def test_what_was_done_before_is_not_taken_for_speed(clock):
     terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
     with Display(terminal).step(1, 2, "denoiser") as report:
