@@ -39,9 +39,9 @@ from dpt_ray.engine.progress import Display
 from dpt_ray.models.autoencoder import KLAutoencoder, load_autoencoder
 from dpt_ray.models.encoder import Encoder, load_encoder
 from dpt_ray.models.precision import bfloat16_gain
-from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.cost import KL_ENCODE, MSN
 from dpt_ray.pipeline.flow import flow
+from dpt_ray.pipeline.run import run
 from dpt_ray.store.artifact import Store
 from dpt_ray.training.throughput import matmul_peak
 
@@ -110,7 +110,7 @@ def prepare(
 def make(folder: Path, *targets: str) -> dict[str, Any]:
     """Makes nodes of the run in `folder` with this process as the driver; the manifest of each."""
     config = load_config(folder / "extract.yaml")
-    runs.run(config, Display(Console(quiet=True)), targets)
+    run(config, Display(Console(quiet=True)), targets)
     return {name: flow(config)[name].artifact(Store(config.output)).manifest for name in targets}
 
 

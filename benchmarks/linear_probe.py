@@ -39,7 +39,7 @@ FEW = 5
 
 def drawn(rows: int, dim: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Overlapping classes in directions of unequal variance, as an encoder's features have them."""
-    from dpt_ray.learners.linear_classifier import row_normalise
+    from dpt_ray.data.rows import row_normalise
 
     rng = np.random.default_rng(0)
     labels = rng.integers(classes, size=rows)
@@ -54,7 +54,7 @@ def drawn(rows: int, dim: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 def of_dpt_ray(features: np.ndarray, labels: np.ndarray, classes: int, cap: int) -> tuple[np.ndarray, int]:
     """(weights, iterations) of this project's fit."""
-    from dpt_ray.learners.linear_classifier import Rows
+    from dpt_ray.data.rows import Rows
     from dpt_ray.learners.linear_probe import fit
 
     found = fit([Rows(features, labels)], classes, l2=L2, max_iterations=cap, device="cpu")

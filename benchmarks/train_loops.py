@@ -221,7 +221,7 @@ def through_ray(options: Options, folder: Path) -> Facts:
     from dpt_ray.data.shards import write_moments
     from dpt_ray.engine.node import Task
     from dpt_ray.pipeline.flow import flow
-    from dpt_ray.stages import denoiser as train_diffusion
+    from dpt_ray.stages.denoiser import Denoiser
     from dpt_ray.store.artifact import Store
     from dpt_ray.training.log import read_log
 
@@ -247,7 +247,7 @@ def through_ray(options: Options, folder: Path) -> Facts:
         inputs["autoencoder"].publish({"latent_shape": [4, 32, 32], "scale": SCALE})
         ids, labels = [str(row) for row in range(ROWS)], labels_of(np.arange(ROWS, dtype=np.int32))
         table = pa.table({"id": ids, "label": labels, "confidence": np.ones(ROWS, np.float32)})
-        with inputs["labels"].writing("pseudo_labels.parquet") as path:
+        with inputs["pseudo_labels"].writing("pseudo_labels.parquet") as path:
             pq.write_table(table, path)
         moments, shards = np.load(folder / "moments.npy"), []
         for rows in np.array_split(np.arange(ROWS), SHARDS):
@@ -257,9 +257,9 @@ def through_ray(options: Options, folder: Path) -> Facts:
 
             shards.append(inputs["moments"].publish_shard(f"{rows[0]}", ".arrow", len(rows), write))
         inputs["moments"].publish({"shape": list(SHAPE), "shards": shards})
-    task = Task(node, store.artifact("denoiser", f"workers-{time.time_ns()}"), inputs, config.compute, "")
-    facts = train_diffusion.make(task)
-    return of_log(read_log(task.out)) | {"startup": facts["startup_seconds"]}
+    out = store.artifact("denoiser", f"workers-{time.time_ns()}")
+    facts = Denoiser.make(Task(node, node.settings, out, inputs, config.compute, ""))
+    return of_log(read_log(out)) | {"startup": facts["startup_seconds"]}
 
 
 LOOPS: dict[str, Callable[[Options, Path], Facts]] = {

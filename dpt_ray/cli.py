@@ -79,21 +79,22 @@ for _name, (_targets, _help) in STAGES.items():
 
 def _run(config: Config, targets: list[str]) -> None:
     from dpt_ray.engine.progress import Display
-    from dpt_ray.pipeline import run as runs
+    from dpt_ray.pipeline.run import run as run_pipeline
+    from dpt_ray.pipeline.run_folder import shown_json, shown_uri
 
-    outcome, store = runs.run(config, Display(), targets)
+    outcome, store = run_pipeline(config, Display(), targets)
     console = Console()
     folder = store.run_folder(config.name)
     if {"report", "evaluation"} & set(targets):
-        evaluation = runs.shown_json(folder, "evaluation.json")
+        evaluation = shown_json(folder, "evaluation.json")
         console.print(_accuracy_table(evaluation))
         _show_metrics(evaluation["frechet"], evaluation["image_metrics"])
     if "probe" in targets:
-        console.print(_accuracy_table(runs.shown_json(folder, "probe.json")))
+        console.print(_accuracy_table(shown_json(folder, "probe.json")))
     if "image_metrics" in targets:
-        _show_metrics([], runs.shown_json(folder, "image_metrics.json"))
+        _show_metrics([], shown_json(folder, "image_metrics.json"))
     if "report" in targets:
-        console.print(f"report: {runs.shown_uri(folder, 'report.html')}", soft_wrap=True, highlight=False)
+        console.print(f"report: {shown_uri(folder, 'report.html')}", soft_wrap=True, highlight=False)
     else:
         console.print(f"results: {folder.uri}", soft_wrap=True, highlight=False)
     if not outcome.made:
@@ -154,19 +155,19 @@ def plan(
 @app.command()
 def status(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print what a run has published: rows, bytes and seconds of each stage."""
-    from dpt_ray.pipeline import run as runs
+    from dpt_ray.pipeline.status import status as states
 
     table = Table("stage", "artifact")
     for column in ("rows", "size", "seconds"):
         table.add_column(column, justify="right")
-    for row in runs.status(load_config(config, overrides or ())):
-        manifest = row["manifest"]
+    for row in states(load_config(config, overrides or ())):
+        manifest = row.manifest
         cells = (
-            [str(manifest.get("rows", "")), _size(row["bytes"]), f"{manifest['seconds']:.1f}"]
+            [str(manifest.get("rows", "")), _size(row.bytes), f"{manifest['seconds']:.1f}"]
             if manifest
             else ["-"] * 3
         )
-        table.add_row(row["name"], row["artifact"], *cells)
+        table.add_row(row.name, row.artifact, *cells)
     _show(table)
 
 
@@ -259,7 +260,7 @@ def export_model(
 @app.command("list", rich_help_panel="Outputs")
 def list_outputs(output: OutputUri) -> None:
     """List all outputs with their sizes and the runs that refer to them."""
-    from dpt_ray.pipeline.run import references
+    from dpt_ray.pipeline.run_folder import references
 
     store = _open(output)
     used = references(store)
@@ -280,7 +281,7 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove outputs by name, or all that no run refers to."""
-    from dpt_ray.pipeline.run import references
+    from dpt_ray.pipeline.run_folder import references
 
     store, wanted = _open(output), set(artifacts or ())
     found = {f"{stage}/{digest}": size for stage, digest, size in store.all_artifacts()}
@@ -297,7 +298,7 @@ def remove(
 
 
 def _open(output: str) -> Store:
-    from dpt_ray.pipeline.run import expanded, holds_runs
+    from dpt_ray.pipeline.output import expanded, holds_runs
     from dpt_ray.store.artifact import Store
 
     store = Store(expanded(output))

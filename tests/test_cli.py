@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from dpt_ray.cli import STAGES, app
 from dpt_ray.commands import predict
-from dpt_ray.stages import index
+from dpt_ray.stages.index import Index
 from dpt_ray.store.artifact import Store
 from tests.helpers.paths import DIGITS
 from tests.helpers.processes import wait_until
@@ -123,7 +123,7 @@ def test_a_stage_that_fails_is_one_line_and_says_how_to_go_on(dpt, monkeypatch, 
     def fails(task):
         raise RuntimeError("the disk is gone")
 
-    monkeypatch.setattr(index, "make", fails)
+    monkeypatch.setattr(Index, "make", fails)
     code, _, err = dpt("index", DIGITS, f"output={tmp_path}")
     assert code == 1
     assert err.splitlines()[0] == "failed: index: RuntimeError: the disk is gone"
@@ -134,14 +134,14 @@ def test_ctrl_c_is_one_line_and_a_second_one_waits_for_nothing(tmp_path):
     hangs = (
         "import sys, time\n"
         "from dpt_ray import cli\n"
-        "from dpt_ray.stages import index\n"
+        "from dpt_ray.stages.index import Index\n"
         "def make(task):\n"
         "    try:\n"
         f"        open({str(tmp_path / 'making')!r}, 'w').close()\n"
         "        while True: time.sleep(0.1)\n"
         "    finally:\n"  # what is closed in order never comes to an end
         f"        while {{hangs}}: open({str(tmp_path / 'closing')!r}, 'w').close(); time.sleep(0.1)\n"
-        "index.make = make\n"
+        "Index.make = make\n"
         f"sys.argv = ['dpt', 'index', {str(DIGITS)!r}, {f'output={tmp_path}/out'!r}]\n"
         "cli.main()"
     )
@@ -166,9 +166,9 @@ def test_ctrl_c_is_one_line_and_a_second_one_waits_for_nothing(tmp_path):
 def test_a_plan_says_what_is_to_do_and_why_and_does_nothing(dpt, tmp_path):
     code, out, _ = dpt("plan", DIGITS, f"output={tmp_path}/out")
     assert code == 0
-    assert row(out, "index")[2:] == ["to do", "not made yet"]
-    assert row(out, "labels")[2:] == ["to do", "waits for index"]
-    assert row(out, "denoiser")[2] == row(out, "report")[2] == "to do"
+    assert row(out, "index")[3:] == ["to do", "not made yet"]
+    assert row(out, "labels")[3:] == ["to do", "waits for index"]
+    assert row(out, "denoiser")[3] == row(out, "report")[3] == "to do"
     assert row(out, "samples")[1].endswith("@k128")
     assert not list(tmp_path.iterdir())
 
@@ -177,13 +177,13 @@ def test_a_plan_tells_a_changed_setting_from_what_is_done(dpt, tmp_path):
     output = f"output={tmp_path}"
     assert dpt("index", DIGITS, output)[0] == 0
     _, out, _ = dpt("plan", DIGITS, output)
-    assert row(out, "index")[2:] == row(out, "labels")[2:] == ["done", ""]
-    assert row(out, "encoder")[2:] == ["to do", "not made yet"]
+    assert row(out, "index")[3:] == row(out, "labels")[3:] == ["done", ""]
+    assert row(out, "encoder")[3:] == ["to do", "not made yet"]
     _, out, _ = dpt("plan", DIGITS, output, "labels.per_class=3")
-    assert row(out, "labels")[2:] == ["to do", "per_class is 3, published with 1"]
+    assert row(out, "labels")[3:] == ["to do", "per_class is 3, published with 1"]
     _, out, _ = dpt("plan", DIGITS, output, "data.split_seed=3")
-    assert row(out, "index")[2:] == ["to do", "split_seed is 3, published with 0"]
-    assert row(out, "labels")[2:] == ["to do", "waits for index"]
+    assert row(out, "index")[3:] == ["to do", "split_seed is 3, published with 0"]
+    assert row(out, "labels")[3:] == ["to do", "waits for index"]
 
 
 def test_a_plan_counts_the_images_before_the_first_run_and_after(dpt, tmp_path):
@@ -217,7 +217,7 @@ def test_a_plan_compares_with_the_nearest_of_what_is_done(dpt, tmp_path):
     for overrides in (["labels.per_class=3", "labels.seed=4"], ["labels.per_class=2"]):
         assert dpt("index", DIGITS, output, *overrides)[0] == 0
     _, out, _ = dpt("plan", DIGITS, output)
-    assert row(out, "labels")[3] == "per_class is 1, published with 2"
+    assert row(out, "labels")[4] == "per_class is 1, published with 2"
 
 
 def test_a_plan_names_the_input_that_is_another(dpt, tmp_path):
@@ -227,7 +227,7 @@ def test_a_plan_names_the_input_that_is_another(dpt, tmp_path):
     _, out, _ = dpt("plan", DIGITS, output)
     Store(str(tmp_path)).remove(*row(out, "labels")[1].split("/"))
     _, out, _ = dpt("plan", DIGITS, output)
-    assert row(out, "labels")[2:] == ["to do", "index is another"]
+    assert row(out, "labels")[3:] == ["to do", "index is another"]
 
 
 def test_status_shows_what_is_published(dpt, tmp_path):

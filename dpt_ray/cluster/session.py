@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,6 @@ from rich.console import Console
 
 from dpt_ray.config import ConfigError
 from dpt_ray.config.sections import Compute
-from dpt_ray.engine.execute import StageError
-from dpt_ray.engine.progress import Report
 
 # glibc's allocator gives large blocks back to the kernel at once, and the next tensor faults its pages in
 # anew: 40% of a pass of the autoencoder on a CPU. So it keeps them, in one arena: the others never do.
@@ -64,57 +60,12 @@ def connect(compute: Compute) -> float:
     return time.perf_counter() - started
 
 
-def run_units(
-    units: Sequence[dict[str, Any]],
-    read: Callable[[dict[str, Any]], dict[str, Any]] | None,
-    actor: type,
-    arguments: dict[str, Any],
-    compute: Compute,
-) -> Iterator[dict[str, Any]]:
-    """Streams work units through an optional reading task and an actor pool; yields a row a unit.
-
-    A unit is one row and one block of Ray Data, so what is computed together never depends on which
-    actor was free, and a task holds no more than one.
-    `read(unit)` runs as a task (decoding, on any CPU); `actor(**arguments)(unit)` as a pool of actors.
-    Actors that die are restarted and their unit is done again; an exception ends the run. An actor is
-    called for two units at a time: it computes one (under a lock of its own) while the other is fetched
-    or published, so that a GPU does not wait for storage.
-    """
-    import ray.data
-
-    data = ray.data.from_items(list(units), override_num_blocks=len(units))
-    if read is not None:
-        data = data.map(read, **tasks(compute))
-    pool = ray.data.ActorPoolStrategy(
-        min_size=1,
-        max_size=compute.actors,
-        max_concurrent_calls_per_actor=2,
-        enable_true_multi_threading=True,
-    )
-    data = data.map(
-        actor,
-        fn_constructor_kwargs=arguments,
-        compute=pool,
-        num_cpus=compute.actor_cpus,
-        num_gpus=compute.actor_gpus or None,
-    )
-    yield from data.iter_rows()
-
-
-def tasks(compute: Compute) -> dict[str, Any]:
-    """Options of light Ray Data tasks: `compute.readers` at a time, never the actors' CPUs.
-
-    Without a bound every fraction of a CPU starts a worker process, and each of them imports anew.
-    By default there is one for each actor, and four where it has a GPU: a ViT-B/4 takes several
-    hundred images a second there, and a core decodes two hundred (benchmarks/decode.py).
-    """
-    import ray.data
-
-    return {"num_cpus": 0.25, "compute": ray.data.TaskPoolStrategy(size=readers(compute))}
-
-
 def readers(compute: Compute) -> int:
-    """Return how many light tasks run at a time."""
+    """Return how many light tasks run at a time: by default one for each actor, four where it has a GPU.
+
+    A ViT-B/4 takes several hundred images a second on a GPU, and a core decodes two hundred
+    (benchmarks/decode.py).
+    """
     return compute.readers or compute.actors * (4 if compute.actor_gpus else 1)
 
 
@@ -141,22 +92,6 @@ def usable_cpus() -> int:
     return cpus
 
 
-def follow(results: Iterable[dict[str, Any]], total: int, progress: Report, started: float) -> dict[str, Any]:
-    """Lets a stage's units run, telling its progress; its start-up seconds and the peaks of its processes.
-
-    A result has the `seconds` of its unit and `..._bytes`, peaks of memory. `started` is when the stage
-    began, by `time.perf_counter`: what passed until the first unit's work is start-up.
-    """
-    startup, peaks = 0.0, {"peak_memory_bytes": 0}
-    progress(0, total, "shards")
-    for number, result in enumerate(results, 1):
-        startup = startup or time.perf_counter() - started - result["seconds"]
-        for name in (name for name in result if name.endswith("_bytes")):
-            peaks[name] = max(peaks.get(name, 0), result[name])
-        progress(number, total, "shards")
-    return {"startup_seconds": round(startup, 3), **peaks}
-
-
 @contextmanager
 def _native_output_hidden() -> Iterator[None]:
     """Keeps what Ray's C++ core writes to file descriptor 2 off the terminal; exceptions still come.
@@ -173,24 +108,6 @@ def _native_output_hidden() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(nowhere)
-
-
-def naming_shard(call: Callable[[Any, dict[str, Any]], Any]) -> Callable[[Any, dict[str, Any]], Any]:
-    """A unit's `__call__` whose errors say which shard they are about: an error is all that comes back."""
-
-    @wraps(call)
-    def named(self: Any, unit: dict[str, Any]) -> Any:
-        try:
-            return call(self, unit)
-        except Exception as error:
-            raise StageError(f"shard {unit['shard']}: {type(error).__name__}: {error}") from error
-
-    return named
-
-
-def peak_memory() -> int:
-    """The peak resident memory of this process in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _quiet_data() -> None:
@@ -241,6 +158,12 @@ def _check_resources(compute: Compute) -> None:
         raise ConfigError(
             f"compute: an actor and a reader need {needed:g} CPU, the Ray cluster has {cpus:g}; {_REMEDY}"
         )
+
+
+def alive_nodes(compute: Compute) -> int:
+    """Join or start the cluster; return how many machines it has."""
+    connect(compute)
+    return len(_nodes())
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -14,10 +14,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dpt_ray.cluster import session as cluster
-from dpt_ray.cluster.initial import continue_shorter
+from dpt_ray.cluster.continuation import continue_shorter
+from dpt_ray.cluster.gauges import ray_gauges
 from dpt_ray.cluster.preemption import Notices
 from dpt_ray.config.sections import Compute, Optimisation
-from dpt_ray.engine.execute import StageError
+from dpt_ray.engine.errors import StageError
 from dpt_ray.engine.node import Task
 from dpt_ray.engine.progress import POLL, REMOTE_POLL, Reached, following, silent
 from dpt_ray.store.checkpoints import (
@@ -27,7 +28,8 @@ from dpt_ray.store.checkpoints import (
     remove_copies,
     save_checkpoint,
 )
-from dpt_ray.training.log import TrainingLog, ray_gauges, read_log
+from dpt_ray.store.records import Facts
+from dpt_ray.training.log import TrainingLog, read_log
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,19 +42,19 @@ ROLLBACK = "rollback.json"  # that the one rollback has been spent, and on which
 
 
 # (task, worker) -> the trained model's files are written by rank 0
-TrainFunction = Callable[[Task, "Worker"], None]
+TrainFunction = Callable[[Task[Any], "Worker"], None]
 # (step, averaged weights) -> numbers for the log
 OnWatch = Callable[[int, Mapping[str, "Tensor"]], Mapping[str, float]]
 
 
-def run(task: Task, function: TrainFunction) -> dict[str, Any]:
+def run(task: Task[Any], function: TrainFunction) -> Facts:
     """Runs `function` on the configured number of workers; returns startup and memory facts.
 
     Raises StageError, one line, for what no restart can mend: a loss that stays not finite or far too
     high, a GPU whose memory is too small, a checkpoint of another model. Raises ConfigError for more
     workers than the cluster has room for.
     """
-    started, steps = time.time(), int(task.settings["steps"])
+    started, steps = time.time(), int(task.settings.steps)
     if task.out.exists(STOPPED):  # of an earlier attempt
         task.out.fs.rm_file(task.out.path(STOPPED))
     continued = continue_shorter(task)
@@ -83,18 +85,19 @@ def run(task: Task, function: TrainFunction) -> dict[str, Any]:
             raise StageError(task.out.read_json(STOPPED)["reason"])
     records = read_log(task.out)
     facts = task.out.read_json("started.json")
-    return {
+    found: Facts = {
         "startup_seconds": round(facts["time"] - started, 3),
         "peak_memory_bytes": max(int(record["memory"]) for record in records),
         # A last step may have been a bad one, which has changed no weight.
         "loss": next((r["loss"] for r in reversed(records) if math.isfinite(r["loss"])), None),
         "threads": facts["threads"],
-        **continued,
-        **{key: facts[key] for key in ("matmul_flops_per_s",) if key in facts},
     }
+    if "matmul_flops_per_s" in facts:
+        found["matmul_flops_per_s"] = facts["matmul_flops_per_s"]
+    return {**found, **continued}
 
 
-def _guarded(task: Task, worker: Worker, function: TrainFunction) -> None:
+def _guarded(task: Task[Any], worker: Worker, function: TrainFunction) -> None:
     """`function`, whose errors that every attempt would meet again are written down, not retried."""
     import torch
 
@@ -108,7 +111,7 @@ def _guarded(task: Task, worker: Worker, function: TrainFunction) -> None:
         task.out.write_json(STOPPED, {"reason": str(error)})
     except torch.cuda.OutOfMemoryError as error:
         said = str(error).splitlines()[0][:200]
-        reason = f"the GPU's memory is too small for this training ({said}); {_SMALLER[task.node.name]}"
+        reason = f"the GPU's memory is too small for this training ({said}); {_SMALLER[task.name]}"
         task.out.write_json(STOPPED, {"reason": reason})
         raise  # the other workers wait for this one
     except ValueError as error:
@@ -126,7 +129,7 @@ _SMALLER = {
 }
 
 
-def _fit(task: Task, function: TrainFunction) -> None:
+def _fit(task: Task[Any], function: TrainFunction) -> None:
     """`function` under Ray Train, which is started again where it gives up after some progress.
 
     Ray counts the failures of a whole training; among machines that come and go only those in a row
@@ -144,7 +147,7 @@ def _fit(task: Task, function: TrainFunction) -> None:
                 raise
 
 
-def _attempt(task: Task, function: TrainFunction) -> None:
+def _attempt(task: Task[Any], function: TrainFunction) -> None:
     """`function` under TorchTrainer. Its runs folder is scratch: Ray keeps its own state there."""
     import tempfile
 
@@ -189,7 +192,7 @@ def _attempt(task: Task, function: TrainFunction) -> None:
 
 
 def fit(
-    task: Task,
+    task: Task[Any],
     worker: Worker,
     workload: Workload,
     watch_every: int | None = None,
@@ -211,7 +214,7 @@ def fit(
     # Looked up before the first step, which no worker takes alone: all of them see the same.
     rollbacks_left = 0 if task.out.exists(ROLLBACK) else 1
     resume = load_checkpoint(task.out)
-    gauges = ray_gauges(task.node.name) if worker.in_ray_train and worker.rank == 0 else {}
+    gauges = ray_gauges(task.name) if worker.in_ray_train and worker.rank == 0 else {}
     with closing(TrainingLog(task.out, resume[1]["step"] if resume else 0, gauges)) as log:
         reporter = _Reporter(task, worker, log, workload.flops_per_image, peak, on_watch)
         asked = reporter.notices if worker.in_ray_train else Hooks.save_asked
@@ -231,14 +234,13 @@ def fit(
                     reporter.rolled_back(error.step, resume[1]["step"])
 
 
-def _train_settings(task: Task) -> TrainSettings:
+def _train_settings(task: Task[Any]) -> TrainSettings:
     from dpt_ray.training.loop import TrainSettings
 
-    values = {key: task.settings[key] for key in Optimisation.model_fields}
-    return TrainSettings(**{**values, "betas": tuple(values["betas"])})
+    return TrainSettings(**{key: getattr(task.settings, key) for key in Optimisation.model_fields})
 
 
-def _begin(task: Task, worker: Worker, workload: Workload, precision: str) -> float:
+def _begin(task: Task[Any], worker: Worker, workload: Workload, precision: str) -> float:
     """Check the disk and publish when the training starts; return the matmul peak where MFU is logged."""
     import torch
 
@@ -284,7 +286,7 @@ class _Reporter:
 
     def __init__(
         self,
-        task: Task,
+        task: Task[Any],
         worker: Worker,
         log: TrainingLog,
         flops_per_image: float | None,

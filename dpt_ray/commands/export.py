@@ -19,7 +19,8 @@ from dpt_ray.data.export import (
     write_npz,
     write_webdataset,
 )
-from dpt_ray.pipeline.run import find_store, sets_made
+from dpt_ray.pipeline.output import find_store
+from dpt_ray.pipeline.run_folder import sets_made
 
 FORMATS = ("webdataset", "imagefolder", "npz")
 MODEL_FORMATS = ("nnet_ema", "safetensors")
@@ -74,8 +75,9 @@ def export_model(config: Config, format: str, out: Path) -> int:
     Raises ConfigError where it is not trained yet, `out` exists or cannot be written, or the format is
     unknown or has no place for the network (modulation in nnet_ema).
     """
+    from dpt_ray.models.denoiser import load_denoiser
     from dpt_ray.models.published import export_published_uvit
-    from dpt_ray.stages.denoiser import CONFIG, WEIGHTS, load_denoiser
+    from dpt_ray.models.saved import CONFIG, WEIGHTS
 
     if format not in MODEL_FORMATS:
         raise ConfigError(f"format: {format!r} is none of {', '.join(MODEL_FORMATS)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -17,9 +16,10 @@ from dpt_ray.engine.progress import Display, duration
 from dpt_ray.models.precision import resolve_precisions
 from dpt_ray.pipeline.cost import Cost, costs, total_seconds
 from dpt_ray.pipeline.flow import flow
-from dpt_ray.pipeline.run import status
 from dpt_ray.pipeline.speed import Rates, machine_rates, training_threads
+from dpt_ray.pipeline.status import status
 from dpt_ray.store.artifact import Store
+from dpt_ray.store.records import Manifest
 
 COLUMNS = ("rows", "size", "PFLOP", "H200 hours", "here")
 
@@ -33,20 +33,20 @@ def plan_tables(config: Config, images: int | None, classes: int | None) -> list
         return [_cost_table(config, {"train": images}, classes, done=())]
     if classes is not None:
         raise ConfigError(f"--classes {classes} is for --images: give both, or neither")
-    table = Table("stage", "artifact", "state", "why")
-    rows = {row["name"]: row for row in status(config)}
+    table = Table("stage", "artifact", "runs on", "state", "why")
+    rows = {row.name: row for row in status(config)}
     for row in rows.values():
-        state = "done" if row["published"] else f"{row['shards']} shards done" if row["shards"] else "to do"
-        table.add_row(row["name"], row["artifact"], state, row["why"])
-    index = rows["index"]["manifest"] or _index_manifest(config)
+        state = "done" if row.manifest else f"{row.shards} shards done" if row.shards else "to do"
+        table.add_row(row.name, row.artifact, row.runs_on, state, row.why)
+    index = rows["index"].manifest or _index_manifest(config)
     counts = Counter(train=0, validation=0, test=0)
     for unit in index["units"]:
         counts[unit["split"]] += unit["rows"]
-    done = [name for name, row in rows.items() if row["published"]]
+    done = [name for name, row in rows.items() if row.manifest]
     return [table, _cost_table(config, counts, index["classes"], done)]
 
 
-def _index_manifest(config: Config) -> Mapping[str, Any]:
+def _index_manifest(config: Config) -> Manifest:
     """Return the manifest of the index, which is made in a temporary folder to count the images."""
     index = flow(config)["index"]
     with tempfile.TemporaryDirectory(prefix="dpt_ray-plan-") as folder:

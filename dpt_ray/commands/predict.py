@@ -27,11 +27,12 @@ from dpt_ray.data.decode import decode
 from dpt_ray.data.index import read_bytes
 from dpt_ray.data.listing import IMAGE_SUFFIXES, open_root, walk_files
 from dpt_ray.data.manifest import index_manifest
+from dpt_ray.data.rows import row_normalise
 from dpt_ray.data.tar import index_tar
 from dpt_ray.evaluation.methods import METHODS
-from dpt_ray.learners.linear_classifier import logits, row_normalise
-from dpt_ray.pipeline.run import find_store, sets_made
-from dpt_ray.stages.classifier import load_classifier
+from dpt_ray.learners.linear_classifier import load_classifier, logits
+from dpt_ray.pipeline.output import find_store
+from dpt_ray.pipeline.run_folder import sets_made
 from dpt_ray.store.artifact import Artifact, Store
 
 if TYPE_CHECKING:
@@ -194,21 +195,16 @@ def _classifiers(made: Mapping[str, Artifact]) -> list[Choice]:
     for method, (node, prefix) in CLASSIFIERS.items():
         if node not in made:
             continue
-        manifest = made[node].manifest
-        facts = manifest["chosen"].get(prefix.rstrip("/")) if prefix else manifest
-        if facts is None:  # a method that this sweep does not have
-            continue
-        nll = facts.get("validation_nll")
-        found.append(
-            Choice(
-                method,
-                made[node],
-                prefix,
-                facts["validation_top1"],
-                math.inf if nll is None else nll,
-                manifest["n_validation"],
-            )
-        )
+        manifest, nll = made[node].manifest, None
+        if prefix:
+            trial = manifest["chosen"].get(prefix.rstrip("/"))
+            if trial is None:  # a method that this sweep does not have
+                continue
+            top1, nll = trial["validation_top1"], trial["validation_nll"]
+        else:
+            top1 = manifest["validation_top1"]
+        order = math.inf if nll is None else nll
+        found.append(Choice(method, made[node], prefix, top1, order, manifest["n_validation"]))
     return [replace(choice, among=len(found)) for choice in found]
 
 

@@ -22,14 +22,16 @@ from dpt_ray.config.study import Study, load_study
 from dpt_ray.engine.execute import StageError, code_version
 from dpt_ray.engine.progress import Display
 from dpt_ray.evaluation.methods import METHODS, method_key
-from dpt_ray.pipeline import run as runs
+from dpt_ray.pipeline.output import open_store
+from dpt_ray.pipeline.run import run
+from dpt_ray.pipeline.run_folder import shown_json
 
 
 def run_study(path: Path, overrides: Sequence[str], display: Display) -> str:
     """Make what is missing of all runs; return the page and where it was written."""
     study, configs = load_study(path, overrides)
     first = next(iter(configs.values()))
-    runs.open_store(first)
+    open_store(first)
     started = time.monotonic()
     results = _run_all(configs, study.concurrent_runs, display)
     summary = {
@@ -55,7 +57,7 @@ def show_study(path: Path, overrides: Sequence[str], results: Path, display: Dis
             f"--results: {str(results)!r} lacks run {lacking[0]} ({len(lacking)} of {len(configs)} runs of "
             f"{path}); give the study.json of this study"
         )
-    runs.run(next(iter(configs.values())), display, ["samples"])
+    run(next(iter(configs.values())), display, ["samples"])
     return _publish(study, configs, summary)
 
 
@@ -74,7 +76,7 @@ def _read_results(path: Path) -> dict[str, Any]:
 def _publish(study: Study, configs: Mapping[str, Config], summary: Mapping[str, Any]) -> str:
     first_name, first = next(iter(configs.items()))
     name = first_name.rsplit("-n", 1)[0]  # the base's runs come first
-    folder = runs.open_store(first).run_folder(name)
+    folder = open_store(first).run_folder(name)
     text = table(study, summary, name, first.sweep)
     picture = figure(study, summary["runs"], first, name)
     folder.write_json("study.json", summary)
@@ -137,6 +139,6 @@ def _run_one(config: Config) -> dict[str, Any]:
     """One run, in a process of the study; what the evaluation says and what it rests on."""
     from rich.console import Console
 
-    _, store = runs.run(config, Display(Console(quiet=True)), ["evaluation"])
+    _, store = run(config, Display(Console(quiet=True)), ["evaluation"])
     folder = store.run_folder(config.name)
-    return runs.shown_json(folder, "evaluation.json") | {"artifacts": folder.read_json("artifacts.json")}
+    return shown_json(folder, "evaluation.json") | {"artifacts": folder.read_json("artifacts.json")}

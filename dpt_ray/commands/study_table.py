@@ -14,7 +14,7 @@ from dpt_ray.config.sections import Sweep
 from dpt_ray.config.study import Study, reference_name, run_name
 from dpt_ray.evaluation.methods import METHODS, key_of, method_key
 from dpt_ray.evaluation.paired import PairedGain, paired_gain
-from dpt_ray.pipeline import run as runs
+from dpt_ray.pipeline.output import open_store
 from dpt_ray.report.study_page import (
     Choice,
     Comparison,
@@ -273,6 +273,6 @@ def figure(study: Study, stored: Mapping[str, Any], base: Config, name: str) -> 
         for method, values in results.accuracies(per_class).items():
             found = spread(values)
             points.append(StudyPoint(per_class, METHODS[method].short, found.mean, found.stderr))
-    store, nodes = runs.open_store(base), flow(base)
+    store, nodes = open_store(base), flow(base)
     pictures = picture_rows(nodes["index"].artifact(store), nodes["samples"].artifact(store), 4)
     return study_figure(points, pictures[:10])

@@ -19,6 +19,11 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 # "auto": bfloat16 on a GPU or on a processor that is faster with it, else float32 (models/precision.py).
 Precision = Literal["float32", "bfloat16", "auto"]
+ResolvedPrecision = Literal["float32", "bfloat16"]
+ListFormat = Literal["csv", "published"]
+ScheduleName = Literal["vp", "stable_diffusion", "cosine", "linear"]
+Prediction = Literal["noise", "v", "flow"]
+Resize = Literal["tensorflow", "pytorch_fid", "clean"]
 RealWeight = Annotated[float, Field(gt=0)] | Literal["balanced"]
 
 
@@ -38,7 +43,7 @@ class Data(Settings):
     test: Annotated[int, Field(ge=0)] = 0
     split_seed: Seed = 0
     classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    splits: dict[str, Literal["train", "validation", "test"]] = {}
+    splits: dict[str, Literal["train", "validation", "test"]] = Field(default_factory=dict)
     keep_in_train: Annotated[tuple[str, ...], Field(strict=False), NotHashed] = ()
     max_bad_fraction: Annotated[Fraction, NotHashed] = 0.001
 
@@ -59,7 +64,7 @@ class Labels(Settings):
     per_class: Annotated[Count | None, Hashed] = None
     seed: Seed = 0
     file: Annotated[str | None, HashedFile(key="labels.file")] = None
-    format: Literal["csv", "published"] = "csv"
+    format: ListFormat = "csv"
 
     @model_validator(mode="after")
     def _one_source(self) -> Labels:
@@ -200,8 +205,8 @@ class Diffusion(Optimisation):
     """
 
     model: Denoiser
-    schedule: Literal["vp", "stable_diffusion", "cosine", "linear"] = "vp"
-    prediction: Literal["noise", "v", "flow"] = "noise"
+    schedule: ScheduleName = "vp"
+    prediction: Prediction = "noise"
     label_dropout: Fraction = 0.15
     condition: Literal["pseudo_labels", "true_labels", "none"] = "pseudo_labels"
     weights: Annotated[str | None, HashedFile(key="diffusion.weights")] = None
@@ -242,13 +247,18 @@ class Sampling(Settings):
     nfe: Count = 25
     indices_per_shard: Count = 16
     seed: Seed = 0
-    precision: Annotated[Precision | None, HashedIfSet] = None
 
     @model_validator(mode="after")
     def _interval(self) -> Sampling:
         if self.guidance_interval and not self.guidance_interval[0] < self.guidance_interval[1]:
             raise ValueError(f"guidance_interval {self.guidance_interval} is empty: give low < high")
         return self
+
+
+class SampleSettings(Sampling):
+    """How images are sampled and decoded; `precision` is that of both networks."""
+
+    precision: ResolvedPrecision
 
 
 class Generate(Sampling):
@@ -258,6 +268,7 @@ class Generate(Sampling):
     """
 
     images_per_class: Count
+    precision: Annotated[Precision | None, HashedIfSet] = None
 
 
 class Retrain(Settings):
@@ -294,7 +305,7 @@ class Evaluate(Section):
     referee: Pretrain | None = None
     inception: str | None = None
     reference: str | None = None
-    resize: Literal["tensorflow", "pytorch_fid", "clean"] = "tensorflow"
+    resize: Resize = "tensorflow"
     images: Count | None = None
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 from fsspec.core import url_to_fs
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from dpt_ray.data.index import SCHEMA
 from dpt_ray.data.splits import stratified_split
@@ -30,6 +29,8 @@ def write_digits(folder_uri: str) -> tuple[pa.Table, list[str]]:
     order, with grey values scaled to 0..255 by round(v * 255 / 16). The splits are fixed and stratified
     by class: train 997, validation 200, test 600.
     """
+    from sklearn.datasets import load_digits  # seconds to import, and needed for these images only
+
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     fs, folder = url_to_fs(folder_uri)

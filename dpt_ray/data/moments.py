@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ import pyarrow as pa
 from dpt_ray.data.shards import matrix
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.cache import check_space, folder
+from dpt_ray.store.records import Shard
 
 THREADS = 16  # concurrent downloads
 LOG_EVERY = 256  # shards
@@ -102,7 +102,7 @@ def read_moment_ids(artifact: Artifact) -> pa.Array:
         return pa.concat_arrays([pa.array([], pa.string()), *threads.map(partial(_ids, artifact), shards)])
 
 
-def _ids(artifact: Artifact, shard: dict[str, Any]) -> pa.Array:
+def _ids(artifact: Artifact, shard: Shard) -> pa.Array:
     remote = artifact.remote_shard(shard)
     if remote is None:
         return _id_column(pa.memory_map(artifact.path(shard["file"])))

@@ -1,8 +1,9 @@
-"""Joins by id: features with labels and splits."""
+"""Rows of features with their labels: joined by id, normalised as DPT and MSN do."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -11,13 +12,51 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpt_ray.config import ConfigError
+from dpt_ray.data.class_ranges import read_class_and_index
 from dpt_ray.data.shards import read_features
 from dpt_ray.data.units import read_index
-from dpt_ray.learners.linear_classifier import Rows, row_normalise
-from dpt_ray.stages.labels import LABELS
 from dpt_ray.store.artifact import Artifact
 
-PSEUDO_LABELS = "pseudo_labels.parquet"
+LABELS_FILE = "labels.parquet"
+PSEUDO_LABELS_FILE = "pseudo_labels.parquet"
+CHUNK_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows `index` (n,) of row-normalised `matrix` (m, dim) float32 with their class ids `labels` (n,).
+
+    `index` None means all rows; `weight` is each row's weight in a fit. The matrix is shared, so a
+    selection of features costs no more memory than its indices.
+    """
+
+    matrix: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray | None = None
+    weight: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def features(self) -> np.ndarray:
+        """The rows (n, dim); a copy where there is an `index`."""
+        return self.matrix if self.index is None else self.matrix[self.index]
+
+
+def row_normalise(features: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Return each row (n, dim) minus its mean, divided by its L2 norm (DPT's and MSN's preprocessing).
+
+    As in numpy, `out=features` works in place.
+    """
+    normalised = np.empty_like(features) if out is None else out
+    for start in range(0, len(features), CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        # f <- (f - mean(f)) / ||f - mean(f)||
+        centred = features[part] - features[part].mean(axis=1, keepdims=True)
+        norm = np.linalg.norm(centred, axis=1, keepdims=True)
+        normalised[part] = centred / np.maximum(norm, np.finfo(features.dtype).tiny)
+    return normalised
 
 
 class RealRows:
@@ -27,7 +66,9 @@ class RealRows:
         self, index: Artifact, features: Artifact, splits: Collection[str], labels: Artifact | None = None
     ) -> None:
         whole = {unit["shard"] for unit in index.manifest["units"] if unit["split"] in splits}
-        listed = labels and pq.read_table(labels.local_file(LABELS), columns=["id"])["id"].combine_chunks()
+        listed = (
+            labels and pq.read_table(labels.local_file(LABELS_FILE), columns=["id"])["id"].combine_chunks()
+        )
         self.ids, raw = read_features(features, whole, listed)
         self.features = row_normalise(raw, out=raw)
         table = read_index(index, ["id", "split", "label"])
@@ -54,7 +95,7 @@ class RealRows:
 
         Raises ConfigError, naming the classes, where none of a class's labelled images could.
         """
-        table = pq.read_table(labels.local_file(LABELS))
+        table = pq.read_table(labels.local_file(LABELS_FILE))
         readable = table.filter(pc.is_in(table["id"], value_set=self.ids))
         kept = set(pc.unique(readable["label"]).to_pylist())
         lost = [label for label in pc.unique(table["label"]).to_pylist() if label not in kept]
@@ -70,7 +111,7 @@ class RealRows:
 
     def pseudo_labelled(self, pseudo_labels: Artifact) -> Rows:
         """The training rows with their pseudo-labels."""
-        table = pq.read_table(pseudo_labels.local_file(PSEUDO_LABELS), columns=["id", "split", "label"])
+        table = pq.read_table(pseudo_labels.local_file(PSEUDO_LABELS_FILE), columns=["id", "split", "label"])
         return self.joined(table.filter(pc.equal(table["split"], "train")))
 
     def joined(self, table: pa.Table) -> Rows:
@@ -83,16 +124,20 @@ class RealRows:
 
 
 class ImageRows:
-    """The features of generated or augmented images; the class and index are in the id."""
+    """The features of generated or augmented images, with the class and index of each image."""
 
-    def __init__(self, features: Artifact) -> None:
+    def __init__(self, features: Artifact, images: Artifact) -> None:
+        """Join `features` with the `images` they are of. Raises ValueError for an id without an image."""
         ids, raw = read_features(features)
         self.features = row_normalise(raw, out=raw)
-        parts = [label_and_index(identifier) for identifier in ids.to_pylist()]
-        self.label, self.index = np.array(parts, np.int64).reshape(-1, 2).T
+        table = read_class_and_index(images)
+        where = pc.index_in(ids, table["id"].combine_chunks())
+        if where.null_count:
+            raise ValueError(f"{features.uri}: {where.null_count} ids are not in {images.uri}")
+        self.label, self.index = (_int64(table[name].take(where)) for name in ("class", "index"))
 
     def first(self, images_per_class: int) -> Rows:
-        """The first so many images of each class, by class and index."""
+        """Return the first so many images of each class, by class and index."""
         rows = np.flatnonzero(self.index < images_per_class)
         rows = rows[np.lexsort((self.index[rows], self.label[rows]))]
         return Rows(self.features, self.label[rows], rows)
@@ -126,17 +171,6 @@ class TrainingFeatures:
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """The features (n, dim) float32 of the given rows of the moments."""
         return self._features[self._where[rows]]
-
-
-def image_id(kind: str, label: int, index: int) -> str:
-    """The id of a generated ("gen") or augmented ("aug") image."""
-    return f"{kind}-{label:05d}-{index:07d}"
-
-
-def label_and_index(identifier: str) -> tuple[int, int]:
-    """The class and the index in the id of a generated or augmented image."""
-    _, label, index = identifier.split("-")
-    return int(label), int(index)
 
 
 def _int64(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

@@ -1,15 +1,15 @@
-"""Features, moments and images on disk: one file per shard, joined by id, readable by plain pyarrow.
+"""Features, moments and images on disk: one file a shard, joined by id, opened by plain pyarrow.
 
-Features and images are Parquet; moments are uncompressed Arrow IPC, for random access by memory map.
+Features and images are Parquet; moments are uncompressed Arrow IPC, so that a row is read where it lies
+in the memory-mapped file.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.records import Shard
 
 
 def write_features(path: Path, ids: Sequence[str], features: np.ndarray) -> None:
@@ -35,7 +36,7 @@ def read_features(
     """
     shards = [shard for shard in artifact.listed_shards() if shard["rows"]]
     if not shards:
-        raise ValueError(f"{artifact.uri}: has no rows; check the images of the source")
+        raise ValueError(f"{artifact.uri}: holds no rows")
     is_whole = [whole is None or shard["shard"] in whole for shard in shards]
     most = sum(shard["rows"] for shard, all_of_it in zip(shards, is_whole, strict=True) if all_of_it)
     most += 0 if ids is None else len(ids)
@@ -54,7 +55,7 @@ def read_features(
 
 
 def read_feature_shard(
-    artifact: Artifact, shard: dict[str, Any], ids: pa.Array | None = None
+    artifact: Artifact, shard: Shard, ids: pa.Array | None = None
 ) -> tuple[pa.ChunkedArray, np.ndarray]:
     """Return ids and read-only features (n, dim) float32 of a non-empty shard, or of its images `ids`."""
     file = pq.ParquetFile(artifact.local_file(shard["file"]))
@@ -62,7 +63,7 @@ def read_feature_shard(
     if ids is None:
         return names, matrix(file.read(["feature"]).combine_chunks()["feature"].chunk(0))
     wanted = pc.is_in(names, value_set=ids)
-    if not pc.any(wanted).as_py():  # as for most shards: skip reading their features
+    if not pc.any(wanted).as_py():  # most shards: their features stay unread
         return names.slice(0, 0), np.empty((0, file.schema_arrow.field("feature").type.list_size), np.float32)
     block = matrix(file.read(["feature"]).combine_chunks()["feature"].chunk(0))
     return names.filter(wanted), block[wanted.to_numpy()]
@@ -77,7 +78,9 @@ def write_moments(path: Path, ids: Sequence[str], moments: np.ndarray) -> None:
         writer.write_table(table)
 
 
-def write_images(path: Path, images: Sequence[np.ndarray], columns: dict[str, Any]) -> None:
+def write_images(
+    path: Path, images: Sequence[np.ndarray], columns: Mapping[str, pa.Array | list[str]]
+) -> None:
     """Write uint8 (H, W, C) images as PNG bytes in column `image`, with other columns."""
     pq.write_table(pa.table({**columns, "image": pa.array(map(encode_png, images), pa.binary())}), path)
 
@@ -88,9 +91,20 @@ def read_images(artifact: Artifact) -> Iterator[pa.Table]:
         yield read_image_shard(artifact, shard)
 
 
-def read_image_shard(artifact: Artifact, shard: dict[str, Any]) -> pa.Table:
+def read_image_shard(artifact: Artifact, shard: Shard) -> pa.Table:
     """Return one shard of images."""
     return pq.read_table(artifact.local_file(shard["file"]))
+
+
+def read_columns(artifact: Artifact, columns: Sequence[str]) -> pa.Table:
+    """Return some columns of all Parquet shards (of the extent), without what else the shards hold."""
+    shards = artifact.listed_shards()
+    return pa.concat_tables([read_shard_columns(artifact, shard, columns) for shard in shards])
+
+
+def read_shard_columns(artifact: Artifact, shard: Shard, columns: Sequence[str]) -> pa.Table:
+    """Return some columns of a Parquet shard; of a remote one no more than these is read."""
+    return pq.read_table(artifact.path(shard["file"]), columns=list(columns), filesystem=artifact.fs)
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -1,15 +1,16 @@
-"""Work units of images: fixed groups of rows, so that batches never depend on the number of actors.
+"""Work units over images: fixed groups of rows, so that what is computed together never varies.
 
-Two kinds of artifacts have images: the index (rows with the location of the bytes) and image shards
-(generated or augmented images). A unit of the former is a row group of its table, of the latter a shard.
+Two kinds of artifacts hold images: the index (rows that say where the bytes are) and image shards
+(generated or augmented images). A unit of the index is a row group of its table; a unit of the other is
+a shard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,16 +22,17 @@ from dpt_ray.data.decode import BadImage, decode
 from dpt_ray.data.index import SPLITS, read_bytes
 from dpt_ray.data.shards import read_image_shard
 from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.records import Facts, IndexUnit, Manifest, Shard
 
 ROWS = 256  # of an index unit
 INDEX = "index.parquet"
 
-Unit = dict[str, Any]
+Unit = IndexUnit | Shard
 
 
-def write_index(path: Path, index: pa.Table) -> list[Unit]:
+def write_index(path: Path, index: pa.Table) -> list[IndexUnit]:
     """Write the index sorted by split, one row group per unit; return the units."""
-    units: list[Unit] = []
+    units: list[IndexUnit] = []
     with pq.ParquetWriter(path, index.schema) as writer:
         for split in SPLITS:
             rows = index.filter(pc.equal(index["split"], split))
@@ -44,7 +46,29 @@ def write_index(path: Path, index: pa.Table) -> list[Unit]:
 
 def list_units(images: Artifact) -> list[Unit]:
     """Return the units of a published index or image artifact (of its extent)."""
-    return list(images.manifest["units" if images.exists(INDEX) else "shards"])
+    manifest = images.manifest
+    return list(manifest["units"]) if is_index(manifest) else list(manifest["shards"])
+
+
+def is_index(manifest: Manifest) -> bool:
+    """Return whether an artifact of images is the index, whose images are real."""
+    return "units" in manifest
+
+
+def collect_shards(out: Artifact, units: Sequence[Mapping[str, Any]]) -> Facts:
+    """Return the facts of an artifact whose shards of `units` are all published: shards, rows, bytes."""
+    published = out.shards()
+    shards = [published[unit["shard"]] for unit in units]
+    return {
+        "rows": sum(shard["rows"] for shard in shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "shards": shards,
+    }
+
+
+def split_of(unit: Unit) -> str:
+    """Return the split of a unit; generated and augmented images are for training."""
+    return str(unit.get("split", "train"))
 
 
 def read_index(index: Artifact, columns: list[str] | None = None) -> pa.Table:
@@ -74,11 +98,11 @@ def decode_rows(rows: pa.Table, how: Crop, mode: str) -> dict[str, np.ndarray]:
 
 def read_unit(images: Artifact, unit: Unit) -> tuple[list[str], list[bytes]]:
     """Return the ids of a unit and the bytes of its image files."""
-    if "row_group" in unit:
-        rows = pq.ParquetFile(images.local_file(INDEX)).read_row_group(unit["row_group"])
-        return rows["id"].to_pylist(), read_bytes(rows)
-    rows = read_image_shard(images, unit)
-    return rows["id"].to_pylist(), rows["image"].to_pylist()
+    if "file" in unit:
+        rows = read_image_shard(images, cast(Shard, unit))
+        return rows["id"].to_pylist(), rows["image"].to_pylist()
+    rows = pq.ParquetFile(images.local_file(INDEX)).read_row_group(unit["row_group"])
+    return rows["id"].to_pylist(), read_bytes(rows)
 
 
 def decode_unit(
@@ -111,7 +135,7 @@ def iterate_pixels(
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """Yield (ids, pixels) of every unit, or of those of one split, without unreadable images."""
     for unit in list_units(images):
-        if split is None or unit["split"] == split:
+        if split is None or split_of(unit) == split:
             ids, pixels, _ = decode_unit(images, unit, {"pixels": how}, mode)
             yield ids, pixels["pixels"]
 

@@ -1,79 +1,237 @@
-"""A node of the flow: what an artifact is made of, and what its maker is handed.
+"""Stages and nodes: what a stage declares, what an artifact is made of, what a stage is handed.
 
-A node is plain data. Its identity hashes its stage, a hand-raised algorithm version, its settings and
-the identities of its inputs. Nodes of one `group` are made together by one pass over the data.
+A stage is a class without state: the artifact it makes, its settings and inputs, where it runs, its
+version. `make` is handed a `Task` and nothing else: it reads the artifacts that it has declared as
+inputs, never another stage's settings or a path of its own invention.
+
+A node is one artifact of a run, as plain data. Its identity hashes its artifact's noun, the stage's
+version, its hashed settings and the identities of its hashed inputs. Nodes of one `group` are made
+together by one pass over the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar, Generic, TypeVar
 
 from dpt_ray.config import ConfigError
+from dpt_ray.config.hashing import Content, Settings, split
 from dpt_ray.config.sections import Compute
 from dpt_ray.engine.progress import Report, silent
 from dpt_ray.store.artifact import Artifact, Store, identity
+from dpt_ray.store.records import Facts
+
+_numbers = itertools.count()
+S = TypeVar("S", bound=Settings)
+
+
+class NoSettings(Settings):
+    """The settings of a stage that has none."""
+
+
+class RunsOn(Enum):
+    """What of the cluster a stage works with."""
+
+    DRIVER = "the driver"
+    READERS = "reading tasks"
+    ACTORS = "actors"
+    WORKERS = "training workers"
+    TRIALS = "trials"
+
+
+@dataclass(frozen=True)
+class Input:
+    """An artifact that a stage reads.
+
+    `artifacts` are the nouns it may be. `hashed_as` is the name in the identity where that is older
+    than the input's. An input that is not `hashed` does not decide the result: it shows something, or
+    is itself what another input was made from.
+    """
+
+    artifacts: tuple[str, ...]
+    hashed_as: str = ""
+    optional: bool = False
+    hashed: bool = True
+
+
+def one_of(*artifacts: str, hashed_as: str = "", optional: bool = False, hashed: bool = True) -> Input:
+    """Return an input that is one of these artifacts."""
+    return Input(artifacts, hashed_as, optional, hashed)
+
+
+def reads(inputs: Mapping[str, Input]) -> Mapping[str, Input]:
+    """Return the inputs of a stage by name, read-only."""
+    return MappingProxyType(dict(inputs))
+
+
+class Stage(ABC, Generic[S]):
+    """One artifact's maker."""
+
+    artifact: ClassVar[str]  # the noun: also the folder in the store
+    settings: ClassVar[type[Settings]] = NoSettings
+    inputs: ClassVar[Mapping[str, Input]] = reads({})
+    runs_on: ClassVar[RunsOn] = RunsOn.DRIVER
+
+    @classmethod
+    def version(cls, settings: S) -> int:
+        """Return the version of the algorithm, raised by hand where the same settings give another result."""
+        return 1
+
+    @classmethod
+    @abstractmethod
+    def make(cls, task: Task[S]) -> Facts:
+        """Write the payload of `task.out`; return what is to be known of it."""
+
+    @classmethod
+    def make_together(cls, tasks: Sequence[Task[Any]]) -> list[Facts]:
+        """Make the artifacts of one group; a stage that shares a pass over the data overrides it."""
+        return [cls.make(task) for task in tasks]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of a growing artifact is meant: it is not part of that artifact's own identity.
+
+    It is part of the identity of what is made from that much of it, unless that grows along with it.
+    """
+
+    images_per_class: int | None = None
+    images: int | None = None
+
+    def __str__(self) -> str:
+        """The name of the extent's manifest and, after an @, of the artifact's reference."""
+        parts = {"k": self.images_per_class, "n": self.images}
+        return "-".join(f"{letter}{count}" for letter, count in parts.items() if count)
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One artifact to be: `maker` is the module of `dpt_ray.stages` that makes it.
+    """One artifact to be.
 
-    `extent` (such as "k128") names how much of a growing artifact is meant. It is not part of the
-    artifact's own identity; it is part of the identity of what is made from that much of it, unless
-    that grows along with it. `unhashed` settings (paths of hashed files, intervals of saving) reach the
-    maker without deciding the result, and so do the `watched` artifacts, which must be there as well.
-    `unreadable` is what is wrong with a file of the user's that belongs to the settings, in one line: such
-    a node has no identity, and stops only those who ask for it.
+    `hashed` settings decide the result, `unhashed` ones (paths of hashed files, intervals of saving) do
+    not. `unreadable` is what is wrong with a file of the user's that belongs to the settings, in one
+    line: such a node has no identity, and stops only those who ask for it.
     """
 
     name: str
-    stage: str
-    maker: str
-    version: int
-    settings: Mapping[str, Any]
+    stage: type[Stage[Any]]
+    settings: Settings
     inputs: Mapping[str, Node] = field(default_factory=dict)
-    extent: str = ""
+    extent: Extent = Extent()
     group: str = ""
+    hashed: Mapping[str, Any] = field(default_factory=dict)
     unhashed: Mapping[str, Any] = field(default_factory=dict)
-    watched: Mapping[str, Node] = field(default_factory=dict)
     unreadable: str = ""
+    number: int = field(default_factory=lambda: next(_numbers), repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        stage: type[Stage[Any]],
+        settings: Settings,
+        inputs: Mapping[str, Node],
+        content: Content,
+        *,
+        extent: Extent | None = None,
+        group: str = "",
+    ) -> Node:
+        """Return a node, its inputs checked against what the stage declares.
+
+        `content` digests the files among the settings; what it says of one that it cannot read
+        (ConfigError) becomes `unreadable`.
+        """
+        _check_inputs(name, stage, inputs)
+        unreadable = ""
+
+        def readable(key: str, source: str) -> str:
+            nonlocal unreadable
+            try:
+                return content(key, source)
+            except ConfigError as error:
+                unreadable = str(error)
+                return ""
+
+        hashed, unhashed = split(settings, readable)
+        node_extent = extent or Extent()
+        return cls(name, stage, settings, inputs, node_extent, group, hashed, unhashed, unreadable)
 
     @property
-    def needs(self) -> Mapping[str, Node]:
-        """All artifacts that the maker is handed."""
-        return {**self.watched, **self.inputs}
+    def artifact_name(self) -> str:
+        """The noun of what is made."""
+        return self.stage.artifact
+
+    @property
+    def version(self) -> int:
+        """The version of the stage's algorithm for these settings."""
+        return self.stage.version(self.settings)
 
     @cached_property
     def missing(self) -> str:
         """Why this node cannot be made: the first unreadable file among what it needs; "" where none is."""
-        return self.unreadable or next((node.missing for node in self.needs.values() if node.missing), "")
+        found = (node.missing for node in self.inputs.values() if node.missing)
+        return self.unreadable or next(found, "")
+
+    @property
+    def hashed_inputs(self) -> dict[str, Node]:
+        """The inputs that decide the result, by the name that the identity knows them by."""
+        declared = self.stage.inputs
+        return {
+            declared[key].hashed_as or key: node for key, node in self.inputs.items() if declared[key].hashed
+        }
+
+    @property
+    def references(self) -> dict[str, str]:
+        """STAGE/IDENTITY of each hashed input, as a manifest records them."""
+        return {key: f"{node.artifact_name}/{node.reference}" for key, node in self.hashed_inputs.items()}
 
     @cached_property
     def digest(self) -> str:
         """The identity hash: the folder's name in the store. Raises ConfigError where a file is missing."""
         if self.missing:
             raise ConfigError(self.missing)
-        inputs = {key: node.digest if self.extent else node.reference for key, node in self.inputs.items()}
-        return identity(self.stage, self.version, self.settings, inputs)
+        # What grows along with its inputs is the same artifact at every extent.
+        grows = self.extent != Extent()
+        inputs = {key: node.digest if grows else node.reference for key, node in self.hashed_inputs.items()}
+        return identity(self.artifact_name, self.version, self.hashed, inputs)
 
     @property
     def reference(self) -> str:
         """The identity with the extent."""
-        return f"{self.digest}@{self.extent}" if self.extent else self.digest
+        extent = str(self.extent)
+        return f"{self.digest}@{extent}" if extent else self.digest
 
     def artifact(self, store: Store) -> Artifact:
-        """Where it is, or will be."""
-        return store.artifact(self.stage, self.digest, self.extent)
+        """Return where the artifact is, or will be."""
+        return store.artifact(self.artifact_name, self.digest, str(self.extent))
+
+
+def _check_inputs(name: str, stage: type[Stage[Any]], inputs: Mapping[str, Node]) -> None:
+    declared = stage.inputs
+    if undeclared := inputs.keys() - declared.keys():
+        raise TypeError(f"{name}: {stage.__name__} declares no input {', '.join(sorted(undeclared))}")
+    for key, wanted in declared.items():
+        if key not in inputs and not wanted.optional:
+            raise TypeError(f"{name}: {stage.__name__} needs the input {key}")
+        if key in inputs and inputs[key].artifact_name not in wanted.artifacts:
+            raise TypeError(
+                f"{name}: {stage.__name__}'s input {key} is {' or '.join(wanted.artifacts)}, "
+                f"not {inputs[key].artifact_name}"
+            )
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a maker is handed: where to write, what to read, how to run, whom to tell."""
+class Task(Generic[S]):
+    """What a stage is handed: where to write, what to read, how to run, whom to tell."""
 
     node: Node
+    settings: S
     out: Artifact
     inputs: Mapping[str, Artifact]
     compute: Compute
@@ -81,21 +239,19 @@ class Task:
     progress: Report = silent
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        """All settings, those that do not decide the result too."""
-        return {**self.node.settings, **self.node.unhashed}
+    def name(self) -> str:
+        """The node's name, as a person reads it."""
+        return self.node.name
 
 
-def topological(targets: list[Node]) -> list[Node]:
-    """The targets and all that making them needs, each once, inputs first."""
-    order: dict[int, Node] = {}
-
-    def visit(node: Node) -> None:
-        if id(node) not in order:
-            for source in node.needs.values():
-                visit(source)
-            order[id(node)] = node
-
-    for target in targets:
-        visit(target)
-    return list(order.values())
+def needed(targets: Iterable[Node]) -> list[Node]:
+    """Return the targets and all that making them needs, each once, inputs first."""
+    found: set[Node] = set()
+    waiting = list(targets)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.inputs.values()
+    # A node is made of nodes that exist already: in the order of their creation inputs come first.
+    return sorted(found, key=lambda node: node.number)

@@ -1,58 +1,50 @@
-"""Frechet distances in an encoder's features, read a shard at a time; they need no Inception weights."""
+"""Frechet distances in an encoder's features, a shard at a time: the honest choice without Inception."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, cast
 
+import pyarrow.compute as pc
+
+from dpt_ray.data.class_ranges import first_of_all, read_class_and_index
 from dpt_ray.data.crops import Crop
-from dpt_ray.data.shards import read_feature_shard
-from dpt_ray.engine.node import Task
-from dpt_ray.stages.samples import first_images
+from dpt_ray.data.shards import read_feature_shard, read_shard_columns
+from dpt_ray.evaluation.records import MetricRow
 from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.records import Shard
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dpt_ray.evaluation.frechet import FeatureStatistics
 
-# For each encoder: inputs with its features of real and of generated images, its name, and a remark.
-EXTRACTORS = {
-    "referee": (
-        "referee_features",
-        "referee_sample_features",
-        "the referee",
-        "a conv net trained on the training images' true labels",
-    ),
-    "encoder": (
-        "features",
-        "sample_features",
-        "the run's own encoder",
-        "DPT's classifier is trained in these features",
-    ),
-}
 METRIC = "Fréchet distance"
 TRAIN_IMAGES = "Real training images (floor)"
 
 
-def frechet_rows(task: Task) -> list[dict[str, Any]]:
-    """Return two rows (see `Metric`) per extractor: generated images, and real ones as the floor."""
-    rows = []
-    for key, (real, generated, name, what) in EXTRACTORS.items():
-        if generated in task.inputs:
-            encoder = task.inputs[key].manifest
-            extractor = f"{name} ({encoder['identity'][:8]}), {what}"
-            resize = str(Crop(**encoder["crop"]))
-            rows += _rows(task.inputs["index"], task.inputs[real], task.inputs[generated], extractor, resize)
-    return rows
+@dataclass(frozen=True)
+class Extractor:
+    """An encoder, its features of real and of generated images, and what to know of it in words."""
+
+    encoder: Artifact
+    real: Artifact
+    generated: Artifact
+    what: str
+
+    @property
+    def name(self) -> str:
+        """What it is, with the beginning of its identity."""
+        identity = self.encoder.manifest["identity"][:8]
+        name, _, detail = self.what.partition(", ")
+        return f"{name} ({identity}), {detail}"
 
 
-def _rows(
-    index: Artifact, real: Artifact, generated: Artifact, extractor: str, resize: str
-) -> list[dict[str, Any]]:
-    """Return the distances to the test images of the generated and of as many training images.
+def frechet_rows(index: Artifact, samples: Artifact, extractor: Extractor) -> list[MetricRow]:
+    """Return the distance of the generated images to the test images, and that of as many training images.
 
-    The distance decreases with the number of images, so both sets have the same size.
+    The distance falls with their number, so both are of the same one.
     """
     import torch
 
@@ -61,6 +53,7 @@ def _rows(
     from dpt_ray.evaluation.image_statistics import some_positions
     from dpt_ray.evaluation.metric import Metric
 
+    real, generated = extractor.real, extractor.generated
     splits = {unit["shard"]: unit["split"] for unit in index.manifest["units"]}
     test, train = (
         [shard for shard in real.listed_shards() if splits[shard["shard"]] == split]
@@ -68,25 +61,49 @@ def _rows(
     )
     made = generated.listed_shards()
     most, classes = min(_count(made), _count(train)), index.manifest["classes"]
-    # In the order of generation every class comes once before any comes twice.
-    first = [torch.arange(s["rows"]) < first_images(s["shard"], classes, most) for s in made]
-    n, n_reference = sum(int(rows.sum()) for rows in first), _count(test)
+    first = torch.cat(list(_first(generated, made, samples, classes, most)))
+    n, n_reference = int(first.sum()), _count(test)
     if min(n, n_reference) < 2:
         return []
     target = _statistics(real, test, torch.arange(n_reference))
     found = {
-        NAME: _statistics(generated, made, torch.cat(first)),
+        NAME: _statistics(generated, made, first),
         TRAIN_IMAGES: _statistics(real, train, some_positions(_count(train), n)),
     }
-    rows = []
-    for name, statistics in found.items():
-        value = frechet_distance(statistics, target)
-        rows.append(Metric(METRIC, name, value, None, n, n_reference, extractor, TEST_IMAGES, resize))
-    return [asdict(row) for row in rows]
+    resize = str(Crop(**extractor.encoder.manifest["crop"]))
+    rows = [
+        Metric(
+            METRIC,
+            name,
+            frechet_distance(statistics, target),
+            None,
+            n,
+            n_reference,
+            extractor.name,
+            TEST_IMAGES,
+            resize,
+        )
+        for name, statistics in found.items()
+    ]
+    return [cast(MetricRow, asdict(row)) for row in rows]
 
 
-def _statistics(artifact: Artifact, shards: list[dict[str, Any]], chosen: Tensor) -> FeatureStatistics:
-    """Return the statistics of the chosen rows (positions, or a mask, over all shards)."""
+def _first(
+    features: Artifact, shards: Sequence[Shard], samples: Artifact, classes: int, count: int
+) -> Iterator[Tensor]:
+    """Yield for each shard which of its rows are among the first `count` images by (index, class)."""
+    import torch
+
+    images = read_class_and_index(samples)
+    ids = images["id"].combine_chunks()
+    chosen = first_of_all(images, classes, count)
+    for shard in shards:
+        rows = pc.index_in(read_shard_columns(features, shard, ["id"])["id"], ids)
+        yield torch.from_numpy(chosen[rows.to_numpy()])
+
+
+def _statistics(artifact: Artifact, shards: Sequence[Shard], chosen: Tensor) -> FeatureStatistics:
+    """Return the statistics of the chosen rows (positions or a mask, over all shards), a shard at a time."""
     import torch
 
     from dpt_ray.evaluation.frechet import FeatureStatistics
@@ -102,9 +119,9 @@ def _statistics(artifact: Artifact, shards: list[dict[str, Any]], chosen: Tensor
             if statistics is None:
                 statistics = FeatureStatistics.empty(rows.shape[1])
             statistics.update(rows)
-    assert statistics is not None  # at least one row is chosen
+    assert statistics is not None  # nobody asks for no rows
     return statistics
 
 
-def _count(shards: list[dict[str, Any]]) -> int:
+def _count(shards: Sequence[Shard]) -> int:
     return sum(shard["rows"] for shard in shards)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from dpt_ray.evaluation.image_statistics import ImageStatistics, some_positions
 from dpt_ray.evaluation.kid import kernel_distance
 from dpt_ray.evaluation.metric import Metric
 from dpt_ray.evaluation.precision_recall import precision_recall
+from dpt_ray.evaluation.records import MetricRow
 
 TEST_IMAGES = "real test images"
 NAME = "Generated images"
@@ -45,7 +46,7 @@ def image_metrics(
     *,
     extractor: str,
     resize: str,
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[MetricRow], list[str]]:
     """Return rows (see `Metric`) of FID, sFID, IS, KID, precision and recall, and why any are left out.
 
     `reference` is a file's; without one FID and sFID compare with the `real` images. KID, precision and
@@ -94,4 +95,4 @@ def image_metrics(
         value, spread = generated.score.score()
         add(f"Inception Score, {splits} splits", value, spread, n, None, "none")
 
-    return [asdict(row) for row in rows], left_out
+    return [cast(MetricRow, asdict(row)) for row in rows], left_out

@@ -1,51 +1,75 @@
-"""The linear classifier's rows and predictions, in numpy alone: light workers load no torch."""
+"""The linear classifier as it is saved and applied (numpy alone: light workers load no torch)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-CHUNK_ROWS = 4096
+from dpt_ray.data.rows import Rows
+from dpt_ray.store.artifact import Artifact
 
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows `index` (n,) of row-normalised `matrix` (m, dim) float32 with their class ids `labels` (n,).
-
-    `index` None means all rows; `weight` is each row's weight in a fit. The matrix is shared, so a
-    selection of features costs no more memory than its indices.
-    """
-
-    matrix: np.ndarray
-    labels: np.ndarray
-    index: np.ndarray | None = None
-    weight: float = 1.0
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def features(self) -> np.ndarray:
-        """The rows (n, dim); a copy where there is an `index`."""
-        return self.matrix if self.index is None else self.matrix[self.index]
-
-
-def row_normalise(features: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Return each row (n, dim) minus its mean, divided by its L2 norm (DPT's and MSN's preprocessing).
-
-    As in numpy, `out=features` works in place.
-    """
-    normalised = np.empty_like(features) if out is None else out
-    for start in range(0, len(features), CHUNK_ROWS):
-        part = slice(start, start + CHUNK_ROWS)
-        # f <- (f - mean(f)) / ||f - mean(f)||
-        centred = features[part] - features[part].mean(axis=1, keepdims=True)
-        norm = np.linalg.norm(centred, axis=1, keepdims=True)
-        normalised[part] = centred / np.maximum(norm, np.finfo(features.dtype).tiny)
-    return normalised
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
 
 
 def logits(features: np.ndarray, W: np.ndarray) -> np.ndarray:
-    """Return decision values (n, C) of row-normalised features (n, dim) for weights (C, dim)."""
+    """Decision values (n, C) of row-normalised features (n, dim) and weights (C, dim)."""
     return features @ W.T
+
+
+def accuracy(W: np.ndarray, rows: Rows) -> float | None:
+    """Return the share of rows whose largest decision value is that of their label; None without rows."""
+    if not len(rows):
+        return None
+    return float((logits(rows.features, W).argmax(1) == rows.labels).mean())
+
+
+def negative_log_likelihood(W: np.ndarray, rows: Rows) -> float | None:
+    """Return the mean cross-entropy of rows in double precision; None without rows."""
+    from scipy.special import log_softmax
+
+    if not len(rows):
+        return None
+    scores = log_softmax(logits(rows.features, W).astype(np.float64), axis=1)
+    return float(-scores[np.arange(len(rows)), rows.labels].mean())
+
+
+def save_classifier(
+    out: Artifact, weights: np.ndarray, classes: Sequence[str], facts: Mapping[str, Any], prefix: str = ""
+) -> None:
+    """Publish `model.safetensors` (weight: classes x features) and `config.json` under `prefix`."""
+    config = {
+        "kind": "multinomial logistic regression on row-normalised features, no intercept",
+        "num_classes": len(classes),
+        "classes": list(classes),
+        **facts,
+    }
+
+    def write(folder: Path) -> None:
+        save_weights(folder / WEIGHTS, weights)
+        (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+
+    out.publish_files(write, prefix)
+
+
+def save_weights(path: Path, weights: np.ndarray) -> None:
+    """Write the weights (C, dim) of a classifier."""
+    from safetensors.numpy import save_file
+
+    save_file({"weight": weights}, path)
+
+
+def load_classifier(classifier: Artifact, prefix: str = "") -> np.ndarray:
+    """Return the weights (C, dim) of a published classifier."""
+    return load_weights(classifier.local_file(prefix + WEIGHTS))
+
+
+def load_weights(path: Path) -> np.ndarray:
+    """Return the weights (C, dim) in a file."""
+    from safetensors.numpy import load_file
+
+    return load_file(path)["weight"]

@@ -9,7 +9,7 @@ with n the number of rows. The penalty covers all of W, so the optimum is unique
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
-from dpt_ray.learners.linear_classifier import Rows
+from dpt_ray.data.rows import Rows
 
 # Rows are converted to double precision a chunk at a time: the only copy besides the features.
 CHUNK_BYTES = 32 * 2**20
@@ -136,6 +136,25 @@ def fit(
         found = minimize(objective_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
     weights = found.x.reshape(num_classes, dim).astype(np.float32)
     return Fit(weights, float(found.fun), float(np.linalg.norm(found.jac)), int(found.nit))
+
+
+def fit_stage(
+    labelled: Rows,
+    more: Rows | None,
+    real_weight: float | str,
+    num_classes: int,
+    l2: float,
+    max_iterations: int | None = None,
+) -> Fit:
+    """Return the classifier of labelled rows (weight `real_weight`) and further rows (weight 1).
+
+    "balanced" gives the labelled rows together the weight of the others: n_more / n_labelled.
+    """
+    blocks = [labelled]
+    if more is not None:
+        weight = len(more) / len(labelled) if real_weight == "balanced" else float(real_weight)
+        blocks = [replace(labelled, weight=weight), more]
+    return fit(blocks, num_classes, l2=l2, max_iterations=max_iterations)
 
 
 def _check(blocks: Sequence[Rows], num_classes: int) -> None:

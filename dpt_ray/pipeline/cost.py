@@ -12,7 +12,7 @@ from pathlib import Path
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.sections import Pretrain
 from dpt_ray.pipeline.speed import Rates
-from dpt_ray.stages.inception_statistics import KEPT, PART
+from dpt_ray.stages.inception_statistics import KEPT_FEATURES, PART
 
 # One H200: the dense bfloat16 rate measured for an 8192 matrix product, and the share of it that
 # training code usually reaches (published anchors): the worse and the better end.
@@ -109,7 +109,8 @@ def total_seconds(found: Mapping[str, Cost], rates: Rates) -> float:
 def _inception(rows: int | None) -> Cost:
     if rows is None:
         return Cost()
-    return Cost(rows, -(-rows // PART) * INCEPTION_BYTES + min(rows, KEPT) * 4 * 2048, rows * INCEPTION)
+    kept = min(rows, KEPT_FEATURES) * 4 * 2048
+    return Cost(rows, -(-rows // PART) * INCEPTION_BYTES + kept, rows * INCEPTION)
 
 
 def _pretraining(section: Pretrain, rows: int | None, forward: float | None, views: int) -> Cost:

@@ -3,95 +3,277 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from dpt_ray.cluster.initial import weight_file
 from dpt_ray.config import Config, ConfigError, to_yaml
-from dpt_ray.config.sections import Section
-from dpt_ray.engine.node import Node
+from dpt_ray.config.hashing import Settings
+from dpt_ray.config.sections import Precision, Pretrain, ResolvedPrecision, SampleSettings, Sampling
+from dpt_ray.data.fingerprint import fingerprint
+from dpt_ray.engine.node import Extent, Node, NoSettings, Stage
 from dpt_ray.evaluation.inception_files import WHERE, check_reference
 from dpt_ray.models.precision import resolve_precisions
-from dpt_ray.stages.index import fingerprint
+from dpt_ray.models.saved import weight_file
+from dpt_ray.stages.augmented import Augmented, AugmentSettings
+from dpt_ray.stages.autoencoder import AutoencoderSettings, ImportedAutoencoder
+from dpt_ray.stages.classifier import Classifier, Retrained
+from dpt_ray.stages.denoiser import Denoiser, DenoiserSettings
+from dpt_ray.stages.encoder import PretrainedEncoder, PretrainSettings
+from dpt_ray.stages.evaluation import Evaluation, EvaluationSettings
+from dpt_ray.stages.extract import Features, FeatureSettings, Moments, MomentSettings
+from dpt_ray.stages.image_metrics import ImageMetrics, MetricSettings
+from dpt_ray.stages.imported_denoiser import ImportedDenoiser, ImportedDenoiserSettings
+from dpt_ray.stages.imported_encoder import EncoderSettings, ImportedEncoder
+from dpt_ray.stages.inception import Inception, InceptionSettings
+from dpt_ray.stages.inception_statistics import InceptionStatistics, StatisticsSettings
+from dpt_ray.stages.index import Index, IndexSettings
+from dpt_ray.stages.labels import Labels
+from dpt_ray.stages.probe import Probe
+from dpt_ray.stages.pseudo_labels import PseudoLabels
+from dpt_ray.stages.report import Report, ReportSettings
+from dpt_ray.stages.samples import Samples
+from dpt_ray.stages.sweep import Sweep as SweepStage
+from dpt_ray.stages.sweep import SweepSettings
 from dpt_ray.store.artifact import sha256
-
-# Settings that say how often to save or look, when to give up, or where a hashed file lies, but not what
-# comes out.
-_UNHASHED = {
-    *("checkpoint_every", "log_every", "preview_every", "frechet_every", "sampling", "max_bad_fraction"),
-    *("checkpoint_seconds", "diverged_above"),
-    *("weights", "init_from", "file", "keep_in_train", "config"),
-    *("inception", "reference", "images"),
-}
-# Options that count where they are used: leaving them out is what was done before there were any.
-_OPTIONS = {"min_snr_gamma", "min_confidence", "alignment", "shuffle_shards", "heads", "blocks"}
 
 Nodes = dict[str, Node]
 
 
 def flow(config: Config) -> Nodes:
-    """Every node of a run by name, inputs first."""
-    asked, config = config, resolve_precisions(config)
-    nodes: Nodes = {}
-    _images_and_models(config, nodes)
-    _first_stage(config, nodes)
-    _second_stage(config, nodes)
+    """Return every node of a run by name, inputs first."""
+    run = _Run(resolve_precisions(config), to_yaml(config))
+    run.images_and_models()
+    run.first_stage()
+    run.second_stage()
     if config.diffusion.condition != "none":
-        _third_stage(config, nodes)
-    _measuring(config, nodes, to_yaml(asked))
-    return nodes
+        run.third_stage()
+    run.measuring()
+    return run.nodes
 
 
-def _add(
-    nodes: Nodes,
-    name: str,
-    maker: str,
-    settings: Section | Mapping[str, Any] | None = None,
-    inputs: Mapping[str, Node] | None = None,
-    *,
-    file: tuple[str, str | None] = ("", None),
-    stage: str = "",
-    version: int = 1,
-    extent: str = "",
-    group: str = "",
-    watched: Mapping[str, Node] | None = None,
-) -> Node:
-    """Adds a node; a `file` (the user's key, where it lies) counts by its content, not by its path."""
-    values = settings.model_dump(mode="json") if isinstance(settings, Section) else dict(settings or {})
-    left_out = _UNHASHED | {key for key in _OPTIONS if values.get(key) is None}
-    hashed = {key: value for key, value in values.items() if key not in left_out}
-    unhashed = {key: value for key, value in values.items() if key in left_out}
-    key, source, unreadable = *file, ""
-    if source:
-        try:
-            hashed["sha256"] = _content(key, source)
-        except ConfigError as error:
-            unreadable = str(error)
-    nodes[name] = Node(
-        name,
-        stage or name,
-        maker,
-        version,
-        hashed,
-        inputs or {},
-        extent,
-        group,
-        unhashed,
-        watched or {},
-        unreadable,
+class _Run:
+    """The nodes of a run so far. Each part adds some, in the order of the paper."""
+
+    def __init__(self, config: Config, text: str) -> None:
+        """`text` is the configuration as the user wrote it, for the report."""
+        self.config, self.text = config, text
+        self.nodes: Nodes = {}
+        self.extent = Extent(images_per_class=config.generate.images_per_class)
+
+    def add(
+        self,
+        name: str,
+        stage: type[Stage[Any]],
+        inputs: Mapping[str, Node | None],
+        settings: Settings | None = None,
+        *,
+        extent: Extent | None = None,
+        group: str = "",
+    ) -> Node:
+        """Add a node; inputs that there are not (None) are left out."""
+        given = {key: node for key, node in inputs.items() if node}
+        chosen = settings or NoSettings()
+        self.nodes[name] = Node.of(name, stage, chosen, given, _content, extent=extent, group=group)
+        return self.nodes[name]
+
+    def images_and_models(self) -> None:
+        """Index, labels, and the networks that are frozen or trained without labels."""
+        config, data = self.config, self.config.data
+        index = self.add("index", Index, {}, _index_settings(config))
+        self.add("labels", Labels, {"index": index}, config.labels)
+        if config.encoder.kind == "pretrain":
+            assert config.pretrain is not None  # checked by Config
+            self.pretrain("encoder", config.pretrain, "simclr")
+        else:
+            self.add("encoder", ImportedEncoder, {}, _encoder_settings(config))
+        self.add(
+            "autoencoder",
+            ImportedAutoencoder,
+            {},
+            AutoencoderSettings(
+                kind=config.autoencoder.kind,
+                weights=config.autoencoder.weights,
+                channels=1 if data.mode == "L" else 3,
+                size=data.image_size,
+            ),
+        )
+        if config.evaluate.inception:
+            self.add("inception", Inception, {}, InceptionSettings(inception=config.evaluate.inception))
+
+    def first_stage(self) -> None:
+        """Stage 1: features, the classifier of the few labels, and a pseudo-label for every image."""
+        config, nodes = self.config, self.nodes
+        index, labels = nodes["index"], nodes["labels"]
+        features = self.features("features", index, nodes["encoder"])
+        settings = MomentSettings(
+            flips=config.autoencoder.flips,
+            precision=_resolved(config.autoencoder.precision),
+            max_bad_fraction=config.data.max_bad_fraction,
+        )
+        sources = {"images": index, "autoencoder": nodes["autoencoder"]}
+        self.add("moments", Moments, sources, settings, group="extract images")
+        labelled = {"index": index, "features": features, "labels": labels}
+        classifier = self.add("classifier", Classifier, labelled, config.classifier)
+        scored = {"index": index, "features": features, "classifier": classifier}
+        pseudo_labels = self.add("pseudo_labels", PseudoLabels, scored)
+        self.add("probe", Probe, {**scored, "pseudo_labels": pseudo_labels})
+
+    def second_stage(self) -> None:
+        """Stage 2: the denoiser, and images for each class."""
+        config, nodes = self.config, self.nodes
+        sampling = SampleSettings(
+            **config.generate.model_dump(include=set(Sampling.model_fields)),
+            precision=_resolved(config.generate.precision or config.autoencoder.precision),
+        )
+        if config.diffusion.weights:
+            settings = config.diffusion.model_dump(include=set(ImportedDenoiserSettings.model_fields))
+            sources = {key: nodes[key] for key in ImportedDenoiser.inputs}
+            denoiser = self.add("denoiser", ImportedDenoiser, sources, ImportedDenoiserSettings(**settings))
+        else:
+            denoiser = self.train_denoiser(sampling)
+        sources = {"denoiser": denoiser, "autoencoder": nodes["autoencoder"]}
+        self.add("samples", Samples, sources, sampling, extent=self.extent)
+
+    def train_denoiser(self, sampling: SampleSettings) -> Node:
+        """Add the training of the denoiser and what is looked at meanwhile."""
+        config, nodes = self.config, self.nodes
+        diffusion = config.diffusion
+        looked_at = diffusion.preview_every or diffusion.frechet_every
+        settings = DenoiserSettings(
+            **diffusion.model_dump(),
+            sampling=sampling if looked_at else None,
+            features_precision=_resolved(config.encoder.precision) if diffusion.frechet_every else None,
+        )
+        from_pseudo_labels = diffusion.condition == "pseudo_labels"
+        sources = {
+            **{key: nodes[key] for key in ("index", "moments", "autoencoder")},
+            "pseudo_labels": nodes["pseudo_labels"] if from_pseudo_labels else None,
+            "true_labels": None if from_pseudo_labels else nodes["index"],
+            "features": nodes["features"] if diffusion.alignment else None,
+            "watched_features": nodes["features"] if diffusion.frechet_every else None,
+            "encoder": nodes["encoder"] if diffusion.frechet_every else None,
+        }
+        return self.add("denoiser", Denoiser, sources, settings)
+
+    def third_stage(self) -> None:
+        """Stage 3: the classifier again, with generated images, and what it is held against."""
+        config, nodes = self.config, self.nodes
+        labelled = {key: nodes[key] for key in ("index", "features", "labels")}
+        samples = nodes["samples"]
+        generated = {"sample_features": self.features("sample_features", samples, nodes["encoder"])}
+        generated["samples"] = samples
+        self.add("retrained", Retrained, {**labelled, **generated}, config.retrain)
+        controls = self.controls() if config.evaluate.controls else {}
+        # Without either there is nothing to choose, and no validation image is needed.
+        if config.sweep or controls:
+            settings = (config.sweep or config.retrain_grid).model_dump()
+            if controls:
+                # lambda = l2 / n, and stage 3 has hundreds of times the probe's n: room to choose as little.
+                settings["probe_l2"] = tuple(config.classifier.l2 / 10**decade for decade in range(4))
+            sources = {**labelled, **generated, **controls}
+            self.add("sweep", SweepStage, sources, SweepSettings(**settings))
+
+    def controls(self) -> dict[str, Node]:
+        """Add augmented views of the labelled images; return the inputs of the sweep's controls."""
+        config, nodes = self.config, self.nodes
+        settings = AugmentSettings(
+            strength=config.evaluate.augment_strength,
+            image_size=config.data.image_size,
+            indices_per_shard=config.generate.indices_per_shard,
+            seed=config.generate.seed,
+        )
+        sources = {"index": nodes["index"], "labels": nodes["labels"]}
+        augmented = self.add("augmented", Augmented, sources, settings, extent=self.extent)
+        features = self.features("augmented_features", augmented, nodes["encoder"])
+        return {
+            "augmented": augmented,
+            "augmented_features": features,
+            "pseudo_labels": nodes["pseudo_labels"],
+        }
+
+    def measuring(self) -> None:
+        """The test images: distances, accuracies, and the page that shows it all."""
+        config, nodes = self.config, self.nodes
+        if config.evaluate.referee:
+            referee = self.pretrain("referee", config.evaluate.referee, "supervised")
+            self.features("referee_features", nodes["index"], referee)
+            self.features("referee_sample_features", nodes["samples"], referee)
+        if config.evaluate.inception:
+            self.inception_metrics()
+        measured = {key: nodes.get(key) for key in Evaluation.inputs}
+        retrain = config.retrain if "retrained" in nodes else None
+        self.add("evaluation", Evaluation, measured, EvaluationSettings(retrain=retrain))
+        settings = ReportSettings(title=config.name, config=self.text)
+        self.add("report", Report, {**nodes}, settings)
+
+    def inception_metrics(self) -> None:
+        """What Inception says of generated and test images, and the metrics that follow from it."""
+        asked, nodes, inception = self.config.evaluate, self.nodes, self.nodes["inception"]
+        size = self.config.data.image_size
+        # As with images per class: fewer of the same images are another extent.
+        some = Extent(self.extent.images_per_class, asked.images)
+        found = {
+            name: self.add(
+                name,
+                InceptionStatistics,
+                {"inception": inception, "images": nodes[source], "index": nodes["index"]},
+                StatisticsSettings(resize=asked.resize, image_size=size, images=images),
+                extent=extent,
+                group="measure images",
+            )
+            for name, source, images, extent in (
+                ("inception_samples", "samples", asked.images, some),
+                ("inception_reference", "index", None, None),
+            )
+        }
+        # Inception comes first: a file that cannot serve is told before any training.
+        metrics = MetricSettings(reference=asked.reference, resize=asked.resize)
+        self.add("image_metrics", ImageMetrics, {"inception": inception, **found}, metrics)
+
+    def pretrain(self, name: str, section: Pretrain, objective: Literal["simclr", "supervised"]) -> Node:
+        """Add the training of an encoder on the run's own images."""
+        size = self.config.data.image_size
+        settings = PretrainSettings(**section.model_dump(), objective=objective, image_size=size)
+        return self.add(name, PretrainedEncoder, {"index": self.nodes["index"]}, settings)
+
+    def features(self, name: str, images: Node, encoder: Node) -> Node:
+        """Add the features of some images; all that one run wants of the same images is one pass."""
+        settings = FeatureSettings(
+            precision=_resolved(self.config.encoder.precision),
+            max_bad_fraction=self.config.data.max_bad_fraction,
+        )
+        group = f"extract {images.name if images.extent != Extent() else 'images'}"
+        sources = {"images": images, "encoder": encoder}
+        return self.add(name, Features, sources, settings, extent=images.extent, group=group)
+
+
+def _resolved(precision: Precision) -> ResolvedPrecision:
+    assert precision != "auto"  # resolved for the whole configuration
+    return precision
+
+
+def _index_settings(config: Config) -> IndexSettings:
+    data, lists = config.data, config.data.keep_in_train
+    return IndexSettings(
+        **data.model_dump(),
+        fingerprint=fingerprint(data),
+        lists=tuple(_content("data.keep_in_train", uri) for uri in lists) if lists else None,
+        list_format=config.labels.format if lists else None,
     )
-    return nodes[name]
 
 
-def _content(key: str, source: str) -> str:
-    try:
-        digest = sha256(weight_file(source))
-        if key == "evaluate.reference":
-            check_reference(source)
-    except Exception as error:  # every kind of storage has errors of its own
-        said = " ".join(str(error).split()) or type(error).__name__
-        hint = f". {WHERE}" if key == "evaluate.inception" else ""
-        raise ConfigError(f"{key}: {source}: {said.removeprefix(f'{source}: ')}{hint}") from error
-    return digest
+def _encoder_settings(config: Config) -> EncoderSettings:
+    encoder = config.encoder
+    assert encoder.kind != "pretrain"
+    weights = encoder.weights
+    if encoder.kind == "timm" and not weights:
+        weights = _timm_weights(str(encoder.name))
+    return EncoderSettings(
+        kind=encoder.kind,
+        name=encoder.name,
+        weights=weights,
+        heads=encoder.heads,
+        blocks=encoder.blocks,
+    )
 
 
 def _timm_weights(name: str) -> str:
@@ -103,176 +285,14 @@ def _timm_weights(name: str) -> str:
         raise ConfigError(f"encoder.name: {error}") from error
 
 
-def _images_and_models(config: Config, nodes: Nodes) -> None:
-    source = config.data.model_dump(mode="json") | {"fingerprint": fingerprint(config.data)}
-    if lists := config.data.keep_in_train:
-        source["list_format"] = config.labels.format
-        source["lists"] = [_content("data.keep_in_train", uri) for uri in lists]
-    index = _add(nodes, "index", "index", source)
-    _add(nodes, "labels", "labels", config.labels, {"index": index}, file=("labels.file", config.labels.file))
-    channels, size = 1 if config.data.mode == "L" else 3, config.data.image_size
-    if config.pretrain and config.encoder.kind == "pretrain":
-        settings = _pretraining(config.pretrain, "simclr", size)
-        _add(nodes, "encoder", "pretrain", settings, {"index": index})
-    else:
-        settings = config.encoder.model_dump(
-            mode="json", include={"kind", "name", "weights", "heads", "blocks"}
-        )
-        if config.encoder.kind == "timm" and not config.encoder.weights:
-            settings["weights"] = _timm_weights(str(config.encoder.name))
-        _add(nodes, "encoder", "import_model", settings, file=("encoder.weights", settings["weights"]))
-    settings = config.autoencoder.model_dump(mode="json", include={"kind", "weights"})
-    settings |= {"channels": channels, "size": size}
-    weights = config.autoencoder.weights
-    _add(nodes, "autoencoder", "import_model", settings, file=("autoencoder.weights", weights))
-    if weights := config.evaluate.inception:
-        file = ("evaluate.inception", weights)
-        _add(nodes, "inception", "import_model", {"inception": weights}, file=file)
-
-
-def _first_stage(config: Config, nodes: Nodes) -> None:
-    index, labels = nodes["index"], nodes["labels"]
-    features = _features(config, nodes, "features", index, nodes["encoder"])
-    settings = config.autoencoder.model_dump(mode="json", include={"flips", "precision"})
-    settings["max_bad_fraction"] = config.data.max_bad_fraction
-    inputs = {"images": index, "autoencoder": nodes["autoencoder"]}
-    _add(nodes, "moments", "extract", settings, inputs, group="extract images")
-    labelled = {"index": index, "features": features, "labels": labels}
-    classifier = _add(nodes, "classifier", "fit_classifier", config.classifier, labelled)
-    scored = {"index": index, "features": features, "classifier": classifier}
-    labelled_images = _add(nodes, "pseudo_labels", "pseudo_label", inputs=scored)
-    _add(nodes, "probe", "probe", inputs=scored | {"pseudo_labels": labelled_images})
-
-
-def _second_stage(config: Config, nodes: Nodes) -> None:
-    condition = config.diffusion.condition
-    inputs = {
-        "index": nodes["index"],
-        "moments": nodes["moments"],
-        "autoencoder": nodes["autoencoder"],
-        "labels": nodes["pseudo_labels" if condition == "pseudo_labels" else "index"],
-    }
-    # How many images there are is the extent's to say: more of them must not be another artifact.
-    settings = config.generate.model_dump(mode="json", exclude={"images_per_class"})
-    settings["precision"] = config.generate.precision or config.autoencoder.precision
-    if config.diffusion.weights:
-        told = {"weights", "model", "schedule", "prediction", "condition"}
-        published = config.diffusion.model_dump(mode="json", include=told)
-        known = {key: inputs[key] for key in ("index", "autoencoder")}
-        weights = ("diffusion.weights", config.diffusion.weights)
-        denoiser = _add(nodes, "denoiser", "import_model", published, known, file=weights)
-    else:
-        training, watched = config.diffusion.model_dump(mode="json"), {}
-        if config.diffusion.alignment:
-            inputs["features"] = nodes["features"]
-        if config.diffusion.preview_every or config.diffusion.frechet_every:
-            training["sampling"] = settings
-        if config.diffusion.frechet_every:
-            watched = {key: nodes[key] for key in ("features", "encoder")}
-        first = ("diffusion.init_from", config.diffusion.init_from)
-        denoiser = _add(nodes, "denoiser", "train_diffusion", training, inputs, file=first, watched=watched)
-    inputs = {"denoiser": denoiser, "autoencoder": nodes["autoencoder"]}
-    # In version 1 the denoiser sampled in float32, whatever the precision; float32 samples are the same.
-    version = 1 if settings["precision"] == "float32" else 2
-    _add(nodes, "samples", "generate", settings, inputs, version=version, extent=_extent(config))
-
-
-def _third_stage(config: Config, nodes: Nodes) -> None:
-    encoder = nodes["encoder"]
-    labelled = {key: nodes[key] for key in ("index", "features", "labels")}
-    sources = {"generated": _features(config, nodes, "sample_features", nodes["samples"], encoder)}
-    _add(nodes, "retrained", "fit_classifier", config.retrain, labelled | sources, stage="classifier")
-    if config.evaluate.controls:
-        settings = {
-            "strength": config.evaluate.augment_strength,
-            "image_size": config.data.image_size,
-            "indices_per_shard": config.generate.indices_per_shard,
-            "seed": config.generate.seed,
-        }
-        inputs = {"index": nodes["index"], "labels": nodes["labels"]}
-        augmented = _add(nodes, "augmented", "augment", settings, inputs, extent=_extent(config))
-        sources["augmented"] = _features(config, nodes, "augmented_features", augmented, encoder)
-        sources["self_training"] = nodes["pseudo_labels"]
-    # Without either there is nothing to choose, and no validation image is needed.
-    if config.sweep or config.evaluate.controls:
-        grid = (config.sweep or config.retrain_grid).model_dump(mode="json")
-        if config.evaluate.controls:
-            # lambda = l2 / n, and stage 3 has hundreds of times the probe's n: room to choose as little.
-            grid["probe_l2"] = [config.classifier.l2 / 10**decade for decade in range(4)]
-        _add(nodes, "sweep", "sweep", grid, labelled | sources)
-
-
-def _measuring(config: Config, nodes: Nodes, text: str) -> None:
-    if config.evaluate.referee:
-        settings = _pretraining(config.evaluate.referee, "supervised", config.data.image_size)
-        inputs = {"index": nodes["index"]}
-        referee = _add(nodes, "referee", "pretrain", settings, inputs, stage="encoder")
-        _features(config, nodes, "referee_features", nodes["index"], referee)
-        _features(config, nodes, "referee_sample_features", nodes["samples"], referee)
-    if config.evaluate.inception:
-        _inception(config, nodes)
-    measured = [
-        *("index", "features", "classifier", "probe", "retrained", "sweep"),
-        *("sample_features", "referee_features", "referee_sample_features", "image_metrics"),
-    ]
-    inputs = {key: nodes[key] for key in measured if key in nodes}
-    # The features' identities hold their encoders'; what these say of themselves is shown.
-    watched = {key: node for key, node in nodes.items() if key in ("encoder", "referee")}
-    _add(nodes, "evaluation", "evaluate", inputs=inputs, version=4, watched=watched)
-    _add(
-        nodes,
-        "report",
-        "report",
-        {"title": config.name, "config": text},
-        {key: node for key, node in nodes.items() if key != "report"},
-    )
-
-
-def _inception(config: Config, nodes: Nodes) -> None:
-    """What Inception says of generated and test images, and the metrics that follow from it."""
-    asked, samples = config.evaluate, nodes["samples"]
-    settings = {"resize": asked.resize, "image_size": config.data.image_size}
-    # As with images per class: fewer of the same images are another extent.
-    most = {"images": asked.images} if asked.images else {}
-    extent = samples.extent + (f"-n{asked.images}" if asked.images else "")
-    for name, images in (("samples", samples), ("reference", nodes["index"])):
-        _add(
-            nodes,
-            f"inception_{name}",
-            "inception",
-            settings | (most if name == "samples" else {}),
-            {"inception": nodes["inception"], "images": images},
-            stage="inception_statistics",
-            extent=extent if name == "samples" else "",
-            group="measure images",
-            watched={"index": nodes["index"]},
-        )
-    inputs = {
-        "inception": nodes["inception"],  # first: a file that cannot serve is told before any training
-        "generated": nodes["inception_samples"],
-        "real": nodes["inception_reference"],
-    }
-    file = ("evaluate.reference", asked.reference)
-    _add(nodes, "image_metrics", "image_metrics", {"reference": asked.reference}, inputs, file=file)
-
-
-def _pretraining(section: Section, objective: str, size: int) -> dict[str, Any]:
-    return section.model_dump(mode="json") | {"objective": objective, "image_size": size}
-
-
-def _features(config: Config, nodes: Nodes, name: str, images: Node, encoder: Node) -> Node:
-    """The features of some images; all that one run wants of the same images is one pass."""
-    return _add(
-        nodes,
-        name,
-        "extract",
-        {"precision": config.encoder.precision, "max_bad_fraction": config.data.max_bad_fraction},
-        {"images": images, "encoder": encoder},
-        stage="features",
-        extent=images.extent,
-        group=f"extract {images.name if images.extent else 'images'}",
-    )
-
-
-def _extent(config: Config) -> str:
-    return f"k{config.generate.images_per_class}"
+def _content(key: str, source: str) -> str:
+    """Return the digest of a file of the user's. Raises ConfigError where it cannot be used."""
+    try:
+        digest = sha256(weight_file(source))
+        if key == "evaluate.reference":
+            check_reference(source)
+    except Exception as error:  # every kind of storage has errors of its own
+        said = " ".join(str(error).split()) or type(error).__name__
+        hint = f". {WHERE}" if key == "evaluate.inception" else ""
+        raise ConfigError(f"{key}: {source}: {said.removeprefix(f'{source}: ')}{hint}") from error
+    return digest

@@ -8,106 +8,118 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dpt_ray.cluster import session as cluster
+from dpt_ray.cluster.units import Result, naming_shard, peak_memory, run_tasks
 from dpt_ray.config import ConfigError
+from dpt_ray.config.hashing import Settings
+from dpt_ray.config.sections import Count, Positive, Seed
+from dpt_ray.data.class_ranges import ClassRange, class_ranges, image_columns, items
 from dpt_ray.data.crops import Crop
-from dpt_ray.data.rows import image_id
+from dpt_ray.data.rows import LABELS_FILE
 from dpt_ray.data.shards import write_images
-from dpt_ray.data.units import decode_rows, find_rows
-from dpt_ray.engine.node import Task
-from dpt_ray.stages.labels import LABELS
-from dpt_ray.stages.samples import shard_units
+from dpt_ray.data.units import collect_shards, decode_rows, find_rows
+from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
+from dpt_ray.store.records import Facts
 
 VIEWS = 64  # made at a time; a multiple of the positions that share a generator of random numbers
 
 
-def make(task: Task) -> dict[str, Any]:
-    """Publishes shards of views; view `index` of a class is of its (index mod n)-th labelled image."""
-    by_class, rows = _labelled_images(task)
-    units = shard_units(int(task.node.extent[1:]), task.settings["indices_per_shard"], len(by_class))
-    done = task.out.shards()
-    missing = [unit for unit in units if unit["shard"] not in done]
-    facts: dict[str, Any] = {"startup_seconds": 0.0, "peak_memory_bytes": 0}
-    if missing:
-        facts = _run(task, missing, AugmentUnit(task, by_class, rows))
-    published = task.out.shards()
-    shards = [published[unit["shard"]] for unit in units]
-    mode = task.inputs["index"].manifest["mode"]
-    return {**facts, "rows": sum(shard["rows"] for shard in shards), "shards": shards, "mode": mode}
+class AugmentSettings(Settings):
+    """How views are drawn; how many is the extent's to say."""
+
+    strength: Positive
+    image_size: Count
+    indices_per_shard: Count
+    seed: Seed
 
 
-def _labelled_images(task: Task) -> tuple[list[list[str]], pa.Table]:
-    """The ids of each class's labelled images, in the order of the label list, and their index rows."""
-    table = pq.read_table(task.inputs["labels"].local_file(LABELS))
-    by_class: list[list[str]] = [[] for _ in task.inputs["index"].read_json("classes.json")]
+class Augmented(Stage[AugmentSettings]):
+    """Views; view `index` of a class is of its (index mod n)-th labelled image."""
+
+    artifact = "augmented"
+    settings = AugmentSettings
+    inputs = reads({"index": one_of("index"), "labels": one_of("labels")})
+    runs_on = RunsOn.READERS
+
+    @classmethod
+    def make(cls, task: Task[AugmentSettings]) -> Facts:
+        """Publish the shards that are missing for the extent asked for."""
+        by_class, rows = _labelled_images(task)
+        images_per_class = task.node.extent.images_per_class
+        assert images_per_class is not None  # the flow gives this node's extent
+        units = class_ranges(images_per_class, task.settings.indices_per_shard, len(by_class))
+        done = task.out.shards()
+        missing = [unit for unit in units if unit["shard"] not in done]
+        facts: Facts = {"startup_seconds": 0.0, "peak_memory_bytes": 0}
+        if missing:
+            facts = run_tasks(
+                missing,
+                lambda threads: AugmentUnit(task, by_class, rows, threads),
+                task.compute,
+                task.progress,
+            )
+        return {**facts, **collect_shards(task.out, units), "mode": task.inputs["index"].manifest["mode"]}
+
+
+def _labelled_images(task: Task[AugmentSettings]) -> tuple[list[list[str]], pa.Table]:
+    """Return the ids of each class's labelled images, in the list's order, and their index rows."""
+    table = pq.read_table(task.inputs["labels"].local_file(LABELS_FILE))
+    names = task.inputs["index"].read_json("classes.json")
+    by_class: list[list[str]] = [[] for _ in names]
     for identifier, label in zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True):
         by_class[label].append(identifier)
     if not all(by_class):
-        name = task.inputs["index"].read_json("classes.json")[by_class.index([])]
+        name = names[by_class.index([])]
         raise ConfigError(
             f"evaluate.controls: class {name} has no labelled image to augment; label one, or set it to false"
         )
     return by_class, find_rows(task.inputs["index"], table["id"].to_pylist())
 
 
-def _run(task: Task, units: list[dict[str, Any]], augment: AugmentUnit) -> dict[str, Any]:
-    started = time.perf_counter()
-    cluster.connect(task.compute)
-    import ray.data
-
-    augment.threads = cluster.threads(task.compute, cluster.readers(task.compute))
-    results = ray.data.from_items(units).map(augment, **cluster.tasks(task.compute)).iter_rows()
-    return cluster.follow(results, len(units), task.progress, started)
-
-
 class AugmentUnit:
     """Publishes the views of a shard."""
 
-    def __init__(self, task: Task, by_class: list[list[str]], rows: pa.Table) -> None:
+    def __init__(
+        self, task: Task[AugmentSettings], by_class: list[list[str]], rows: pa.Table, threads: int = 1
+    ) -> None:
         self.out, self.by_class, self.rows = task.out, by_class, rows
-        self.seed, self.strength = task.settings["seed"], task.settings["strength"]
+        self.seed, self.strength = task.settings.seed, task.settings.strength
         self.classes = task.inputs["index"].read_json("classes.json")
-        self.crop = Crop("adm", task.settings["image_size"])
+        self.crop = Crop("adm", task.settings.image_size)
         self.mode = task.inputs["index"].manifest["mode"]
-        self.threads = 1
+        self.threads = threads
 
-    @cluster.naming_shard
-    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+    @naming_shard
+    def __call__(self, unit: ClassRange) -> Result:
         """Publishes the views of a range of indices x classes."""
         import torch
 
         torch.set_num_threads(self.threads)
         started = time.perf_counter()
-        items = [(label, index) for index in range(*unit["indices"]) for label in range(*unit["classes"])]
+        chosen = items(unit)
         views: list[np.ndarray] = []
-        for first in range(0, len(items), VIEWS):
-            images = self._images(items[first : first + VIEWS])
+        for first in range(0, len(chosen), VIEWS):
+            images = self._images(chosen[first : first + VIEWS])
             views += list(self._views(images, unit["indices"][0], first))
-        columns = {
-            "id": [image_id("aug", label, index) for label, index in items],
-            "class": pa.array([label for label, _ in items], pa.int32()),
-            "index": pa.array([index for _, index in items], pa.int64()),
-        }
+        columns = image_columns("aug", unit)
 
         def write(path: Path) -> None:
             write_images(path, views, columns)
 
-        self.out.publish_shard(unit["shard"], ".parquet", len(items), write)
-        return {"seconds": time.perf_counter() - started, "peak_memory_bytes": cluster.peak_memory()}
+        self.out.publish_shard(unit["shard"], ".parquet", len(chosen), write)
+        return {"seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory()}
 
-    def _images(self, items: list[tuple[int, int]]) -> np.ndarray:
+    def _images(self, pairs: list[tuple[int, int]]) -> np.ndarray:
         """The labelled images (n, H, W, C) uint8 of (class, index) pairs."""
-        chosen = [self._candidates(label, index)[0] for label, index in items]
+        chosen = [self._candidates(label, index)[0] for label, index in pairs]
         found = self._decode(chosen)
         images = []
-        for identifier, (label, index) in zip(chosen, items, strict=True):
+        for identifier, (label, index) in zip(chosen, pairs, strict=True):
             if identifier not in found:  # unreadable: the next one of its class is shown instead
                 found |= self._decode(self._candidates(label, index))
             readable = [image for image in self._candidates(label, index) if image in found]

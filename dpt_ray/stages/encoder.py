@@ -7,39 +7,58 @@ sees their true labels; nothing but the evaluation ever reads its features.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
 from dpt_ray.cluster import training
 from dpt_ray.config import ConfigError
+from dpt_ray.config.sections import Count, Pretrain
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.units import iterate_pixels, read_index
-from dpt_ray.engine.node import Task
+from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
 from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.records import CropFields, Facts
 
 if TYPE_CHECKING:
+    import torch
+
     from dpt_ray.training.workload import Worker
 
 IN_MEMORY = 4 << 30  # bytes of decoded training images; more of them want a published encoder
 
 
-def make(task: Task) -> dict[str, Any]:
-    """Trains and publishes an encoder folder."""
-    index = task.inputs["index"]
-    size = int(task.settings["image_size"])
-    channels = 1 if index.manifest["mode"] == "L" else 3
-    rows = _rows(index)
-    if rows * channels * size**2 > IN_MEMORY:
-        raise ConfigError(
-            f"pretrain: {rows} images of {size} pixels do not fit into memory; use encoder.kind msn "
-            "or timm with published weights, or a smaller data.image_size"
-        )
-    facts = training.run(task, train)
-    return facts | {"rows": rows, "crop": asdict(_crop(task))}
+class PretrainSettings(Pretrain):
+    """The training, what it is for, and the side of the images."""
+
+    objective: Literal["simclr", "supervised"]
+    image_size: Count
 
 
-def train(task: Task, worker: Worker) -> None:
+class PretrainedEncoder(Stage[PretrainSettings]):
+    """A small convolutional encoder of the run's own images."""
+
+    artifact = "encoder"
+    settings = PretrainSettings
+    inputs = reads({"index": one_of("index")})
+    runs_on = RunsOn.WORKERS
+
+    @classmethod
+    def make(cls, task: Task[PretrainSettings]) -> Facts:
+        """Train and publish an encoder's folder."""
+        index, size = task.inputs["index"], task.settings.image_size
+        channels = 1 if index.manifest["mode"] == "L" else 3
+        rows = _rows(index)
+        if rows * channels * size**2 > IN_MEMORY:
+            raise ConfigError(
+                f"pretrain: {rows} images of {size} pixels do not fit into memory; use encoder.kind msn "
+                "or timm with published weights, or a smaller data.image_size"
+            )
+        facts = training.run(task, train)
+        return {**facts, "rows": rows, "crop": cast(CropFields, asdict(_crop(task)))}
+
+
+def train(task: Task[PretrainSettings], worker: Worker) -> None:
     """The training function of one worker."""
     import torch
 
@@ -54,21 +73,21 @@ def train(task: Task, worker: Worker) -> None:
     settings = task.settings
     index = task.inputs["index"]
     pixels, labels = _load(task)
-    dim, strength = settings["dim"], settings["augment_strength"]
-    generator = torch.Generator().manual_seed(settings["seed"])
-    network = SmallConvNet(pixels.shape[-1], settings["width"], dim, generator)
+    dim, strength = settings.dim, settings.augment_strength
+    generator = torch.Generator().manual_seed(settings.seed)
+    network = SmallConvNet(pixels.shape[-1], settings.width, dim, generator)
     model: torch.nn.Module
     unit = GROUP
-    if settings["objective"] == "simclr":
-        model, unit = ProjectedEncoder(network, dim, generator), settings["contrast_group"]
-        step_fn, views = simclr_step(settings["temperature"], settings["contrast_group"], strength), 2
+    if settings.objective == "simclr":
+        model, unit = ProjectedEncoder(network, dim, generator), settings.contrast_group
+        step_fn, views = simclr_step(settings.temperature, settings.contrast_group, strength), 2
     else:
         model = LabelledEncoder(network, dim, index.manifest["classes"], generator)
         step_fn, views = supervised_step(strength), 1
 
     def load_batch(rows: np.ndarray, step: int) -> dict[str, torch.Tensor]:
         batch = {"image": _to_network(pixels[rows])}
-        return batch | {"label": labels[rows]} if settings["objective"] == "supervised" else batch
+        return batch | {"label": labels[rows]} if settings.objective == "supervised" else batch
 
     # The backward pass costs two forward passes: a gradient by the weights and one by the input.
     flops = 3 * views * forward_flops(model, _to_network(pixels[:1]))
@@ -80,14 +99,14 @@ def train(task: Task, worker: Worker) -> None:
         task.out.publish_files(lambda folder: save_encoder(folder, encoder))
 
 
-def _load(task: Task) -> tuple[Any, Any]:
+def _load(task: Task[PretrainSettings]) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels (n, H, W, C) of the training images in 0..255, and labels (-1: unknown).
 
     They are kept as bytes and filled in unit by unit: each worker has them, and no more than one copy.
     """
     import torch
 
-    index, size = task.inputs["index"], int(task.settings["image_size"])
+    index, size = task.inputs["index"], task.settings.image_size
     mode = index.manifest["mode"]
     pixels = np.empty((_rows(index), size, size, 1 if mode == "L" else 3), np.uint8)
     ids: list[str] = []
@@ -97,7 +116,7 @@ def _load(task: Task) -> tuple[Any, Any]:
     table = read_index(index, ["id", "label"])
     known = dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
     labels = [known[identifier] for identifier in ids]
-    if task.settings["objective"] == "supervised" and None in labels:
+    if task.settings.objective == "supervised" and None in labels:
         raise ConfigError("evaluate.referee: the training images have no true labels; remove the section")
     numbers = torch.tensor([-1 if label is None else label for label in labels])
     return torch.from_numpy(pixels[: len(ids)]), numbers
@@ -108,10 +127,10 @@ def _rows(index: Artifact) -> int:
     return sum(unit["rows"] for unit in index.manifest["units"] if unit["split"] == "train")
 
 
-def _to_network(pixels: Any) -> Any:
+def _to_network(pixels: torch.Tensor) -> torch.Tensor:
     """Network pixels (n, C, H, W) in [-1, 1]."""
     return (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
 
 
-def _crop(task: Task) -> Crop:
-    return Crop("adm", int(task.settings["image_size"]))
+def _crop(task: Task[PretrainSettings]) -> Crop:
+    return Crop("adm", task.settings.image_size)

@@ -7,104 +7,179 @@ Inception's statistics are made of them as of any image.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from dpt_ray.cluster import session as cluster
+from dpt_ray.cluster.session import threads
+from dpt_ray.config.hashing import NotHashed, Settings
+from dpt_ray.config.sections import Retrain
 from dpt_ray.data.rows import RealRows
-from dpt_ray.engine.node import Task
-from dpt_ray.evaluation.distances import frechet_rows
+from dpt_ray.engine.node import Stage, Task, one_of, reads
+from dpt_ray.evaluation.distances import Extractor, frechet_rows
 from dpt_ray.evaluation.inception_files import NOT_COMPUTED
-from dpt_ray.stages.classifier import load_classifier
-from dpt_ray.stages.probe import PROBE, measure
+from dpt_ray.evaluation.methods import METHODS
+from dpt_ray.evaluation.records import (
+    EVALUATION_FILE,
+    EvaluationResult,
+    Gain,
+    MetricRow,
+    MetricsResult,
+    read_metrics,
+    read_probe,
+    write_result,
+)
+from dpt_ray.learners.linear_classifier import load_classifier
+from dpt_ray.learners.measure import measure
 from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.records import Facts
 
-METHODS = {
-    "probe": "Linear probe, l2 chosen on validation",
-    "generated": "DPT, chosen on validation",
-    "self_training": "Self-training on pseudo-labelled real images (control)",
-    "augmented": "Augmented labelled images (control)",
+# The method that each of the sweep's choices is, in the order of the rows.
+CHOSEN = {
+    "probe": "tuned_probe",
+    "self_training": "self_training",
+    "augmented": "augmented",
+    "generated": "dpt",
 }
-PAPER = "DPT, the configured setting (stage 3)"
-RESULT = "evaluation.json"
+# An encoder that measures, the inputs with its features of real and generated images, and what it is.
+EXTRACTORS = (
+    (
+        *("referee", "referee_features", "referee_sample_features"),
+        "the referee, a conv net trained on the training images' true labels",
+    ),
+    (
+        *("encoder", "features", "sample_features"),
+        "the run's own encoder, DPT's classifier is trained in these features",
+    ),
+)
 
 
-def make(task: Task) -> dict[str, Any]:
-    """Publishes `evaluation.json`; every number carries how many images it rests on."""
-    import torch
+class EvaluationSettings(Settings):
+    """Stage 3's configured setting, for a note: the retrained classifier's identity has it."""
 
-    torch.set_num_threads(cluster.threads(task.compute))
-    real = RealRows(task.inputs["index"], task.inputs["features"], ("validation", "test"))
-    classifiers = _classifiers(task)
-    probe = task.inputs["probe"].manifest["result"]
-    others = [measure(name, W, real, note) for name, W, note in classifiers]
-    result = probe | {
-        "accuracy": [*probe["accuracy"], *others],
-        "gain": _paired_gain(task.inputs["classifier"], classifiers, real),
-        "frechet": frechet_rows(task),
-        "image_metrics": _image_metrics(task),
-    }
-    task.out.write_json(RESULT, result)
-    return {"rows": len(result["accuracy"]), "result": result}
+    retrain: Annotated[Retrain | None, NotHashed] = None
 
 
-Classifier = tuple[str, np.ndarray, str]
+class Evaluation(Stage[EvaluationSettings]):
+    """`evaluation.json`; every number carries how many images it rests on."""
+
+    artifact = "evaluation"
+    settings = EvaluationSettings
+    inputs = reads(
+        {
+            "index": one_of("index"),
+            "features": one_of("features"),
+            "classifier": one_of("classifier"),
+            "probe": one_of("probe"),
+            "retrained": one_of("classifier", optional=True),
+            "sweep": one_of("sweep", optional=True),
+            "sample_features": one_of("features", optional=True),
+            "referee_features": one_of("features", optional=True),
+            "referee_sample_features": one_of("features", optional=True),
+            "image_metrics": one_of("image_metrics", optional=True),
+            # The features' identities hold their encoders'; what these say of themselves is shown.
+            "encoder": one_of("encoder", hashed=False),
+            "referee": one_of("encoder", hashed=False, optional=True),
+            "samples": one_of("samples", hashed=False),
+        }
+    )
+
+    @classmethod
+    def version(cls, settings: EvaluationSettings) -> int:
+        """Raised with what an evaluation holds."""
+        return 4
+
+    @classmethod
+    def make(cls, task: Task[EvaluationSettings]) -> Facts:
+        """Measure every classifier and the generated images."""
+        import torch
+
+        torch.set_num_threads(threads(task.compute))
+        real = RealRows(task.inputs["index"], task.inputs["features"], ("validation", "test"))
+        classifiers = _classifiers(task)
+        probe = read_probe(task.inputs["probe"])
+        others = [measure(found.method, found.weights, real, found.note) for found in classifiers]
+        result: EvaluationResult = {
+            **probe,
+            "accuracy": [*probe["accuracy"], *others],
+            "gain": _paired_gain(task.inputs["classifier"], classifiers, real),
+            "frechet": _distances(task),
+            "image_metrics": _image_metrics(task),
+        }
+        return write_result(task.out, EVALUATION_FILE, result, len(result["accuracy"]))
 
 
-def _classifiers(task: Task) -> list[Classifier]:
-    """(name, weights, note): the controls, stage 3 as configured and as chosen."""
-    if "retrained" not in task.inputs:
+@dataclass(frozen=True)
+class Measured:
+    """A method's classifier (C, dim) and what to note of its setting."""
+
+    method: str
+    weights: np.ndarray
+    note: str
+
+
+def _classifiers(task: Task[EvaluationSettings]) -> list[Measured]:
+    """Return the controls, and stage 3 as configured and as chosen."""
+    retrain = task.settings.retrain
+    if "retrained" not in task.inputs or retrain is None:
         return []
     chosen = _chosen(task.inputs["sweep"]) if "sweep" in task.inputs else []
-    retrained = task.inputs["retrained"]
-    settings = retrained.manifest["settings"]
-    note = f"{settings['images_per_class']} images per class, real weight {settings['real_weight']}"
-    paper = (PAPER, load_classifier(retrained), note)
+    note = f"{retrain.images_per_class} images per class, real weight {retrain.real_weight}"
+    paper = Measured("dpt_paper", load_classifier(task.inputs["retrained"]), note)
     return [*chosen[:-1], paper, *chosen[-1:]]
 
 
-def _chosen(sweep: Artifact) -> list[Classifier]:
-    """The setting of each method that validation prefers."""
-    found = []
-    for method in ("probe", "self_training", "augmented", "generated"):
-        if chosen := sweep.manifest["chosen"].get(method):
+def _chosen(sweep: Artifact) -> list[Measured]:
+    """Return the setting of each method that validation prefers."""
+    found, trials = [], sweep.manifest["chosen"]
+    for key, method in CHOSEN.items():
+        if chosen := trials.get(key):
             count = chosen["images_per_class"]
             what = f"{count} images per class, " if count else ""
-            what += "labels only" if method == "probe" else f"real weight {chosen['real_weight']}"
+            what += "labels only" if key == "probe" else f"real weight {chosen['real_weight']}"
             note = f"{what}, l2 {chosen['l2']:g}"
-            found.append((METHODS[method], load_classifier(sweep, f"{method}/"), note))
+            found.append(Measured(method, load_classifier(sweep, f"{key}/"), note))
     return found
 
 
-def _paired_gain(probe: Artifact, classifiers: list[Classifier], real: RealRows) -> dict[str, Any] | None:
-    """DPT's gain over the probe on the same test images, with its paired standard error.
+def _paired_gain(probe: Artifact, classifiers: Sequence[Measured], real: RealRows) -> Gain | None:
+    """Return DPT's gain over the probe on the same test images, with its paired standard error.
 
     Both are with the setting chosen on validation, or the configured one where nothing was chosen.
-
-    Over the n test images the difference d_i in {-1, 0, 1} of the two hits has standard error
-    sd(d) / sqrt(n); it says nothing of other label draws or encoders.
     """
     test = real.of_split("test")
-    named = {PROBE: load_classifier(probe)} | {name: W for name, W, _ in classifiers}
-    baseline = METHODS["probe"] if METHODS["probe"] in named else PROBE
-    dpt = next((name for name in (METHODS["generated"], PAPER) if name in named), None)
+    named = {"probe": load_classifier(probe)} | {found.method: found.weights for found in classifiers}
+    baseline = "tuned_probe" if "tuned_probe" in named else "probe"
+    dpt = next((method for method in ("dpt", "dpt_paper") if method in named), None)
     if dpt is None or len(test) < 2:
         return None
-    weights = (named[baseline], named[dpt])
-    hits = [((test.features @ W.T).argmax(1) == test.labels).astype(float) for W in weights]
+    hits = [((test.features @ named[m].T).argmax(1) == test.labels).astype(float) for m in (baseline, dpt)]
+    # Over the n test images the difference d_i in {-1, 0, 1} of the two hits has standard error
+    # sd(d) / sqrt(n); it says nothing of other label draws or encoders.
     difference = hits[1] - hits[0]
     return {
-        "baseline": baseline,
-        "improved": dpt,
+        "baseline": METHODS[baseline].name,
+        "improved": METHODS[dpt].name,
         "gain": float(difference.mean()),
         "stderr": float(difference.std(ddof=1) / math.sqrt(len(difference))),
         "kind": "paired standard error over test images",
     }
 
 
-def _image_metrics(task: Task) -> dict[str, Any]:
-    """Rows of FID and its like, and what is left out and why."""
+def _distances(task: Task[EvaluationSettings]) -> list[MetricRow]:
+    """Return two rows for each encoder that measures: generated images, and real ones as the floor."""
+    rows = []
+    for encoder, real, generated, what in EXTRACTORS:
+        if generated in task.inputs:
+            extractor = Extractor(task.inputs[encoder], task.inputs[real], task.inputs[generated], what)
+            rows += frechet_rows(task.inputs["index"], task.inputs["samples"], extractor)
+    return rows
+
+
+def _image_metrics(task: Task[EvaluationSettings]) -> MetricsResult:
+    """Return rows of FID and its like, and what is left out and why."""
     if "image_metrics" not in task.inputs:
         return {"rows": [], "left_out": [NOT_COMPUTED]}
-    return task.inputs["image_metrics"].manifest["result"]
+    return read_metrics(task.inputs["image_metrics"])

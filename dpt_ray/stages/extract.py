@@ -11,24 +11,100 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpt_ray.cluster import session as cluster
+from dpt_ray.cluster.units import Result, naming_shard, peak_memory, run_actors
 from dpt_ray.config import ConfigError
+from dpt_ray.config.hashing import NotHashed, Settings
+from dpt_ray.config.sections import Fraction, ResolvedPrecision
 from dpt_ray.data.crops import Crop
-from dpt_ray.data.units import Unit, decode_unit, list_units
-from dpt_ray.engine.node import Task
+from dpt_ray.data.units import Unit, decode_unit, list_units, split_of
+from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
 from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.records import Facts
+
+if TYPE_CHECKING:
+    import torch
+
+    from dpt_ray.models.autoencoder import Autoencoder
 
 QUARANTINE = "quarantine.parquet"
-PEAKS = ("peak_memory_bytes", "reader_peak_memory_bytes")  # of an actor, of a reading task's process
 NAMED = 5  # unreadable images that an error names
+
+IMAGES = one_of("index", "samples", "augmented")
+
+
+class FeatureSettings(Settings):
+    """How features are computed."""
+
+    precision: ResolvedPrecision
+    max_bad_fraction: Annotated[Fraction, NotHashed]
+
+
+class MomentSettings(FeatureSettings):
+    """How moments are computed; `flips`: of the mirrored image as well."""
+
+    flips: bool
+
+
+class Features(Stage[FeatureSettings]):
+    """Rows of `id` and `feature`, of images of every split."""
+
+    artifact = "features"
+    settings = FeatureSettings
+    inputs = reads({"images": IMAGES, "encoder": one_of("encoder")})
+    runs_on = RunsOn.ACTORS
+
+    @classmethod
+    def make(cls, task: Task[FeatureSettings]) -> Facts:
+        """Publish the missing shards."""
+        return extract([task])[0]
+
+    @classmethod
+    def make_together(cls, tasks: Sequence[Task[Any]]) -> list[Facts]:
+        """Publish the missing shards of several encoders' features, and of moments, in one pass."""
+        return extract(tasks)
+
+
+class Moments(Stage[MomentSettings]):
+    """Rows of `id` and `moments` (mean and log-variance of the latents), of the training images."""
+
+    artifact = "moments"
+    settings = MomentSettings
+    inputs = reads({"images": IMAGES, "autoencoder": one_of("autoencoder")})
+    runs_on = RunsOn.ACTORS
+
+    @classmethod
+    def make(cls, task: Task[MomentSettings]) -> Facts:
+        """Publish the missing shards."""
+        return extract([task])[0]
+
+    @classmethod
+    def make_together(cls, tasks: Sequence[Task[Any]]) -> list[Facts]:
+        """Publish the missing shards of moments, and of features, in one pass."""
+        return extract(tasks)
+
+
+class Extracted(Result):
+    """What an actor tells of a unit: which outputs it filled, and how many images could not be read."""
+
+    wanted: list[str]
+    bad: int
+
+
+class Wanted(TypedDict):
+    """A work unit, and the outputs (by name) that it is missing in."""
+
+    shard: str
+    unit: Unit
+    wanted: list[str]
 
 
 @dataclass(frozen=True)
@@ -40,45 +116,38 @@ class Output:
     model: str
     crop: Crop
     is_encoder: bool
-    precision: str
+    precision: ResolvedPrecision
     max_bad_fraction: float
     flips: bool = False
 
 
-def make_together(tasks: list[Task]) -> list[dict[str, Any]]:
-    """Publishes the missing shards of every output in one pass."""
+def extract(tasks: Sequence[Task[Any]]) -> list[Facts]:
+    """Publish the missing shards of every output in one pass over the images that they share."""
     first = tasks[0]
     images = first.inputs["images"]
     outputs = [_output(task) for task in tasks]
     done = {output.name: set(output.out.shards()) for output in outputs}
-    units = [
-        unit | {"wanted": [o.name for o in outputs if _wants(o, unit) and unit["shard"] not in done[o.name]]}
-        for unit in list_units(images)
-    ]
-    missing = [unit for unit in units if unit["wanted"]]
-    facts: dict[str, Any] = {"startup_seconds": 0.0, **dict.fromkeys(PEAKS, 0)}
+    missing: list[Wanted] = []
+    for unit in list_units(images):
+        wanted = [o.name for o in outputs if _wants(o, unit) and unit["shard"] not in done[o.name]]
+        if wanted:
+            missing.append({"shard": unit["shard"], "unit": unit, "wanted": wanted})
+    facts: Facts = {"startup_seconds": 0.0, "peak_memory_bytes": 0, "reader_peak_memory_bytes": 0}
     if missing:
-        facts = _run(first, images, outputs, missing, BadImages(outputs, images))
+        facts = run_actors(
+            missing,
+            ExtractUnit,
+            lambda threads: {
+                "outputs": outputs,
+                "batch_size": first.compute.batch_size,
+                "threads": threads,
+            },
+            first.compute,
+            first.progress,
+            read=DecodeUnit(images, {output.name: output.crop for output in outputs}),
+            count=BadImages(outputs, images).count,
+        )
     return [_collect(output, images, facts) for output in outputs]
-
-
-def _run(
-    task: Task, images: Artifact, outputs: list[Output], units: list[Unit], bad: BadImages
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    cluster.connect(task.compute)
-    results = cluster.run_units(
-        units,
-        DecodeUnit(images, {output.name: output.crop for output in outputs}),
-        ExtractUnit,
-        {
-            "outputs": outputs,
-            "batch_size": task.compute.batch_size,
-            "threads": cluster.threads(task.compute, task.compute.actors),
-        },
-        task.compute,
-    )
-    return cluster.follow(map(bad.count, results), len(units), task.progress, started)
 
 
 class DecodeUnit:
@@ -88,23 +157,23 @@ class DecodeUnit:
         self.images, self.crops = images, crops
         self.mode = str(images.manifest["mode"])
 
-    @cluster.naming_shard
-    def __call__(self, unit: Unit) -> dict[str, Any]:
+    @naming_shard
+    def __call__(self, work: Wanted) -> dict[str, Any]:
         """The unit with `ids`, `bad` and, under the name of each distinct crop, pixels (n, H, W, C).
 
         Arrays pass to the actor without a copy, bytes would take several.
         """
-        wanted = {repr(crop): crop for crop in (self.crops[name] for name in unit["wanted"])}
-        ids, pixels, bad = decode_unit(self.images, unit, wanted, self.mode)
+        wanted = {repr(crop): crop for crop in (self.crops[name] for name in work["wanted"])}
+        ids, pixels, bad = decode_unit(self.images, work["unit"], wanted, self.mode)
         # Every row has the same columns, and no column is empty.
         none = np.zeros((1, 1, 1, 1), np.uint8)
         columns = {repr(crop): none for crop in self.crops.values()}
         return {
-            "shard": unit["shard"],
-            "wanted": list(unit["wanted"]),
+            "shard": work["shard"],
+            "wanted": list(work["wanted"]),
             "ids": ids,
             "bad": [f"{identifier}\t{reason}" for identifier, reason in bad],
-            "peak_memory_bytes": cluster.peak_memory(),
+            "peak_memory_bytes": peak_memory(),
             **columns,
             **(pixels if ids else {}),
         }
@@ -125,14 +194,18 @@ class ExtractUnit:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.outputs = {output.name: output for output in outputs}
         self.batches = {output.name: Batches(batch_size) for output in outputs}
-        self.models = {}
+        self.compute: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
         for output in outputs:
-            load: Any = load_encoder if output.is_encoder else load_autoencoder
-            self.models[output.name] = load(output.model, output.precision).to(self.device)
+            if output.is_encoder:
+                encoder = load_encoder(output.model, output.precision).to(self.device)
+                self.compute[output.name] = encoder
+            else:
+                autoencoder = load_autoencoder(output.model, output.precision).to(self.device)
+                self.compute[output.name] = _moments_of(autoencoder, output.flips)
 
-    @cluster.naming_shard
-    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Publishes the unit's shard of every output that wants it."""
+    @naming_shard
+    def __call__(self, unit: dict[str, Any]) -> Extracted:
+        """Publish the unit's shard of every output that wants it."""
         started = time.perf_counter()
         for name in unit["wanted"]:
             self._publish(self.outputs[name], unit)
@@ -140,7 +213,7 @@ class ExtractUnit:
             "wanted": list(unit["wanted"]),
             "bad": len(unit["bad"]),
             "seconds": time.perf_counter() - started,
-            "peak_memory_bytes": cluster.peak_memory(),
+            "peak_memory_bytes": peak_memory(),
             "reader_peak_memory_bytes": unit["peak_memory_bytes"],
         }
 
@@ -166,16 +239,24 @@ class ExtractUnit:
         """Features (n, dim), or moments (n, variants, 2C, H, W), of a unit, batch by batch."""
         import torch
 
-        model, images = self.models[output.name], torch.from_numpy(pixels.copy())
+        model, images = self.compute[output.name], torch.from_numpy(pixels.copy())
 
         def compute(start: int, stop: int) -> torch.Tensor:
-            batch = images[start:stop].to(self.device)
-            if output.is_encoder:
-                return model(batch)
-            flips = (False, True) if output.flips else (False,)
-            return torch.stack([model.encode_moments(batch, flip) for flip in flips], 1)
+            return model(images[start:stop].to(self.device))
 
         return self.batches[output.name](compute, len(images)).cpu().numpy()
+
+
+def _moments_of(autoencoder: Autoencoder, flips: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the function from images (n, H, W, C) to their moments (n, variants, 2C, h, w)."""
+    import torch
+
+    variants = (False, True) if flips else (False,)
+
+    def encode(batch: torch.Tensor) -> torch.Tensor:
+        return torch.stack([autoencoder.encode_moments(batch, flip) for flip in variants], 1)
+
+    return encode
 
 
 def check_finite(output: Output, ids: list[str], values: np.ndarray) -> None:
@@ -196,49 +277,49 @@ def check_finite(output: Output, ids: list[str], values: np.ndarray) -> None:
     )
 
 
-def _output(task: Task) -> Output:
+def _output(task: Task[Any]) -> Output:
     is_encoder = "encoder" in task.inputs
     model = task.inputs["encoder" if is_encoder else "autoencoder"]
     settings = task.settings
     return Output(
-        task.node.name,
+        task.name,
         task.out,
         model.uri,
         Crop(**model.manifest["crop"]),
         is_encoder,
-        settings["precision"],
-        settings["max_bad_fraction"],
-        settings.get("flips", False),
+        settings.precision,
+        settings.max_bad_fraction,
+        isinstance(settings, MomentSettings) and settings.flips,
     )
 
 
 def _wants(output: Output, unit: Unit) -> bool:
     """Moments are what the denoiser trains on: never of validation or test images."""
-    return output.is_encoder or unit.get("split", "train") == "train"
+    return output.is_encoder or split_of(unit) == "train"
 
 
 class BadImages:
     """The unreadable images of a pass, counted to end it as soon as there are too many for certain."""
 
-    def __init__(self, outputs: list[Output], images: Artifact) -> None:
+    def __init__(self, outputs: Sequence[Output], images: Artifact) -> None:
         """Start with those of earlier passes. Raises ConfigError where they are too many already."""
         self._outputs = {output.name: output for output in outputs}
         self._images = dict.fromkeys(self._outputs, 0)
         self._found = dict.fromkeys(self._outputs, 0)
         for name, output in self._outputs.items():
             published = output.out.shards()
+            found = {key: len(shard["bad"]) for key, shard in published.items()}
             for unit in list_units(images):
                 if _wants(output, unit):
                     self._images[name] += unit["rows"]
-                    self._found[name] += len(published.get(unit["shard"], {}).get("bad", ()))
+                    self._found[name] += found.get(unit["shard"], 0)
             self._check(name)
 
-    def count(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Count those of a unit's result, and return it. Raises ConfigError where they are too many now."""
+    def count(self, result: Extracted) -> None:
+        """Count those of a unit's result. Raises ConfigError where they are too many now."""
         for name in result["wanted"] if result["bad"] else ():
             self._found[name] += result["bad"]
             self._check(name)
-        return result
 
     def _check(self, name: str) -> None:
         output, images = self._outputs[name], self._images[name]
@@ -247,7 +328,7 @@ class BadImages:
             _quarantine(output, bad, images, "at least ")
 
 
-def _collect(output: Output, images: Artifact, facts: dict[str, Any]) -> dict[str, Any]:
+def _collect(output: Output, images: Artifact, facts: Facts) -> Facts:
     """The facts of a complete output. Raises ConfigError where too many images are unreadable."""
     published = output.out.shards()
     shards = [published[unit["shard"]] for unit in list_units(images) if _wants(output, unit)]
@@ -265,7 +346,7 @@ def _collect(output: Output, images: Artifact, facts: dict[str, Any]) -> dict[st
 
 
 def _quarantine(output: Output, bad: list[list[str]], images: int, so_far: str = "") -> None:
-    """Publishes (id, reason) of the unreadable images; they may be `max_bad_fraction` of all."""
+    """Publish (id, reason) of the unreadable images, which may be `max_bad_fraction` of all."""
     columns = list(zip(*bad, strict=True)) or [(), ()]
     table = pa.table([pa.array(column, pa.string()) for column in columns], ["id", "reason"])
     with output.out.writing(QUARANTINE) as path:

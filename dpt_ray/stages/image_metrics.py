@@ -2,39 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
-from dpt_ray.cluster import session as cluster
-from dpt_ray.engine.node import Task
+from dpt_ray.cluster.session import threads
+from dpt_ray.config.hashing import HashedFile, NotHashed, Settings
+from dpt_ray.config.sections import Resize
+from dpt_ray.engine.differences import content_digest
+from dpt_ray.engine.node import Stage, Task, one_of, reads
 from dpt_ray.evaluation.inception_files import WEIGHTS_SHA256
-from dpt_ray.stages.inception_statistics import read_statistics
+from dpt_ray.evaluation.merged import read_statistics
+from dpt_ray.evaluation.records import METRICS_FILE, MetricsResult, write_result
 from dpt_ray.store.artifact import local_copy
+from dpt_ray.store.records import Facts
 
-RESULT = "image_metrics.json"
+
+class MetricSettings(Settings):
+    """The reference statistics, and (for the table) how images were resized: the inputs' to decide."""
+
+    reference: Annotated[str | None, HashedFile(key="evaluate.reference")] = None
+    resize: Annotated[Resize, NotHashed]
 
 
-def make(task: Task) -> dict[str, Any]:
-    """Publishes `image_metrics.json`: rows (see `Metric`) and why others are left out."""
-    import torch
+class ImageMetrics(Stage[MetricSettings]):
+    """`image_metrics.json`: rows (see `Metric`) and why others are left out."""
 
-    from dpt_ray.evaluation.image_metrics import Reference, image_metrics
-
-    torch.set_num_threads(cluster.threads(task.compute))
-    generated = read_statistics(task.inputs["generated"])
-    assert generated is not None  # a class has one generated image at least
-    reference = None
-    if source := task.settings["reference"]:
-        reference = Reference.load(local_copy(source), source.rpartition("/")[2])
-    rows, left_out = image_metrics(
-        generated,
-        read_statistics(task.inputs["real"]),
-        reference,
-        extractor=_extractor(task.inputs["inception"].manifest["settings"]["sha256"]),
-        resize=task.inputs["generated"].manifest["settings"]["resize"],
+    artifact = "image_metrics"
+    settings = MetricSettings
+    inputs = reads(
+        {
+            "inception": one_of("inception"),
+            "inception_samples": one_of("inception_statistics", hashed_as="generated"),
+            "inception_reference": one_of("inception_statistics", hashed_as="real"),
+        }
     )
-    result = {"rows": rows, "left_out": left_out}
-    task.out.write_json(RESULT, result)
-    return {"rows": len(rows), "result": result}
+
+    @classmethod
+    def make(cls, task: Task[MetricSettings]) -> Facts:
+        """Compute all measures that the statistics and the reference allow."""
+        import torch
+
+        from dpt_ray.evaluation.image_metrics import Reference, image_metrics
+
+        torch.set_num_threads(threads(task.compute))
+        generated = read_statistics(task.inputs["inception_samples"])
+        assert generated is not None  # a class has one generated image at least
+        reference = None
+        if source := task.settings.reference:
+            reference = Reference.load(local_copy(source), source.rpartition("/")[2])
+        rows, left_out = image_metrics(
+            generated,
+            read_statistics(task.inputs["inception_reference"]),
+            reference,
+            extractor=_extractor(content_digest(task.inputs["inception"])),
+            resize=task.settings.resize,
+        )
+        result: MetricsResult = {"rows": rows, "left_out": left_out}
+        return write_result(task.out, METRICS_FILE, result, len(rows))
 
 
 def _extractor(sha256: str) -> str:

@@ -10,35 +10,111 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, cast
 
 import numpy as np
+import pyarrow.compute as pc
 
-from dpt_ray.cluster import session as cluster
+from dpt_ray.cluster.units import Result, naming_shard, peak_memory, run_actors
+from dpt_ray.config.hashing import NotHashed, Settings
+from dpt_ray.config.sections import Count, Resize
+from dpt_ray.data.class_ranges import CLASSES_PER_SHARD, first_of_all
 from dpt_ray.data.crops import Crop
-from dpt_ray.data.rows import label_and_index
-from dpt_ray.data.units import INDEX, Unit, decode_unit, list_units
-from dpt_ray.engine.node import Task
-from dpt_ray.stages.samples import CLASSES_PER_SHARD, first_images
+from dpt_ray.data.shards import read_shard_columns
+from dpt_ray.data.units import Unit, collect_shards, decode_unit, is_index, list_units, split_of
+from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
+from dpt_ray.models.saved import WEIGHTS
 from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.records import Facts, Shard
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dpt_ray.evaluation.image_statistics import ImageStatistics
 
-WEIGHTS = "model.safetensors"
 PART = 4096  # images at least; the co-moments of a part take 66 MB, whatever their number
-KEPT = 10_000  # images whose features stay, for KID, precision and recall
+KEPT_FEATURES = 10_000  # images whose features stay, for KID, precision and recall
 BATCH = 64  # at most: at 299 x 299 the first layers of an image take 20 MB
+
+T = TypeVar("T")
+
+
+class StatisticsSettings(Settings):
+    """How images are cropped and resized; of generated ones `images` are meant, the extent's to say."""
+
+    resize: Resize
+    image_size: Count
+    images: Annotated[Count | None, NotHashed] = None
+
+
+class InceptionStatistics(Stage[StatisticsSettings]):
+    """Statistics of Inception's features and predictions, a shard for each part."""
+
+    artifact = "inception_statistics"
+    settings = StatisticsSettings
+    inputs = reads(
+        {
+            "inception": one_of("inception"),
+            "images": one_of("index", "samples"),
+            "index": one_of("index", hashed=False),
+        }
+    )
+    runs_on = RunsOn.ACTORS
+
+    @classmethod
+    def make(cls, task: Task[StatisticsSettings]) -> Facts:
+        """Publish the missing parts."""
+        return cls.make_together([task])[0]
+
+    @classmethod
+    def make_together(cls, tasks: Sequence[Task[Any]]) -> list[Facts]:
+        """Publish the missing parts of every set of images by one pool of actors."""
+        first = tasks[0]
+        sets = {task.name: _measured(task) for task in tasks}
+        parts = {task.name: list_parts(sets[task.name].units, _part_names(task)) for task in tasks}
+        missing: list[PartOfSet] = []
+        for name, measured in sets.items():
+            done = measured.out.shards()
+            missing += [{**part, "set": name} for part in parts[name] if part["shard"] not in done]
+        facts: Facts = {"startup_seconds": 0.0, "peak_memory_bytes": 0}
+        if missing:
+            facts = run_actors(
+                missing,
+                InceptionPart,
+                lambda threads: {
+                    "sets": sets,
+                    "weights": first.inputs["inception"].file_uri(WEIGHTS),
+                    "batch_size": min(BATCH, first.compute.batch_size),
+                    "threads": threads,
+                },
+                first.compute,
+                first.progress,
+            )
+        return [{**facts, **_collect(measured, parts[name])} for name, measured in sets.items()]
+
+
+class Part(TypedDict):
+    """A run of units `units[0]` .. `units[1] - 1`, whose first image is the set's image `start`."""
+
+    shard: str
+    units: list[int]
+    start: int
+
+
+class PartOfSet(Part):
+    """A part, and which set it is of."""
+
+    set: str
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One set of images to measure: the generated ones (`generated`; all or the first), or the test images.
+    """One set of images to measure: the generated ones (all or the first), or the test images.
 
     `units` are the work units that hold them, in their order; the first `rows` images of each are meant.
     """
@@ -49,26 +125,15 @@ class Measured:
     classes: int
     units: list[Unit]
     crop: Crop
-    resize: str
+    resize: Resize
 
 
-def make_together(tasks: list[Task]) -> list[dict[str, Any]]:
-    """Publishes the missing parts of every set of images by one pool of actors."""
-    sets = {task.node.name: _measured(task) for task in tasks}
-    parts = {task.node.name: list_parts(sets[task.node.name].units, _part_names(task)) for task in tasks}
-    missing = []
-    for name, measured in sets.items():
-        done = measured.out.shards()
-        missing += [part | {"set": name} for part in parts[name] if part["shard"] not in done]
-    facts: dict[str, Any] = {"startup_seconds": 0.0, "peak_memory_bytes": 0}
-    if missing:
-        facts = _run(tasks[0], sets, missing)
-    return [facts | _collect(measured, parts[name]) for name, measured in sets.items()]
+def list_parts(units: Sequence[Unit], ending: str = "") -> list[Part]:
+    """Return runs of units with at least PART images each, the last with what is left.
 
-
-def list_parts(units: list[Unit], ending: str = "") -> list[dict[str, Any]]:
-    """Runs of units with at least PART images each, the last with what is left; names end in `ending`."""
-    parts = []
+    Their names end in `ending`.
+    """
+    parts: list[Part] = []
     ends = list(accumulate(unit["rows"] for unit in units))
     first = start = 0
     for number, stop in enumerate(ends, 1):
@@ -77,33 +142,6 @@ def list_parts(units: list[Unit], ending: str = "") -> list[dict[str, Any]]:
             parts.append({"shard": key, "units": [first, number], "start": start})
             first, start = number, stop
     return parts
-
-
-def read_statistics(artifact: Artifact) -> ImageStatistics | None:
-    """The statistics of a published set, merged in the order of its images; None of no images."""
-    from dpt_ray.evaluation.image_statistics import ImageStatistics
-
-    total: ImageStatistics | None = None
-    for shard in artifact.listed_shards():
-        part = ImageStatistics.load(artifact.local_file(shard["file"]))
-        if total is None:
-            total = part
-        else:
-            total.merge(part)
-    return total
-
-
-def _run(task: Task, sets: dict[str, Measured], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    started = time.perf_counter()
-    cluster.connect(task.compute)
-    arguments = {
-        "sets": sets,
-        "weights": task.inputs["inception"].file_uri(WEIGHTS),
-        "batch_size": min(BATCH, task.compute.batch_size),
-        "threads": cluster.threads(task.compute, task.compute.actors),
-    }
-    results = cluster.run_units(parts, None, InceptionPart, arguments, task.compute)
-    return cluster.follow(results, len(parts), task.progress, started)
 
 
 class InceptionPart:
@@ -119,9 +157,9 @@ class InceptionPart:
         self.sets, self.batch_size, self.threads = sets, batch_size, threads
         self.computing = threading.Lock()
 
-    @cluster.naming_shard
-    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
-        """Publishes the statistics of the images start .. stop of a set."""
+    @naming_shard
+    def __call__(self, part: PartOfSet) -> Result:
+        """Publish the statistics of the images of a part."""
         started = time.perf_counter()
         measured = self.sets[part["set"]]
         with self.computing:  # a part is published while the next is measured
@@ -132,66 +170,87 @@ class InceptionPart:
                 statistics.save(file)
 
         measured.out.publish_shard(part["shard"], ".npz", statistics.count, write, unreadable=bad)
-        return {"seconds": time.perf_counter() - started, "peak_memory_bytes": cluster.peak_memory()}
+        return {"seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory()}
 
-    def _measure(self, measured: Measured, part: dict[str, Any]) -> tuple[ImageStatistics, int]:
-        """The statistics of the images that can be read, and how many cannot."""
+    def _measure(self, measured: Measured, part: Part) -> tuple[ImageStatistics, int]:
+        """Return the statistics of the images that can be read, and how many cannot."""
         import torch
 
-        from dpt_ray.evaluation.image_statistics import ImageStatistics, some_positions
+        from dpt_ray.evaluation.image_statistics import ImageStatistics
         from dpt_ray.evaluation.inception import Activations, activations
 
-        resize: Any = measured.resize
         found: list[Activations] = []
-        splits: list[int] = []
-        places: list[int] = []
+        splits: list[Tensor] = []
+        places: list[Tensor] = []
         bad, position = 0, part["start"]
-        for ids, pixels, unreadable in self._decoded(measured, part):
+        first, last = part["units"]
+        units = measured.units[first:last]
+        for unit, (ids, pixels, unreadable) in zip(units, self._decoded(measured, units), strict=True):
             for batch in torch.from_numpy(pixels).split(self.batch_size):
                 # An empty unit has no size to be resized from.
-                found += [activations(self.network, batch, resize)] if len(batch) else []
-            if measured.generated:
-                which = [label_and_index(identifier) for identifier in ids]
-                # Counted off by class + index, splits are equally large and of all classes.
-                splits += [label + index for label, index in which]
-                # Every class comes once before any comes twice.
-                places += [index * measured.classes + label for label, index in which]
-            else:
-                splits += [0] * len(ids)
-                places += range(position, position + len(ids))
+                found += [activations(self.network, batch, measured.resize)] if len(batch) else []
+            split, place = _splits_and_places(measured, unit, ids, position)
+            splits.append(split)
+            places.append(place)
             position, bad = position + len(ids) + unreadable, bad + unreadable
         if not found:
             raise ValueError("none of the images can be read; repair or remove them")
         together = Activations(*(torch.cat(values) for values in zip(*found, strict=True)))
-        order = torch.tensor(places)
-        if measured.generated:
-            kept = order < KEPT
-        else:
-            total = sum(unit["rows"] for unit in measured.units)
-            kept = torch.isin(order, some_positions(total, KEPT))
-        return ImageStatistics.of(together, torch.tensor(splits), kept, order), bad
+        order = torch.cat(places)
+        return ImageStatistics.of(together, torch.cat(splits), _kept(measured, order), order), bad
 
     def _decoded(
-        self, measured: Measured, part: dict[str, Any]
+        self, measured: Measured, units: Sequence[Unit]
     ) -> Iterator[tuple[list[str], np.ndarray, int]]:
-        """(ids, pixels, number of unreadable images) of each unit, decoded ahead by threads."""
-        mode = str(measured.images.manifest["mode"])
+        """Yield (ids, pixels, number of unreadable images) of each unit, decoded ahead by threads."""
+        mode = measured.images.manifest["mode"]
 
         def decode(unit: Unit) -> tuple[list[str], np.ndarray, int]:
             ids, pixels, bad = decode_unit(measured.images, unit, {"pixels": measured.crop}, mode)
             rows = unit["rows"]
             return ids[:rows], pixels["pixels"][:rows], len(bad)
 
-        first, last = part["units"]
         with ThreadPoolExecutor(self.threads) as pool:
-            yield from _ahead(pool, decode, measured.units[first:last], self.threads)
+            yield from _ahead(pool, decode, units, self.threads)
+
+
+def _splits_and_places(
+    measured: Measured, unit: Unit, ids: Sequence[str], position: int
+) -> tuple[Tensor, Tensor]:
+    """Return the split of the Inception Score and the place in the order of the images `ids` of a unit.
+
+    Of generated images the split counts off class + index, so splits are equally large and of all
+    classes, and in their order every class comes once before any comes twice.
+    """
+    import torch
+
+    if not measured.generated:
+        return torch.zeros(len(ids), dtype=torch.int64), torch.arange(position, position + len(ids))
+    table = read_shard_columns(measured.images, cast(Shard, unit), ["id", "class", "index"])
+    rows = pc.index_in(np.array(ids, object), table["id"].combine_chunks()).to_numpy()
+    label, index = (
+        torch.from_numpy(table[name].to_numpy()[rows].astype(np.int64)) for name in ("class", "index")
+    )
+    return label + index, index * measured.classes + label
+
+
+def _kept(measured: Measured, order: Tensor) -> Tensor:
+    """Return whose features stay: of the first generated images, of real ones evenly over all."""
+    import torch
+
+    from dpt_ray.evaluation.image_statistics import some_positions
+
+    if measured.generated:
+        return order < KEPT_FEATURES
+    total = sum(unit["rows"] for unit in measured.units)
+    return torch.isin(order, some_positions(total, KEPT_FEATURES))
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, call: Callable[[Unit], Any], units: Iterable[Unit], count: int
-) -> Iterator[Any]:
-    """call(unit) in order, with `count` of them under way; unlike `pool.map`, never all."""
-    waiting: deque[Future[Any]] = deque()
+    pool: ThreadPoolExecutor, call: Callable[[Unit], T], units: Iterable[Unit], count: int
+) -> Iterator[T]:
+    """Yield call(unit) in order, with `count` of them under way; unlike `pool.map`, never all."""
+    waiting: deque[Future[T]] = deque()
     for unit in units:
         waiting.append(pool.submit(call, unit))
         if len(waiting) > count:
@@ -200,37 +259,40 @@ def _ahead(
         yield waiting.popleft().result()
 
 
-def _measured(task: Task) -> Measured:
+def _measured(task: Task[StatisticsSettings]) -> Measured:
     settings, images = task.settings, task.inputs["images"]
-    crop = Crop("adm", settings["image_size"])
-    classes, units = _classes(task), list_units(images)
-    generated = not images.exists(INDEX)  # what an index lists is real
+    generated = not is_index(images.manifest)  # what an index lists is real
+    units = list_units(images)
     if not generated:
-        units = [unit for unit in units if unit["split"] == "test"]
-    elif most := settings.get("images"):
-        units = [
-            unit | {"rows": min(unit["rows"], first_images(unit["shard"], classes, most))} for unit in units
-        ]
-        units = [unit for unit in units if unit["rows"]]
-    return Measured(task.out, images, generated, classes, units, crop, settings["resize"])
+        units = [unit for unit in units if split_of(unit) == "test"]
+    elif settings.images:
+        units = _first_units(images, units, _classes(task), settings.images)
+    crop = Crop("adm", settings.image_size)
+    return Measured(task.out, images, generated, _classes(task), units, crop, settings.resize)
 
 
-def _part_names(task: Task) -> str:
-    """The ending of the names of parts of which other numbers of `images` take other images."""
-    most = task.settings.get("images")
+def _first_units(images: Artifact, units: Sequence[Unit], classes: int, count: int) -> list[Unit]:
+    """Return the units that hold the first `count` images of all; these come first in each of them."""
+    found: list[Unit] = []
+    for unit in units:
+        shard = cast(Shard, unit)
+        table = read_shard_columns(images, shard, ["class", "index"])
+        rows = int(first_of_all(table, classes, count).sum())
+        if rows:
+            found.append({**shard, "rows": min(shard["rows"], rows)})
+    return found
+
+
+def _part_names(task: Task[StatisticsSettings]) -> str:
+    """Return the ending of the names of parts of which other numbers of `images` take other images."""
+    most = task.settings.images
     return f"-n{most}" if most and _classes(task) > CLASSES_PER_SHARD else ""
 
 
-def _classes(task: Task) -> int:
-    return int(task.inputs["index"].manifest["classes"])
+def _classes(task: Task[StatisticsSettings]) -> int:
+    return task.inputs["index"].manifest["classes"]
 
 
-def _collect(measured: Measured, parts: list[dict[str, Any]]) -> dict[str, Any]:
-    published = measured.out.shards()
-    shards = [published[part["shard"]] for part in parts]
-    return {
-        "rows": sum(shard["rows"] for shard in shards),
-        "bytes": sum(shard["bytes"] for shard in shards),
-        "unreadable": sum(shard["unreadable"] for shard in shards),
-        "shards": shards,
-    }
+def _collect(measured: Measured, parts: Sequence[Part]) -> Facts:
+    found = collect_shards(measured.out, parts)
+    return {**found, "unreadable": sum(shard["unreadable"] for shard in found["shards"])}

@@ -3,75 +3,60 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dpt_ray.cluster import session as cluster
-from dpt_ray.data.rows import PSEUDO_LABELS, RealRows
+from dpt_ray.cluster.session import threads
+from dpt_ray.data.rows import PSEUDO_LABELS_FILE, RealRows
 from dpt_ray.data.units import read_index
-from dpt_ray.engine.node import Task
-from dpt_ray.learners.linear_classifier import Rows, logits
-from dpt_ray.stages.classifier import accuracy, load_classifier
-
-PROBE = "Linear probe on the labels (stage 1)"
-RESULT = "probe.json"
-
-
-def make(task: Task) -> dict[str, Any]:
-    """Publishes `probe.json`; every number carries how many images it rests on."""
-    import torch
-
-    torch.set_num_threads(cluster.threads(task.compute))
-    real = RealRows(task.inputs["index"], task.inputs["features"], ("validation", "test"))
-    classifier = task.inputs["classifier"]
-    result = {
-        "n_labels": classifier.manifest["labelled"],
-        "accuracy": [measure(PROBE, load_classifier(classifier), real, "labels only")],
-        "gain": None,
-        "pseudo_labels": _pseudo_labels(task),
-    }
-    task.out.write_json(RESULT, result)
-    return {"rows": 1, "result": result}
+from dpt_ray.engine.node import NoSettings, Stage, Task, one_of, reads
+from dpt_ray.evaluation.records import PROBE_FILE, ProbeResult, PseudoLabelQuality, write_result
+from dpt_ray.learners.linear_classifier import load_classifier
+from dpt_ray.learners.measure import measure
+from dpt_ray.store.records import Facts
 
 
-def measure(name: str, W: np.ndarray, real: RealRows, note: str) -> dict[str, Any]:
-    """The accuracy of a classifier on validation and test images."""
-    validation, test = real.validation, real.of_split("test")
-    return {
-        "name": name,
-        "note": note,
-        "validation": accuracy(W, validation),
-        "n_validation": len(validation),
-        "test": accuracy(W, test),
-        "test_top5": _top5(W, test),
-        "n_test": len(test),
-    }
+class Probe(Stage[NoSettings]):
+    """`probe.json`; every number carries how many images it rests on."""
+
+    artifact = "probe"
+    inputs = reads(
+        {
+            "index": one_of("index"),
+            "features": one_of("features"),
+            "classifier": one_of("classifier"),
+            "pseudo_labels": one_of("pseudo_labels"),
+        }
+    )
+
+    @classmethod
+    def make(cls, task: Task[NoSettings]) -> Facts:
+        """Measure the probe and, where true labels are known, its pseudo-labels."""
+        import torch
+
+        torch.set_num_threads(threads(task.compute))
+        real = RealRows(task.inputs["index"], task.inputs["features"], ("validation", "test"))
+        classifier = task.inputs["classifier"]
+        result: ProbeResult = {
+            "n_labels": classifier.manifest["labelled"],
+            "accuracy": [measure("probe", load_classifier(classifier), real, "labels only")],
+            "gain": None,
+            "pseudo_labels": _pseudo_labels(task),
+        }
+        return write_result(task.out, PROBE_FILE, result, 1)
 
 
-def _top5(W: np.ndarray, rows: Rows) -> float | None:
-    """Top-5 accuracy; None without rows, or with five classes or fewer."""
-    import torch
-
-    from dpt_ray.evaluation.accuracy import topk
-
-    if not len(rows) or len(W) <= 5:
-        return None
-    return topk(torch.from_numpy(logits(rows.features, W)), torch.from_numpy(rows.labels), 5)
-
-
-def _pseudo_labels(task: Task) -> dict[str, Any] | None:
-    """Accuracy, and precision and recall by class, of the training images' pseudo-labels."""
+def _pseudo_labels(task: Task[NoSettings]) -> PseudoLabelQuality | None:
+    """Return accuracy, and precision and recall by class, of the training images' pseudo-labels."""
     import torch
 
     from dpt_ray.evaluation.accuracy import per_class_quality
 
     index = task.inputs["index"]
-    table = pq.read_table(
-        task.inputs["pseudo_labels"].local_file(PSEUDO_LABELS), columns=["id", "split", "label"]
-    )
+    file = task.inputs["pseudo_labels"].local_file(PSEUDO_LABELS_FILE)
+    table = pq.read_table(file, columns=["id", "split", "label"])
     table = table.filter(pc.equal(table["split"], "train"))
     truth = read_index(index, ["id", "label"])
     true = truth["label"].take(pc.index_in(table["id"].combine_chunks(), truth["id"].combine_chunks()))
@@ -82,13 +67,15 @@ def _pseudo_labels(task: Task) -> dict[str, Any] | None:
     labels = torch.from_numpy(true.filter(known).to_numpy().astype(np.int64))
     classes = index.read_json("classes.json")
     quality = per_class_quality(given, labels, len(classes))
-    rows = [
-        {"name": name, "precision": _finite(p), "recall": _finite(r), "count": count}
-        for name, p, r, count in zip(
-            classes, quality["precision"], quality["recall"], quality["pseudo_images"], strict=True
-        )
-    ]
-    return {"accuracy": float((given == labels).double().mean()), "n": len(labels), "classes": rows}
+    columns = (classes, quality["precision"], quality["recall"], quality["pseudo_images"])
+    return {
+        "accuracy": float((given == labels).double().mean()),
+        "n": len(labels),
+        "classes": [
+            {"name": name, "precision": _finite(p), "recall": _finite(r), "count": count}
+            for name, p, r, count in zip(*columns, strict=True)
+        ],
+    }
 
 
 def _finite(value: float) -> float | None:

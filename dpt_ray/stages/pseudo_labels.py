@@ -8,71 +8,88 @@ labels alone and saturates the probabilities.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy.special import softmax
 
-from dpt_ray.cluster import session as cluster
-from dpt_ray.data.rows import PSEUDO_LABELS, RealRows
-from dpt_ray.engine.node import Task
-from dpt_ray.learners.linear_classifier import logits, row_normalise
+from dpt_ray.cluster.units import Result, naming_shard, peak_memory, run_tasks
+from dpt_ray.data.rows import PSEUDO_LABELS_FILE, RealRows, row_normalise
+from dpt_ray.data.shards import read_feature_shard
+from dpt_ray.engine.node import NoSettings, RunsOn, Stage, Task, one_of, reads
+from dpt_ray.learners.linear_classifier import load_classifier, logits
 from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.records import Calibration, Facts, Shard
 
 TOP = 5
 
 
-def make(task: Task) -> dict[str, Any]:
-    """Publishes one Parquet table with a row for each image whose features are known."""
-    features, index = task.inputs["features"], task.inputs["index"]
-    from dpt_ray.stages.classifier import load_classifier
+class Scored(TypedDict):
+    """A work unit: a shard of features, of images of one split."""
 
-    W = load_classifier(task.inputs["classifier"])
-    real = RealRows(index, features, ("validation",))
-    calibration = _calibrate(W, real)
-    started = time.perf_counter()
-    cluster.connect(task.compute)
-    import ray.data
+    shard: str
+    split: str
+    features: Shard
 
-    shards = [shard for shard in features.listed_shards() if shard["rows"]]
-    done = task.out.shards()
-    missing = [shard for shard in shards if shard["shard"] not in done]
-    score = ScoreShard(features, task.out, W, calibration["temperature"], real.classes)
-    facts: dict[str, Any] = {"startup_seconds": 0.0, "peak_memory_bytes": 0}
-    if missing:
-        rows = ray.data.from_items([{"shard": s["shard"], "file": s["file"]} for s in missing])
-        results = rows.map(score, **cluster.tasks(task.compute)).iter_rows()
-        facts = cluster.follow(results, len(missing), task.progress, started)
-    _merge(task.out, shards)
-    rows_in_all = sum(shard["rows"] for shard in shards)
-    return {**facts, "rows": rows_in_all, "calibration": calibration}
+
+class PseudoLabels(Stage[NoSettings]):
+    """One Parquet table with a row for each image whose features are known."""
+
+    artifact = "pseudo_labels"
+    inputs = reads(
+        {"index": one_of("index"), "features": one_of("features"), "classifier": one_of("classifier")}
+    )
+    runs_on = RunsOn.READERS
+
+    @classmethod
+    def make(cls, task: Task[NoSettings]) -> Facts:
+        """Label shard by shard, then merge the shards into `pseudo_labels.parquet`."""
+        features, index = task.inputs["features"], task.inputs["index"]
+        W = load_classifier(task.inputs["classifier"])
+        real = RealRows(index, features, ("validation",))
+        calibration = _calibrate(W, real)
+        shards = [shard for shard in features.listed_shards() if shard["rows"]]
+        done = task.out.shards()
+        splits = {unit["shard"]: unit["split"] for unit in index.manifest["units"]}
+        missing: list[Scored] = [
+            {"shard": shard["shard"], "split": splits[shard["shard"]], "features": shard}
+            for shard in shards
+            if shard["shard"] not in done
+        ]
+        facts: Facts = {"startup_seconds": 0.0, "peak_memory_bytes": 0}
+        if missing:
+            score = ScoreShard(features, task.out, W, calibration["temperature"], real.classes)
+            facts = run_tasks(missing, lambda threads: score, task.compute, task.progress)
+        _merge(task.out, shards)
+        return {**facts, "rows": sum(shard["rows"] for shard in shards), "calibration": calibration}
 
 
 class ScoreShard:
-    """Labels one feature shard."""
+    """Label one feature shard."""
 
     def __init__(
-        self, features: Artifact, out: Artifact, W: np.ndarray, temperature: float, classes: list[str]
+        self, features: Artifact, out: Artifact, W: np.ndarray, temperature: float, classes: Sequence[str]
     ) -> None:
         self.features, self.out, self.W = features, out, W
         self.temperature, self.classes = temperature, np.array(classes)
 
-    @cluster.naming_shard
-    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        """Publishes the shard's pseudo-labels."""
+    @naming_shard
+    def __call__(self, unit: Scored) -> Result:
+        """Publish the shard's pseudo-labels."""
+        from scipy.special import softmax
+
         started = time.perf_counter()
-        table = pq.read_table(self.features.local_file(shard["file"]))
-        raw = np.stack(table["feature"].to_numpy())
+        ids, raw = read_feature_shard(self.features, unit["features"])
         probs = softmax(logits(row_normalise(raw), self.W) / self.temperature, axis=1)
         best = np.argsort(-probs, axis=1, kind="stable")[:, :TOP]
         scores = np.take_along_axis(probs, best, axis=1)
         labelled = pa.table(
             {
-                "id": table["id"],
-                "split": pa.array([shard["shard"].rsplit("-", 1)[0]] * len(best)),
+                "id": ids,
+                "split": pa.array([unit["split"]] * len(best)),
                 "label": pa.array(best[:, 0].astype(np.int32)),
                 "class_name": pa.array(self.classes[best[:, 0]]),
                 "confidence": pa.array(scores[:, 0]),
@@ -84,12 +101,12 @@ class ScoreShard:
         def write(path: Path) -> None:
             pq.write_table(labelled, path)
 
-        self.out.publish_shard(shard["shard"], ".parquet", len(best), write)
-        return {"seconds": time.perf_counter() - started, "peak_memory_bytes": cluster.peak_memory()}
+        self.out.publish_shard(unit["shard"], ".parquet", len(best), write)
+        return {"seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory()}
 
 
-def _calibrate(W: np.ndarray, real: RealRows) -> dict[str, Any]:
-    """The temperature fitted on validation, and the calibration error of the same images before and after."""
+def _calibrate(W: np.ndarray, real: RealRows) -> Calibration:
+    """Return the temperature fitted on validation, and the calibration error before and after it."""
     import torch
 
     from dpt_ray.evaluation.calibration import (
@@ -104,20 +121,29 @@ def _calibrate(W: np.ndarray, real: RealRows) -> dict[str, Any]:
     decisions = torch.from_numpy(logits(validation.features, W))
     labels = torch.from_numpy(validation.labels)
     temperature = fit_temperature(decisions, labels)
-    facts: dict[str, Any] = {"temperature": temperature, "n": len(validation)}
-    for when, at in (("before", 1.0), ("after", temperature)):
+
+    def quality(at: float) -> tuple[float, list[tuple[float, float, int]]]:
         probs = (decisions / at).softmax(1)
         bins = reliability_bins(probs, labels)
         filled = zip(bins.confidence.tolist(), bins.accuracy.tolist(), bins.counts.tolist(), strict=True)
-        facts[f"ece_{when}"] = expected_calibration_error(probs, labels)
-        facts[f"bins_{when}"] = [row for row in filled if row[2]]
-    return facts
+        return expected_calibration_error(probs, labels), [row for row in filled if row[2]]
+
+    ece_before, bins_before = quality(1.0)
+    ece_after, bins_after = quality(temperature)
+    return {
+        "temperature": temperature,
+        "n": len(validation),
+        "ece_before": ece_before,
+        "bins_before": bins_before,
+        "ece_after": ece_after,
+        "bins_after": bins_after,
+    }
 
 
-def _merge(out: Artifact, shards: list[dict[str, Any]]) -> None:
-    """One table in shard order, read and written a shard at a time."""
+def _merge(out: Artifact, shards: Sequence[Shard]) -> None:
+    """Write one table in shard order, a shard at a time."""
     published = out.shards()
-    with out.writing(PSEUDO_LABELS) as path:
+    with out.writing(PSEUDO_LABELS_FILE) as path:
         writer: pq.ParquetWriter | None = None
         for shard in shards:
             table = pq.read_table(out.local_file(published[shard["shard"]]["file"]))

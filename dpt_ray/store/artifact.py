@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import fsspec
@@ -26,6 +26,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from dpt_ray.store.cache import RemoteFile, is_disk_full, scratch
+from dpt_ray.store.records import Manifest, Shard
 
 SHARDS = "shards"
 
@@ -121,9 +122,9 @@ class Artifact:
         return self.exists(self.manifest_name)
 
     @property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """The manifest of a published artifact."""
-        return self.read_json(self.manifest_name)
+        return cast(Manifest, self.read_json(self.manifest_name))
 
     def read_bytes(self, name: str) -> bytes:
         """Return the content of a file."""
@@ -174,7 +175,7 @@ class Artifact:
 
     def publish_shard(
         self, key: str, suffix: str, rows: int, write: Callable[[Path], None], **facts: Any
-    ) -> dict[str, Any]:
+    ) -> Shard:
         """Writes a shard under a name of this attempt's own, then its manifest; returns that.
 
         `write(path)` writes the payload. The first complete attempt stays: if the shard is published
@@ -182,26 +183,26 @@ class Artifact:
         """
         manifest_name = f"{SHARDS}/{key}.json"
         if self.exists(manifest_name):
-            return self.read_json(manifest_name)
+            return cast(Shard, self.read_json(manifest_name))
         payload = f"{SHARDS}/{key}.{uuid.uuid4().hex[:8]}{suffix}"
         with self.writing(payload) as local:
             write(local)
             size, digest = local.stat().st_size, sha256(local)
         if self.exists(manifest_name):
             self.fs.rm_file(self.path(payload))
-            return self.read_json(manifest_name)
-        entry = {
+            return cast(Shard, self.read_json(manifest_name))
+        entry: Shard = {
             "shard": key,
             "file": payload,
             "rows": rows,
             "bytes": size,
             "sha256": digest,
-            **facts,
+            **facts,  # type: ignore[typeddict-item]
         }
         self.write_json(manifest_name, entry)
         return entry
 
-    def shards(self) -> dict[str, dict[str, Any]]:
+    def shards(self) -> dict[str, Shard]:
         """The published shards in the folder, by key."""
         if not self.fs.exists(self.path(SHARDS)):
             return {}
@@ -210,16 +211,16 @@ class Artifact:
         entries = [json.loads(data) for _, data in sorted(contents.items())]
         return {entry["shard"]: entry for entry in entries}
 
-    def listed_shards(self) -> list[dict[str, Any]]:
+    def listed_shards(self) -> list[Shard]:
         """The shards that the published manifest (of this extent) names, in its order."""
         return list(self.manifest["shards"])
 
-    def open_shard(self, shard: Mapping[str, Any], open_file: Callable[[Path], T]) -> T:
+    def open_shard(self, shard: Shard, open_file: Callable[[Path], T]) -> T:
         """`open_file(path)` of a shard's payload, where it lies or in this node's copy of it."""
         remote = self.remote_shard(shard)
         return remote.opened(open_file) if remote else open_file(Path(self.path(shard["file"])))
 
-    def remote_shard(self, shard: Mapping[str, Any]) -> RemoteFile | None:
+    def remote_shard(self, shard: Shard) -> RemoteFile | None:
         """The payload of a shard that is not on this machine; None of one that is."""
         if self.is_local:
             return None
@@ -237,7 +238,7 @@ class Artifact:
                 f"{_free_gb(there):.1f} GB free; free some, or set output to a folder with more"
             )
 
-    def publish(self, manifest: Mapping[str, Any]) -> None:
+    def publish(self, manifest: Manifest) -> None:
         """Writes the last manifest: from now on the artifact exists."""
         self.write_json(self.manifest_name, dict(manifest))
 

@@ -13,7 +13,6 @@ from dpt_ray.store.artifact import Artifact
 
 LOG = "log.jsonl"
 EVENTS = "tensorboard/events.out.tfevents.0.training"
-GAUGES = ("loss", "images_per_s", "data_wait")
 
 
 def read_log(out: Artifact) -> list[dict[str, float]]:
@@ -113,15 +112,3 @@ class Events:
         """Ends the writer and removes its folder."""
         self._writer.close()
         self._folder.cleanup()
-
-
-def ray_gauges(stage: str) -> dict[str, Any]:
-    """Ray's gauges of a training: `ray_dpt_training_loss` and so on, tagged by stage."""
-    from ray.util.metrics import Gauge
-
-    gauges = {
-        name: Gauge(f"dpt_training_{name}", f"{name} of a training", tag_keys=("stage",)) for name in GAUGES
-    }
-    for gauge in gauges.values():
-        gauge.set_default_tags({"stage": stage})
-    return gauges

@@ -6,6 +6,7 @@ import pytest
 
 from dpt_ray.cluster import session as stage_cluster
 from dpt_ray.cluster import training
+from dpt_ray.cluster.units import stream_units
 from dpt_ray.config import ConfigError
 from dpt_ray.config.sections import Compute
 from tests.helpers.gated_training import gated_task
@@ -25,7 +26,7 @@ def test_an_actor_publishes_a_unit_while_it_has_the_next(cluster):
     compute = Compute(actors=1)
     stage_cluster.connect(compute)
     units = [{"shard": n} for n in range(4)]
-    found = list(stage_cluster.run_units(units, None, Meeting, {}, compute))
+    found = list(stream_units(units, None, Meeting, {}, compute))
     assert sorted(unit["shard"] for unit in found) == [0, 1, 2, 3]
 
 
@@ -34,7 +35,7 @@ def test_an_actor_publishes_a_unit_while_it_has_the_next(cluster):
     [({"actors": 3}, 3), ({"actors": 2, "actor_gpus": 1.0}, 8), ({"actors": 2, "readers": 5}, 5)],
 )
 def test_readers_are_as_many_as_the_setting_or_the_actors_ask_for(settings, readers):
-    assert stage_cluster.tasks(Compute(**settings))["compute"].size == readers
+    assert stage_cluster.readers(Compute(**settings)) == readers
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from dpt_ray.config import ConfigError
 from dpt_ray.data.moments import MomentsReader, read_moment_ids
 from dpt_ray.data.shards import write_moments
 from dpt_ray.engine.execute import StageError
-from dpt_ray.stages import denoiser as train_diffusion
+from dpt_ray.stages import denoiser
+from dpt_ray.stages.denoiser import Denoiser
 from dpt_ray.store import cache
 from dpt_ray.training.log import read_log
 from tests.helpers.latents import CLASSES, ROWS, make_latents, same, weights
@@ -51,12 +52,12 @@ def test_a_loss_that_stays_not_finite_is_rolled_back_once_and_then_stops_the_sta
     attempts = poisoned(lambda step, attempt: step >= 6)
     task = latents.task("diffusion.steps=30", "diffusion.checkpoint_every=2")
     with pytest.raises(StageError, match=r"not finite at step 16, the last of 10 in a row, after a rollback"):
-        train_diffusion.make(task)
+        Denoiser.make(task)
     assert attempts[5] == 1 and attempts[6] == attempts[15] == 2  # back to the last step that was good
     assert task.out.read_json("rollback.json") == {"from": 16, "to": 6}
     assert not task.out.exists("model.safetensors")
     with pytest.raises(StageError, match="after a rollback"):  # the one rollback stays spent
-        train_diffusion.make(task)
+        Denoiser.make(task)
     assert attempts[6] == 3
 
 
@@ -64,13 +65,13 @@ def test_a_loss_that_stays_far_too_high_is_rolled_back_once_and_then_stops_the_s
     attempts = poisoned(lambda step, attempt: step >= 6, factor=1e3)
     task = latents.task("diffusion.steps=30", "diffusion.checkpoint_every=2", "diffusion.log_every=1")
     with pytest.raises(StageError, match=r"at step 16, the last of 10 logged .* after a rollback: lower"):
-        train_diffusion.make(task)
+        Denoiser.make(task)
     assert attempts[5] == 1 and attempts[6] == attempts[15] == 2  # no checkpoint of the high losses
     assert task.out.read_json("rollback.json") == {"from": 16, "to": 6}
     with pytest.raises(StageError, match="after a rollback"):
-        train_diffusion.make(latents.task("diffusion.steps=30", "diffusion.log_every=1"))
+        Denoiser.make(latents.task("diffusion.steps=30", "diffusion.log_every=1"))
     task = latents.task("diffusion.steps=30", "diffusion.log_every=1", "diffusion.diverged_above=1e30")
-    train_diffusion.make(task)  # the same artifact, for those who know better
+    Denoiser.make(task)  # the same artifact, for those who know better
 
 
 def test_a_rollback_that_helps_gives_the_undisturbed_weights_and_is_in_the_log(latents, poisoned):
@@ -121,7 +122,7 @@ def test_a_checkpoint_of_another_model_is_refused_naming_the_keys(latents):
     task = latents.task()
     task.out.fs.copy(other.out.path("checkpoints"), task.out.path("checkpoints"), recursive=True)
     with pytest.raises(StageError, match=r"checkpoint does not fit this model: .*differing: ema\.") as error:
-        train_diffusion.make(task)
+        Denoiser.make(task)
     assert "\n" not in str(error.value)
 
 
@@ -129,7 +130,7 @@ def test_an_image_without_a_label_is_named_before_training(latents):
     latents.label([row % CLASSES for row in range(ROWS - 2)])
     task = latents.task()
     with pytest.raises(ConfigError, match="2 images have no label, the first is image-38"):
-        train_diffusion.make(task)
+        Denoiser.make(task)
     assert not task.out.exists("started.json")
 
 
@@ -137,7 +138,7 @@ def test_a_class_without_images_is_named_before_training(latents):
     latents.label([row % (CLASSES - 1) for row in range(ROWS)])
     task = latents.task()
     with pytest.raises(ConfigError, match="no training image has the pseudo-label class-3"):
-        train_diffusion.make(task)
+        Denoiser.make(task)
     assert not task.out.exists("started.json")
 
 
@@ -154,7 +155,8 @@ def test_tensorboard_shows_the_curves_of_the_log_and_a_resumed_training_doubles_
 
 
 def test_rays_gauges_show_what_is_logged(latents):
-    from dpt_ray.training.log import GAUGES, TrainingLog
+    from dpt_ray.cluster.gauges import GAUGES
+    from dpt_ray.training.log import TrainingLog
 
     class Gauge:
         def set(self, value):
@@ -270,7 +272,7 @@ def test_given_weights_of_another_network_are_refused_key_by_key(latents, overri
     source = latents.make().out.path("model.safetensors")
     task = latents.task(override, f"diffusion.init_from={source}")
     with pytest.raises(ConfigError, match=f"diffusion.init_from: .*{message}"):
-        train_diffusion.make(task)
+        Denoiser.make(task)
     assert not task.out.exists("started.json")
 
 
@@ -280,13 +282,13 @@ def test_given_weights_of_another_network_are_refused_key_by_key(latents, overri
 def test_pseudo_labels_below_the_confidence_train_the_null_class(latents):
     # Row r has confidence 1 - r/100: rows 0..20 are at least 0.795.
     task = latents.task("diffusion.min_confidence=0.795")
-    labels, counts = train_diffusion._labels(task)
+    labels, counts = denoiser._labels(task)
     assert labels.tolist() == [row % CLASSES if row <= 20 else CLASSES for row in range(ROWS)]
     assert list(counts.values()) == [6, 5, 5, 5]
     assert latents.make("diffusion.min_confidence=0.795").out.manifest["null_labels"] == 19
     task = latents.task("diffusion.min_confidence=0.985")
     with pytest.raises(ConfigError, match=r"class-2, class-3 .*lower min_confidence 0.985"):
-        train_diffusion.make(task)
+        Denoiser.make(task)
 
 
 def test_a_shuffle_in_windows_trains_the_same_from_a_store_elsewhere_and_keeps_two_windows_here(
@@ -313,7 +315,7 @@ def test_moments_too_large_for_the_node_are_told_in_one_line_with_what_to_set(la
     elsewhere = latents.elsewhere()
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: cache.shutil._ntuple_diskusage(9, 9, 0))
     with pytest.raises(StageError, match=r"1 files.*0\.0 GB free.*TMPDIR.*diffusion.shuffle_shards") as error:
-        train_diffusion.make(elsewhere.task())
+        Denoiser.make(elsewhere.task())
     assert "\n" not in str(error.value)
 
 

@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from dpt_ray.commands.export import export_model
 from dpt_ray.config import ConfigError, load_config
+from dpt_ray.models.denoiser import load_denoiser
 from dpt_ray.models.published import load_published_uvit
 from dpt_ray.models.uvit import UViT, UViTConfig
 from dpt_ray.pipeline.flow import flow
-from dpt_ray.stages.denoiser import load_denoiser
 from dpt_ray.store.artifact import Store
 from tests.helpers.paths import DIGITS
 from tests.helpers.runs import make

@@ -18,12 +18,11 @@ from dpt_ray.commands.predict import predict_images
 from dpt_ray.config import Config, ConfigError, load_config
 from dpt_ray.data.crops import Crop
 from dpt_ray.evaluation.methods import METHODS
-from dpt_ray.learners.linear_probe import Fit
+from dpt_ray.learners.linear_classifier import save_classifier
 from dpt_ray.models.conv import SmallConvNet
 from dpt_ray.models.encoder import conv_encoder, save_encoder
-from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
-from dpt_ray.stages.classifier import save_classifier
+from dpt_ray.pipeline.run_folder import link
 from dpt_ray.store.artifact import Store
 from tests.helpers.images import encoded, tar_of
 from tests.helpers.paths import DIGITS
@@ -64,7 +63,7 @@ def publish_run(
     for name in methods:
         node, prefix = PLACES[name]
         out = nodes[node].artifact(store)
-        save_classifier(out, prefix, Fit(weights(name), 0.0, 0.0, 0), CLASSES, {})
+        save_classifier(out, weights(name), CLASSES, {}, prefix)
         top1, nll = validation.get(name) or (None, None)
         facts = {"n_validation": 1234, "validation_top1": top1, "validation_nll": nll}
         if prefix:
@@ -294,7 +293,7 @@ def test_a_run_labels_though_its_own_images_have_changed_or_are_gone(tmp_path: P
     write_small_images(tmp_path / "own", "a", "b")
     own = ("data.source=folder", f"data.uri={tmp_path / 'own'}")
     config = publish_run(tmp_path, "probe", overrides=own)
-    runs.link(config, flow(config), Store(config.output))
+    link(config, flow(config), Store(config.output))
     before = predict.load_labeller(config)
     write_small_images(tmp_path / "own", "a")
     assert not flow(config)["classifier"].artifact(Store(config.output)).published

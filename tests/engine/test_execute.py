@@ -1,28 +1,26 @@
 """How a step is made and published, with a maker that is the test's."""
 
 import subprocess
-import sys
 from importlib.metadata import version
-from types import SimpleNamespace
 
 import pytest
 
 import dpt_ray
 from dpt_ray.config.sections import Compute
-from dpt_ray.engine.execute import StageError, code_version, execute
-from dpt_ray.engine.node import Node
+from dpt_ray.engine.code_version import code_version
+from dpt_ray.engine.errors import StageError
+from dpt_ray.engine.execute import execute
 from dpt_ray.store.artifact import Store
 from tests.helpers.runs import quiet
+from tests.helpers.toy import toy_node
 
 
 @pytest.fixture
-def made(tmp_path, monkeypatch):
+def made(tmp_path):
     """Executes one node whose maker returns some facts; its artifact."""
 
     def execute_one(meanwhile=lambda: None, **facts):
-        maker = SimpleNamespace(make=lambda task: meanwhile() or facts)
-        monkeypatch.setitem(sys.modules, "dpt_ray.stages.toy", maker)
-        node, store = Node("toy", "toy", "toy", 1, {}), Store(str(tmp_path))
+        node, store = toy_node("toy", make=lambda: meanwhile() or facts), Store(str(tmp_path))
         execute([node], store, Compute(), quiet(), {})
         return node.artifact(store)
 

@@ -14,24 +14,27 @@ SETTINGS = {
     "batch_size": 32,
     "learning_rate": 0.02,
     "weight_decay": 0.03,
-    "betas": [0.9, 0.99],
+    "betas": (0.9, 0.99),
     "warmup_steps": 3,
     "lr_schedule": "cosine",
     "ema_decay": 0.9,
     "grad_clip": 0.5,
     "precision": "float32",
     "seed": 0,
+    "checkpoint_every": 10,
+    "checkpoint_seconds": 1e9,
+    "log_every": 1,
+    "diverged_above": 5.0,
 }
-UNHASHED = {"checkpoint_every": 10, "checkpoint_seconds": 1e9, "log_every": 1, "diverged_above": 5.0}
 
 
 def gated_task(folder, compute):
-    from dpt_ray.config.sections import Compute
-    from dpt_ray.engine.node import Node, Task
+    from dpt_ray.config.sections import Compute, Optimisation
     from dpt_ray.store.artifact import Store
+    from tests.helpers.toy import task_of, toy_node
 
-    node = Node("toy", "toy", "toy", 1, SETTINGS, unhashed=UNHASHED)
-    return Task(node, node.artifact(Store(str(folder))), {}, Compute(threads=1, **compute), "")
+    node = toy_node("toy", settings=Optimisation(**SETTINGS))
+    return task_of(node, Store(str(folder)), Compute(threads=1, **compute))
 
 
 def gate(folder):

@@ -16,9 +16,10 @@ from dpt_ray.data.crops import Crop
 from dpt_ray.data.shards import write_features, write_moments
 from dpt_ray.engine.node import Task
 from dpt_ray.pipeline.flow import flow
-from dpt_ray.stages import denoiser as train_diffusion
+from dpt_ray.stages.denoiser import Denoiser
 from dpt_ray.store.artifact import Artifact, Store
 from tests.helpers.paths import DIGITS
+from tests.helpers.toy import task_of
 
 ROWS, CLASSES, DIM = 40, 4, 6
 SMALL = (
@@ -46,15 +47,15 @@ class Latents:
     def task(self, *overrides: str) -> Task:
         config = load_config(DIGITS, [*SMALL, *overrides])
         node = flow(config)["denoiser"]
-        inputs = {key: self.artifact(key) for key in node.needs}
-        return Task(node, node.artifact(self.store), inputs, config.compute, "")
+        inputs = {key: self.artifact(source.name) for key, source in node.inputs.items()}
+        return task_of(node, self.store, config.compute, inputs)
 
     def make(self, *overrides: str) -> Task:
         """Trains, and publishes as a run does."""
         task = self.task(*overrides)
-        facts = train_diffusion.make(task)
-        references = {key: f"{source.stage}/{source.reference}" for key, source in task.node.inputs.items()}
-        about = {"settings": dict(task.node.settings), "inputs": references, "version": task.node.version}
+        facts = Denoiser.make(task)
+        node = task.node
+        about = {"settings": dict(node.hashed), "inputs": node.references, "version": node.version}
         task.out.publish(facts | about)
         return task
 
@@ -70,7 +71,7 @@ class Latents:
         ids = ids or [f"image-{row}" for row in range(len(values))]
         confidence = pa.array(1 - np.arange(len(values)) / 100, pa.float32())
         table = pa.table({"id": ids, "label": pa.array(values, pa.int32()), "confidence": confidence})
-        out = self.artifact("labels")
+        out = self.artifact("pseudo_labels")
         out.publish_files(lambda folder: pq.write_table(table, folder / "pseudo_labels.parquet"))
 
     def encode(self, features: np.ndarray, ids: list[str]) -> None:
@@ -86,7 +87,7 @@ class Latents:
         encoder.publish_files(lambda folder: save_encoder(folder, conv_encoder(network, crop)))
         encoder.publish({"crop": asdict(crop)})
         shard = out.publish_shard("a", ".parquet", len(ids), lambda path: write_features(path, ids, features))
-        out.publish({"shards": [shard], "settings": {"precision": "float32"}})
+        out.publish({"shards": [shard]})
 
 
 def make_latents(folder: Path) -> Latents:

@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from dpt_ray.engine.progress import Display
-from dpt_ray.pipeline import run as runs
+from dpt_ray.pipeline.run import run
 
 
 def quiet():
@@ -13,4 +13,4 @@ def quiet():
 
 def make(config, *targets):
     """Make the targets (by default the report) with this process as the driver; what was made."""
-    return runs.run(config, quiet(), targets or ("report",))[0].made
+    return run(config, quiet(), targets or ("report",))[0].made

@@ -13,8 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch.nn.functional import cross_entropy
 
+from dpt_ray.data.rows import Rows, row_normalise
 from dpt_ray.learners import linear_probe
-from dpt_ray.learners.linear_classifier import Rows, logits, row_normalise
+from dpt_ray.learners.linear_classifier import logits
 from dpt_ray.learners.linear_probe import fit
 from tests.helpers.paths import GOLDEN
 
@@ -102,7 +103,7 @@ MEMORY = r"""
 import json, re
 import numpy as np
 import torch
-from dpt_ray.learners.linear_classifier import Rows, row_normalise
+from dpt_ray.data.rows import Rows, row_normalise
 from dpt_ray.learners.linear_probe import CHUNK_BYTES, fit
 
 def peak():

@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 
 from dpt_ray.config import load_config
 from dpt_ray.engine.execute import StageError
-from dpt_ray.pipeline import run as runs
 from dpt_ray.pipeline.flow import flow
-from dpt_ray.stages import denoiser as train_diffusion
+from dpt_ray.pipeline.run import _bytes_to_write
+from dpt_ray.stages.denoiser import Denoiser
 from dpt_ray.store.artifact import Store
 from tests.helpers.latents import make_latents
 from tests.helpers.runs import make
@@ -40,17 +40,17 @@ def test_a_training_without_room_for_three_checkpoints_stops_before_its_first_st
     task = latents.task("diffusion.steps=4", "diffusion.seed=1")
     free(int(2.9 * size))
     with pytest.raises(StageError, match=rf"^{task.out.uri}: about 0.0 GB are to be written.* set output"):
-        train_diffusion.make(task)
+        Denoiser.make(task)
     assert not task.out.exists("log.jsonl")
     free(int(3.1 * size))
-    train_diffusion.make(task)
+    Denoiser.make(task)
 
 
 def test_checkpoints_that_are_there_already_need_no_more_room(tmp_path, free):
     latents = make_latents(tmp_path)
     size = checkpoint_bytes(latents.make("diffusion.steps=8"))  # two are kept
     free(int(1.1 * size))
-    train_diffusion.make(latents.task("diffusion.steps=8"))
+    Denoiser.make(latents.task("diffusion.steps=8"))
 
 
 def test_a_disk_that_fills_up_ends_a_training_with_one_line_naming_the_folder(tmp_path, monkeypatch):
@@ -63,7 +63,7 @@ def test_a_disk_that_fills_up_ends_a_training_with_one_line_naming_the_folder(tm
     with pytest.raises(
         StageError, match=rf"^{task.out.uri}/checkpoints: the disk is full \(.* GB free"
     ) as error:
-        train_diffusion.make(task)
+        Denoiser.make(task)
     assert "\n" not in str(error.value)
     assert task.out.exists("stopped.json")  # it is not tried again by other workers
 
@@ -118,7 +118,7 @@ def test_a_stage_whose_outputs_do_not_fit_stops_before_it_starts(tmp_path, tiny_
     config = load_config("configs/digits.yaml", [*tiny_overrides, f"output={tmp_path}"])
     nodes, store = flow(config), Store(str(tmp_path))
     units = [{"split": "train", "rows": images}, {"split": "test", "rows": 400}]
-    for node in nodes["moments"].needs.values():
+    for node in nodes["moments"].inputs.values():
         node.artifact(store).publish({"units": units, "classes": 10})
     labels = nodes["labels"]
     labels.artifact(store).publish({})
@@ -126,5 +126,5 @@ def test_a_stage_whose_outputs_do_not_fit_stops_before_it_starts(tmp_path, tiny_
     free(moments - 1)
     with pytest.raises(StageError, match=rf"{nodes['moments'].digest}: about 0.0 GB are to be written"):
         make(config, "moments")
-    needed = runs._bytes_to_write(config, nodes, store, nodes["moments"])
+    needed = _bytes_to_write(config, nodes, store, nodes["moments"])
     assert needed == moments

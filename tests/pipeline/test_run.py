@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from dpt_ray.data.rows import RealRows
-from dpt_ray.stages.evaluation import METHODS
+from dpt_ray.evaluation.methods import METHODS
 from dpt_ray.training.log import read_log
 from tests.helpers.tiny_run import files, shard_files
 
@@ -56,15 +56,15 @@ def test_the_tuned_probe_is_the_one_that_validation_prefers(finished):
     validation, _, l2, tested = min(found)
     evaluation = finished.artifact("evaluation").manifest["result"]
     row = evaluation["accuracy"][1]
-    assert (row["name"], row["note"]) == (METHODS["probe"], f"labels only, l2 {l2:g}")
+    assert (row["name"], row["note"]) == (METHODS["tuned_probe"].name, f"labels only, l2 {l2:g}")
     # An image on a border may fall to either side.
     assert row["validation"] == pytest.approx(-validation, abs=0.006)
     assert row["test"] == pytest.approx(tested, abs=0.004)
     dpt = evaluation["accuracy"][-1]
     gain = evaluation["gain"]
-    assert (gain["baseline"], gain["improved"]) == (METHODS["probe"], dpt["name"])
+    assert (gain["baseline"], gain["improved"]) == (METHODS["tuned_probe"].name, dpt["name"])
     assert gain["gain"] == pytest.approx(dpt["test"] - row["test"])
-    assert METHODS["probe"] in (finished.output / "runs" / "digits" / "report.html").read_text()
+    assert METHODS["tuned_probe"].name in (finished.output / "runs" / "digits" / "report.html").read_text()
 
 
 @pytest.mark.smoke

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from dpt_ray.config import ConfigError, load_config
-from dpt_ray.engine.node import Task
 from dpt_ray.learners.simclr import augment as random_views
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages import augmented as augment
 from dpt_ray.store.artifact import Store
 from dpt_ray.training.random import StepRandom
 from tests.helpers.runs import make
+from tests.helpers.toy import task_of
 
 CLASSES, IMAGES, SIDE = 3, 4, 12
 CONFIG = """
@@ -50,8 +50,7 @@ def task(tmp_path):
     config = load_config(path)
     make(config, "labels")
     store, node = Store(config.output), flow(config)["augmented"]
-    inputs = {name: source.artifact(store) for name, source in node.inputs.items()}
-    return Task(node, node.artifact(store), inputs, config.compute, "")
+    return task_of(node, store, config.compute)
 
 
 def labelled(task):

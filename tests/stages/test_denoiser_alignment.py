@@ -1,18 +1,18 @@
 """Alignment and the Frechet distance in the denoiser's training, on a handful of hand-made latents."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from dpt_ray.config.sections import SampleSettings
 from dpt_ray.data.shards import read_features
 from dpt_ray.learners import training_frechet
 from dpt_ray.models.uvit import UViT, UViTConfig
-from dpt_ray.stages import denoiser as train_diffusion
 from dpt_ray.stages import report
+from dpt_ray.stages.denoiser import Denoiser
 from dpt_ray.store.checkpoints import checkpoint_names
 from dpt_ray.training.log import read_log
 from tests.helpers.latents import CLASSES, DIM, ROWS, make_latents, same, weights
@@ -65,7 +65,7 @@ def test_features_come_to_their_images_by_id_and_not_by_place(latents):
 def test_an_image_without_features_is_named(latents):
     latents.encode(np.ones((ROWS - 2, DIM), np.float32), [f"image-{row}" for row in range(ROWS - 2)])
     with pytest.raises(Exception, match="2 images have no features, the first is image-38"):
-        train_diffusion.make(latents.task(ALIGNED))
+        Denoiser.make(latents.task(ALIGNED))
 
 
 def test_given_weights_can_be_trained_on_aligned_and_without_conditions(latents):
@@ -99,10 +99,8 @@ def test_the_distance_in_the_log_is_that_of_the_images_the_weights_would_be_samp
 
     # The last distance from what the samples stage makes of the published weights.
     folders = task.out.uri, latents.artifact("autoencoder").uri
-    how = {"guidance": 1.5, "guidance_interval": None, "solver": "dpm_solver_pp_2m", "nfe": 10, "seed": 3}
-    actor = GenerateUnit(
-        Sampler(latents.artifact("samples"), *folders, "x", 256, 1, **how, precision="float32")
-    )
+    how = SampleSettings(guidance=1.5, nfe=10, seed=3, precision="float32")
+    actor = GenerateUnit(Sampler(latents.artifact("samples"), *folders, "x", 256, 1, how))
     items = [(label, index) for index in range(8) for label in range(CLASSES)][:30]
     encoder = load_encoder(latents.artifact("encoder").uri)
     _, real = read_features(latents.artifact("features"))
@@ -127,9 +125,9 @@ def test_tensorboard_and_the_report_show_the_distance_and_the_report_says_of_wha
     assert [event.step for event in events] == [record["step"] for record in log] == [6, 12]
     assert [event.value for event in events] == pytest.approx([record["frechet"] for record in log])
 
-    shown = replace(task, inputs={"denoiser": task.out, "encoder": latents.artifact("encoder")})
+    shown = {"denoiser": task.out, "encoder": latents.artifact("encoder")}
     points = [(record["step"], record["frechet"]) for record in log]
     assert report._curves(shown)["Frechet distance at guidance 1.5"] == points
-    note = report._curve_note(shown)
+    note = report._curve_note(task.out)
     for said in ("30 images", "guidance 1.5 for t in [0.2, 0.8]", "40 real training images", "run's encoder"):
         assert said in note

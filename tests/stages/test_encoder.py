@@ -28,7 +28,7 @@ def test_the_training_images_are_held_once_and_as_bytes(monkeypatch):
     units = [{"split": split, "rows": ROWS} for split in ["train"] * UNITS + ["test"]]
     task = SimpleNamespace(
         inputs={"index": SimpleNamespace(manifest={"mode": "RGB", "units": units})},
-        settings={"image_size": SIZE, "objective": "simclr"},
+        settings=SimpleNamespace(image_size=SIZE, objective="simclr"),
     )
     tracemalloc.start()
     pixels, labels = pretrain._load(task)

@@ -24,8 +24,9 @@ from dpt_ray.cli import app
 from dpt_ray.commands.export import export_model
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.data.shards import read_images
-from dpt_ray.pipeline import run as runs
+from dpt_ray.evaluation.merged import read_statistics
 from dpt_ray.pipeline.flow import flow
+from dpt_ray.pipeline.status import status
 from dpt_ray.stages import inception_statistics as inception
 from dpt_ray.store.artifact import Store
 from tests.helpers.runs import make
@@ -254,7 +255,7 @@ def test_a_killed_actor_and_other_parts_and_batches_change_rounding_only(
     # Shards of the samples are of 6 images; the index has all 24 test images in one unit.
     assert [len(run.artifact(name).listed_shards()) for name in made] == [5, 1]
     for name in made:
-        whole, parts = (inception.read_statistics(which.artifact(name)) for which in (finished, run))
+        whole, parts = (read_statistics(which.artifact(name)) for which in (finished, run))
         assert whole.count == parts.count
         for one, other in (
             (whole.pool.mean, parts.pool.mean),
@@ -335,7 +336,7 @@ def test_a_published_denoiser_is_measured_without_encoder_or_training_images(fin
     assert [row["n_reference"] for row in rows.values()] == [row["n_reference"] for row in expected.values()]
     with pytest.raises(ConfigError, match=r"^encoder\.weights: /none\.pth: no such file"):
         run.make("report")
-    status = {row["name"]: row for row in runs.status(run.config)}
-    assert status["image_metrics"]["published"] and not status["encoder"]["published"]
-    assert status["encoder"]["why"].startswith("encoder.weights: /none.pth")
-    assert status["probe"]["why"].startswith("waits for features")
+    rows = {row.name: row for row in status(run.config)}
+    assert rows["image_metrics"].manifest and not rows["encoder"].manifest
+    assert rows["encoder"].why.startswith("encoder.weights: /none.pth")
+    assert rows["probe"].why.startswith("waits for features")

@@ -6,13 +6,13 @@ from PIL import Image
 
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.config.sections import Data
+from dpt_ray.data.fingerprint import fingerprint
 from dpt_ray.data.units import read_index
-from dpt_ray.engine.node import Task
 from dpt_ray.pipeline.flow import flow
-from dpt_ray.stages import sweep
-from dpt_ray.stages.index import fingerprint
+from dpt_ray.stages.sweep import Sweep, check_choice
 from dpt_ray.store.artifact import Store
 from tests.helpers.runs import make
+from tests.helpers.toy import task_of
 
 CONFIG = """
 name: small
@@ -132,14 +132,13 @@ def test_nothing_is_chosen_without_validation_images_also_where_the_labels_are_t
     settings = load_config(config, TWO_SETTINGS)
     store, nodes = Store(settings.output), flow(settings)
     assert nodes["labels"].artifact(store).published
-    with pytest.raises(ConfigError, match=r"^sweep: .*choose among 2 settings.*data\.validation"):
+    with pytest.raises(ConfigError, match=r"^sweep: 2 settings but no labelled valid.*data\.validation"):
         make(settings)
     assert {stage for stage, _, _ in store.all_artifacts()} == {"index", "labels"}
 
     node = nodes["sweep"]
-    inputs = {key: source.artifact(store) for key, source in node.needs.items()}
-    with pytest.raises(ConfigError, match="choose among 2 settings"):
-        sweep.make(Task(node, node.artifact(store), inputs, settings.compute, ""))
+    with pytest.raises(ConfigError, match="2 settings but no labelled validation images"):
+        Sweep.make(task_of(node, store, settings.compute))
 
 
 def test_a_sweep_without_validation_images_is_refused_before_more_than_the_index_is_made(config):
@@ -161,4 +160,4 @@ def test_one_setting_needs_no_validation_images_and_several_are_chosen_on_them(c
     index(config, *overrides)
     settings = load_config(config, overrides)
     nodes = flow(settings)
-    sweep.check_choice(nodes["sweep"], nodes["index"].artifact(Store(settings.output)))
+    check_choice(nodes["sweep"], nodes["index"].artifact(Store(settings.output)))

@@ -10,7 +10,7 @@ from PIL import Image
 from dpt_ray.data import units
 from dpt_ray.data.index import build_index
 from dpt_ray.data.shards import write_images
-from dpt_ray.stages.report import picture_rows
+from dpt_ray.report.picture_rows import picture_rows
 from dpt_ray.store.artifact import Store
 
 CLASSES, IMAGES, SIDE = 3, 40, 4

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dpt_ray.config.sections import SampleSettings
 from dpt_ray.learners import training_frechet
 from dpt_ray.models.uvit import UViT
 from dpt_ray.stages.samples import GenerateUnit, Sampler
@@ -36,7 +37,7 @@ def test_pictures_distances_and_samples_are_drawn_at_the_precision(tmp_path, sam
     assert sampled == [precision == "bfloat16"] * 3
     sampled.clear()
     folders = task.out.uri, latents.artifact("autoencoder").uri
-    how = {"guidance": 1.5, "guidance_interval": None, "solver": "dpm_solver_pp_2m", "nfe": 3, "seed": 3}
-    sampler = Sampler(latents.artifact("samples"), *folders, "x", 256, 1, **how, precision=precision)
+    how = SampleSettings(guidance=1.5, nfe=3, seed=3, precision=precision)
+    sampler = Sampler(latents.artifact("samples"), *folders, "x", 256, 1, how)
     GenerateUnit(sampler)._sample([(0, 0), (1, 0)])
     assert sampled == [precision == "bfloat16"] * 3

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpt_ray.cluster.initial import continue_shorter
+from dpt_ray.cluster.continuation import continue_shorter
 from dpt_ray.store import cache
 from dpt_ray.store.artifact import Artifact, Publication, Store
 from dpt_ray.store.checkpoints import checkpoint_names, load_checkpoint, save_checkpoint

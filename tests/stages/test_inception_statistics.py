@@ -1,7 +1,6 @@
 """Measures of some of the generated images: of all classes alike, however shards lie, and what they say."""
 
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -9,31 +8,25 @@ import pytest
 import torch
 
 from dpt_ray.config import load_config
+from dpt_ray.data import class_ranges
 from dpt_ray.data.crops import Crop
-from dpt_ray.data.rows import image_id
 from dpt_ray.data.shards import write_features, write_images
-from dpt_ray.engine.node import Task
 from dpt_ray.evaluation import distances
 from dpt_ray.evaluation.inception import Activations
+from dpt_ray.evaluation.merged import read_statistics
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages import inception_statistics as inception
-from dpt_ray.stages import samples as generate
-from dpt_ray.stages.samples import first_images, shard_units
 from dpt_ray.store.artifact import Store
 from tests.helpers.paths import DIGITS
+from tests.helpers.toy import task_of
 
 CLASSES, INDICES = 5, 4
 
 
 @pytest.fixture(autouse=True)
 def few_classes_a_shard(monkeypatch):
-    for module in (generate, inception):
+    for module in (class_ranges, inception):
         monkeypatch.setattr(module, "CLASSES_PER_SHARD", 2)
-
-
-def items(unit):
-    """(index, class) of the images in a shard, as they lie in it."""
-    return [(index, label) for index in range(*unit["indices"]) for label in range(*unit["classes"])]
 
 
 @pytest.fixture
@@ -45,14 +38,12 @@ def index(tmp_path):
 
 
 def publish(artifact, write):
-    """Shards of two indices by two classes; `write` one of a list of (index, class)."""
+    """Shards of two indices by two classes; `write(path, unit)` writes one."""
     shards = []
-    for unit in shard_units(INDICES, 2, CLASSES):
-        which = items(unit)
+    for unit in class_ranges.class_ranges(INDICES, 2, CLASSES):
+        rows = len(class_ranges.items(unit))
         shards.append(
-            artifact.publish_shard(
-                unit["shard"], ".parquet", len(which), lambda path, which=which: write(path, which)
-            )
+            artifact.publish_shard(unit["shard"], ".parquet", rows, lambda path, unit=unit: write(path, unit))
         )
     artifact.publish({"shards": shards, "mode": "RGB"})
     return artifact
@@ -60,11 +51,16 @@ def publish(artifact, write):
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 4, 5])
 def test_the_first_images_are_those_of_the_lowest_index_and_class_and_come_first_in_their_shard(classes):
-    units = shard_units(INDICES, 2, classes)
-    in_order = sorted(item for unit in units for item in items(unit))
+    units = class_ranges.class_ranges(INDICES, 2, classes)
+    in_order = sorted((index, label) for unit in units for label, index in class_ranges.items(unit))
     for count in range(len(in_order) + 3):
-        chosen = [items(unit)[: first_images(unit["shard"], classes, count)] for unit in units]
-        assert sorted(item for some in chosen for item in some) == in_order[:count]
+        chosen = []
+        for unit in units:
+            table = pa.table(class_ranges.image_columns("gen", unit))
+            first = class_ranges.first_of_all(table, classes, count)
+            assert first[: first.sum()].all()
+            chosen += [(index, label) for label, index in class_ranges.items(unit)[: first.sum()]]
+        assert sorted(chosen) == in_order[:count]
 
 
 def measure(tmp_path, monkeypatch, index, *overrides):
@@ -74,35 +70,41 @@ def measure(tmp_path, monkeypatch, index, *overrides):
         what = batch[:, 0, 0, :2].float()
         return Activations(what, what, torch.full((len(what), 4), 0.25))
 
-    def measure_here(task, sets, parts):
-        actor = inception.InceptionPart(sets, "", 3, 1)
+    def measure_here(parts, actor, arguments, compute, progress):
+        measure_part = actor(arguments["sets"], "", 3, 1)
         for part in parts:
-            actor(part)
+            measure_part(part)
         return {}
 
     monkeypatch.setattr("dpt_ray.evaluation.inception.load_inception", lambda weights, device: None)
     monkeypatch.setattr("dpt_ray.evaluation.inception.activations", read_off)
-    monkeypatch.setattr(inception, "_run", measure_here)
+    monkeypatch.setattr(inception, "run_actors", measure_here)
     monkeypatch.setattr(inception, "PART", 4)
-    monkeypatch.setattr(inception, "KEPT", 8)
+    monkeypatch.setattr(inception, "KEPT_FEATURES", 8)
 
-    def write(path, which):
-        images = [np.full((8, 8, 3), (*item, 0), np.uint8) for item in which]
-        columns = {"id": [image_id("gen", label, index) for index, label in which]}
-        write_images(path, images, columns | {"class": pa.array([label for _, label in which], pa.int32())})
-
-    samples = Store(str(tmp_path)).artifact("samples", "0")
-    if not samples.exists("manifest.json"):
-        publish(samples, write)
+    samples = publish_samples(tmp_path)
     (tmp_path / "weights.pth").write_bytes(b"any")
     given = f"evaluate.inception={tmp_path / 'weights.pth'}"
     config = load_config(DIGITS, [given, *overrides])
     node = flow(config)["inception_samples"]
     out = node.artifact(Store(str(tmp_path)))
-    task = Task(node, out, {"images": samples, "index": index}, config.compute, "")
-    [facts] = inception.make_together([task])
-    out.publish(facts)
-    return inception.read_statistics(out)
+    store = Store(str(tmp_path))
+    inputs = {"inception": store.artifact("inception", "0"), "images": samples, "index": index}
+    out.publish(inception.InceptionStatistics.make(task_of(node, store, config.compute, inputs)))
+    return read_statistics(out)
+
+
+def publish_samples(tmp_path):
+    """Images whose first two colours are (index, class)."""
+
+    def write(path, unit):
+        images = [
+            np.full((8, 8, 3), (index, label, 0), np.uint8) for label, index in class_ranges.items(unit)
+        ]
+        write_images(path, images, class_ranges.image_columns("gen", unit))
+
+    samples = Store(str(tmp_path)).artifact("samples", "0")
+    return samples if samples.published else publish(samples, write)
 
 
 def in_order(count):
@@ -143,9 +145,9 @@ def features(tmp_path, index):
         (i, k): random.normal(k, 1 + i, 3).astype(np.float32) for i in range(INDICES) for k in range(CLASSES)
     }
 
-    def write(path, which):
-        ids = [image_id("gen", label, index) for index, label in which]
-        write_features(path, ids, np.stack([made[item] for item in which]))
+    def write(path, unit):
+        rows = [made[index, label] for label, index in class_ranges.items(unit)]
+        write_features(path, class_ranges.image_columns("gen", unit)["id"], np.stack(rows))
 
     generated, real = publish(store.artifact("sample_features", "0"), write), store.artifact("features", "0")
     shards = []
@@ -164,7 +166,9 @@ def rows_by(tmp_path, inputs, identity, crop):
     """The Frechet rows of a run with an encoder of some identity and crop."""
     encoder = Store(str(tmp_path)).artifact("encoder", identity)
     encoder.publish({"identity": identity, "crop": asdict(crop)})
-    return distances.frechet_rows(SimpleNamespace(inputs=inputs | {"encoder": encoder}))
+    what = "the run's own encoder, DPT's classifier is trained in these features"
+    extractor = distances.Extractor(encoder, inputs["features"], inputs["sample_features"], what)
+    return distances.frechet_rows(inputs["index"], publish_samples(tmp_path), extractor)
 
 
 def test_frechet_rows_compare_images_of_all_classes_alike(tmp_path, features):

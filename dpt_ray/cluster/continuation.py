@@ -1,0 +1,58 @@
+"""A training takes over a finished one of fewer steps."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from dpt_ray.config.sections import Optimisation
+from dpt_ray.engine.differences import same_but_for
+from dpt_ray.engine.node import Task
+from dpt_ray.store.artifact import Artifact, Store
+from dpt_ray.store.checkpoints import CHECKPOINTS, checkpoint_names
+from dpt_ray.store.records import Facts
+from dpt_ray.training.log import LOG, read_log
+
+CONTINUED = "continued.json"
+
+
+def continue_shorter(task: Task[Any]) -> Facts:
+    """Take over the last checkpoint of a finished training that differs in having fewer steps only.
+
+    With a constant learning rate its weights are those that this training would have at that step; with
+    another schedule they are not, and all steps are made. Returns what was done, for the manifest.
+    """
+    out, settings = task.out, task.settings
+    if checkpoint_names(out):
+        return out.read_json(CONTINUED) if out.exists(CONTINUED) else {}
+    shorter = _shorter(task, settings)
+    if not shorter:
+        return {}
+    steps, digest, source = max(shorter, key=lambda found: found[:2])
+    if settings.lr_schedule != "constant":
+        reason = f"lr_schedule {settings.lr_schedule} is another one with other steps"
+        logging.getLogger("dpt_ray").info("%s: the %d steps are not reused: %s", digest, steps, reason)
+        return {"not_continued": f"{steps} steps of {digest} are made anew: {reason}"}
+    name = checkpoint_names(source)[-1]
+    every = settings.log_every  # the shorter training logged its last step in any case
+    records = [r for r in read_log(source) if r["step"] <= int(name) and r["step"] % every == 0]
+    out.write_bytes(LOG, "".join(json.dumps(record) + "\n" for record in records).encode())
+    continued: Facts = {"continued_from": digest, "continued_at_step": int(name)}
+    out.write_json(CONTINUED, continued)
+    for suffix in (".safetensors", ".json"):  # the JSON last of all: with it the training begins there
+        file = f"{CHECKPOINTS}/{name}{suffix}"
+        with out.writing(file) as path:
+            source.fs.get_file(source.path(file), str(path))
+    return continued
+
+
+def _shorter(task: Task[Any], settings: Optimisation) -> list[tuple[int, str, Artifact]]:
+    """Return (steps, digest, artifact) of the finished trainings that differ in their smaller steps only."""
+    node = task.node
+    store = Store(task.out.uri.rstrip("/").removesuffix(f"/store/{node.artifact_name}/{node.digest}"))
+    return [
+        (int(str(steps)), digest, artifact)
+        for steps, digest, artifact in same_but_for(node, store, "steps")
+        if steps is not None and int(str(steps)) < settings.steps and checkpoint_names(artifact)
+    ]

@@ -1,0 +1,57 @@
+"""Independent trials by Ray Tune."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dpt_ray.cluster.session import connect, threads
+from dpt_ray.config.sections import Compute
+from dpt_ray.engine.progress import POLL, REMOTE_POLL, Reached, Report, following
+from dpt_ray.store.artifact import Artifact
+
+Trial = Mapping[str, Any]
+
+
+def run_trials(
+    name: str,
+    trials: Sequence[Trial],
+    run_trial: Callable[[Any, int], Mapping[str, float | None]],
+    out: Artifact,
+    total: int,
+    compute: Compute,
+    progress: Report,
+) -> float:
+    """Run every trial, each publishing a shard of `out`; return the start-up time in seconds.
+
+    `run_trial(trial, threads)` returns what Tune shows. `total` counts the trials that are done already too.
+    Raises RuntimeError where a trial fails.
+    """
+    started = time.time()
+    connect(compute)
+    from ray import tune
+
+    share = threads(compute, compute.concurrent_trials)
+
+    def trainable(config: dict[str, Any]) -> None:
+        began = time.time()
+        tune.report({**run_trial(config["trial"], share), "began": began})
+
+    def done() -> Reached:
+        return Reached(len(out.shards()))
+
+    with (
+        tempfile.TemporaryDirectory(prefix="dpt_ray-tune-") as scratch,
+        following(progress, total, "settings", done, POLL if out.is_local else REMOTE_POLL),
+    ):
+        found = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": compute.actor_cpus}),
+            param_space={"trial": tune.grid_search(list(trials))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=compute.concurrent_trials, reuse_actors=True),
+            run_config=tune.RunConfig(name=name, storage_path=scratch, verbose=0),
+        ).fit()
+    if found.errors:
+        raise RuntimeError(f"{len(found.errors)} trials failed") from found.errors[0]
+    return round(min(result.metrics["began"] for result in found if result.metrics) - started, 3)

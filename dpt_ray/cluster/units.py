@@ -1,0 +1,149 @@
+"""Work units streamed through Ray Data: reading tasks, pools of actors, and what their processes took."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import wraps
+from typing import Any, NotRequired, TypedDict
+
+from dpt_ray.cluster.session import connect, readers, threads
+from dpt_ray.config.sections import Compute
+from dpt_ray.engine.errors import StageError
+from dpt_ray.engine.progress import Report
+from dpt_ray.store.records import Facts
+
+# A unit, and what becomes of it on its way: a row of Ray Data.
+Row = Mapping[str, Any]
+
+
+class Result(TypedDict):
+    """What an actor or a task tells of a unit that it has done."""
+
+    seconds: float
+    peak_memory_bytes: int
+    reader_peak_memory_bytes: NotRequired[int]
+
+
+def run_tasks(
+    units: Sequence[Row],
+    work: Callable[[int], Callable[[Any], Result]],
+    compute: Compute,
+    progress: Report,
+) -> Facts:
+    """Do every unit by `work(threads)(unit)` in light tasks; return start-up time and memory peaks."""
+    started = time.perf_counter()
+    connect(compute)
+    import ray.data
+
+    do = work(threads(compute, readers(compute)))
+    data = ray.data.from_items(list(units)).map(do, **_light(compute))
+    return _follow(data.iter_rows(), len(units), progress, started)
+
+
+def run_actors(
+    units: Sequence[Row],
+    actor: type,
+    arguments: Callable[[int], Mapping[str, Any]],
+    compute: Compute,
+    progress: Report,
+    read: Callable[[Any], Row] | None = None,
+    count: Callable[[Any], None] = lambda result: None,
+) -> Facts:
+    """Do every unit by a pool of actors; return start-up time and memory peaks.
+
+    `read(unit)` runs first, as a task (decoding, on any CPU), where it is given; then
+    `actor(**arguments(threads))(unit)`, which returns a `Result`. `count(result)` may end the pass.
+    """
+    started = time.perf_counter()
+    connect(compute)
+    given = arguments(threads(compute, compute.actors))
+
+    def counted() -> Iterator[Result]:
+        for result in stream_units(units, read, actor, given, compute):
+            count(result)
+            yield result
+
+    return _follow(counted(), len(units), progress, started)
+
+
+def stream_units(
+    units: Sequence[Row],
+    read: Callable[[Any], Row] | None,
+    actor: type,
+    arguments: Mapping[str, Any],
+    compute: Compute,
+) -> Iterator[Any]:
+    """Yield what the actors return, a row a unit.
+
+    A unit is one row and one block of Ray Data, so what is computed together never depends on which
+    actor was free, and a task holds no more than one.
+    Actors that die are restarted and their unit is done again; an exception ends the run. An actor is
+    called for two units at a time: it computes one (under a lock of its own) while the other is fetched
+    or published, so that a GPU does not wait for storage.
+    """
+    import ray.data
+
+    data = ray.data.from_items(list(units), override_num_blocks=len(units))
+    if read is not None:
+        data = data.map(read, **_light(compute))
+    pool = ray.data.ActorPoolStrategy(
+        min_size=1,
+        max_size=compute.actors,
+        max_concurrent_calls_per_actor=2,
+        enable_true_multi_threading=True,
+    )
+    data = data.map(
+        actor,
+        fn_constructor_kwargs=dict(arguments),
+        compute=pool,
+        num_cpus=compute.actor_cpus,
+        num_gpus=compute.actor_gpus or None,
+    )
+    yield from data.iter_rows()
+
+
+def _light(compute: Compute) -> dict[str, Any]:
+    """Return the options of light tasks: `readers` at a time, never the actors' CPUs.
+
+    Without a bound every fraction of a CPU starts a worker process, and each of them imports anew.
+    """
+    import ray.data
+
+    return {"num_cpus": 0.25, "compute": ray.data.TaskPoolStrategy(size=readers(compute))}
+
+
+def _follow(results: Iterable[Result], total: int, progress: Report, started: float) -> Facts:
+    """Drain results and report progress; return start-up time and memory peaks.
+
+    `started` is when the stage began, by `time.perf_counter`: what passed until the first unit's work
+    is start-up.
+    """
+    startup, peak, reader_peak = 0.0, 0, 0
+    progress(0, total, "shards")
+    for number, result in enumerate(results, 1):
+        startup = startup or time.perf_counter() - started - result["seconds"]
+        peak = max(peak, result["peak_memory_bytes"])
+        reader_peak = max(reader_peak, result.get("reader_peak_memory_bytes", 0))
+        progress(number, total, "shards")
+    facts: Facts = {"startup_seconds": round(startup, 3), "peak_memory_bytes": peak}
+    return facts | {"reader_peak_memory_bytes": reader_peak} if reader_peak else facts
+
+
+def naming_shard(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Let a unit's `__call__` name the shard in its errors: an error is all that comes back."""
+
+    @wraps(call)
+    def named(self: object, unit: Row) -> Any:
+        try:
+            return call(self, unit)
+        except Exception as error:
+            raise StageError(f"shard {unit['shard']}: {type(error).__name__}: {error}") from error
+
+    return named
+
+
+def peak_memory() -> int:
+    """Return the peak resident memory of this process in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

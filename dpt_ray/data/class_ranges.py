@@ -1,0 +1,67 @@
+"""Work units over classes: a fixed range of indices x classes, for generated and augmented images.
+
+Asking for more images per class adds units and changes none. Within a unit, images are ordered by
+(index, class): every class comes once before any comes twice.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+import pyarrow as pa
+
+from dpt_ray.data.shards import read_columns
+from dpt_ray.store.artifact import Artifact
+
+CLASSES_PER_SHARD = 1000
+
+
+class ClassRange(TypedDict):
+    """Images `indices[0]` .. `indices[1] - 1` of the classes `classes[0]` .. `classes[1] - 1`."""
+
+    shard: str
+    indices: list[int]
+    classes: list[int]
+
+
+def class_ranges(images_per_class: int, indices_per_shard: int, classes: int) -> list[ClassRange]:
+    """Return the units that hold the first so many images of every class."""
+    return [
+        {
+            "shard": f"i{first:07d}-c{start:05d}",
+            "indices": [first, first + indices_per_shard],
+            "classes": [start, min(start + CLASSES_PER_SHARD, classes)],
+        }
+        for first in range(0, images_per_class, indices_per_shard)
+        for start in range(0, classes, CLASSES_PER_SHARD)
+    ]
+
+
+def items(unit: ClassRange) -> list[tuple[int, int]]:
+    """Return (class, index) of each image of a unit, in its order."""
+    return [(label, index) for index in range(*unit["indices"]) for label in range(*unit["classes"])]
+
+
+def image_columns(kind: str, unit: ClassRange) -> dict[str, pa.Array | list[str]]:
+    """Return the columns id, class and index of a unit's images; `kind` ("gen", "aug") begins the ids."""
+    found = items(unit)
+    return {
+        "id": [f"{kind}-{label:05d}-{index:07d}" for label, index in found],
+        "class": pa.array([label for label, _ in found], pa.int32()),
+        "index": pa.array([index for _, index in found], pa.int64()),
+    }
+
+
+def read_class_and_index(images: Artifact) -> pa.Table:
+    """Return id, class and index of all images of an artifact (of its extent)."""
+    return read_columns(images, ["id", "class", "index"])
+
+
+def first_of_all(table: pa.Table, classes: int, count: int) -> np.ndarray:
+    """Return which rows (n,) are among the first `count` images of all by (index, class).
+
+    `table` has the columns class and index.
+    """
+    place = table["index"].to_numpy() * classes + table["class"].to_numpy()
+    return place < count

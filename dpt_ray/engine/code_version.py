@@ -1,0 +1,34 @@
+"""Which code made an artifact: recorded in its manifest, never hashed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import dpt_ray
+
+
+@cache
+def code_version() -> str:
+    """Return the git commit of the package's checkout, or its version, as of the first call."""
+    checkout = Path(dpt_ray.__file__).resolve().parents[1]
+    # An installed package may lie inside of somebody else's repository.
+    ours = _git(checkout, "rev-parse", "--show-toplevel") == str(checkout)
+    return (ours and _git(checkout, "describe", "--always", "--dirty")) or version("dpt_ray")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Return what git prints; "" where it fails or is not installed."""
+    try:
+        shown = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except OSError:
+        return ""
+    return "" if shown.returncode else shown.stdout.strip()

@@ -1,0 +1,53 @@
+"""How a node differs from what is published: the only reader of a manifest's settings."""
+
+from __future__ import annotations
+
+from dpt_ray.config.hashing import differences
+from dpt_ray.engine.node import Node
+from dpt_ray.store.artifact import Artifact, Store
+from dpt_ray.store.records import Manifest
+
+
+def why_not_done(node: Node, store: Store) -> str:
+    """Return how a node whose inputs are there differs from what is published, or that it is new."""
+    others = [
+        store.artifact(node.artifact_name, d, str(node.extent)) for d in store.digests(node.artifact_name)
+    ]
+    changes = [_changes(node, other.manifest) for other in others if other.published]
+    if not changes:
+        return "not made yet"
+    nearest = min(changes, key=len)
+    return nearest[0] + (f" (and {len(nearest) - 1} more)" if len(nearest) > 1 else "")
+
+
+def same_but_for(node: Node, store: Store, setting: str) -> list[tuple[object, str, Artifact]]:
+    """Return (value of `setting`, digest, artifact) of what is published and differs in that setting only."""
+    mine = {key: value for key, value in node.hashed.items() if key != setting}
+    found = []
+    for digest in store.digests(node.artifact_name):
+        artifact = store.artifact(node.artifact_name, digest, str(node.extent))
+        if digest == node.digest or not artifact.published:
+            continue
+        manifest = artifact.manifest
+        settings = dict(manifest["settings"])
+        value = settings.pop(setting, None)
+        if (settings, manifest["inputs"], manifest["version"]) == (mine, node.references, node.version):
+            found.append((value, digest, artifact))
+    return found
+
+
+def content_digest(artifact: Artifact) -> str:
+    """Return the SHA-256 of the file that an imported artifact was made from."""
+    return str(artifact.manifest["settings"]["sha256"])
+
+
+def _changes(node: Node, old: Manifest) -> list[str]:
+    """Return how a node differs from a published one; in one thing at least, or they would be the same."""
+    inputs = node.references
+    changes = differences(node.hashed, old["settings"])
+    changes += [
+        f"{key} is another"
+        for key in {**inputs, **old["inputs"]}
+        if inputs.get(key) != old["inputs"].get(key)
+    ]
+    return changes or [f"algorithm version {node.version}, published with {old['version']}"]

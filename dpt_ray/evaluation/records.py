@@ -1,0 +1,117 @@
+"""What `probe.json`, `image_metrics.json` and `evaluation.json` hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict, cast
+
+from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.records import Facts
+
+PROBE_FILE = "probe.json"
+METRICS_FILE = "image_metrics.json"
+EVALUATION_FILE = "evaluation.json"
+# What the Frechet distances in a training's log are distances of.
+TRAINING_FRECHET_FILE = "frechet.json"
+
+
+class AccuracyRow(TypedDict):
+    """The accuracy of one method's classifier, each on so many images; None without images.
+
+    `method` is a key of `methods.METHODS`; results of 2026-11-22 and before have the displayed `name`
+    only (see `methods.method_key`).
+    """
+
+    method: NotRequired[str]
+    name: str
+    note: str
+    validation: float | None
+    n_validation: int
+    test: float | None
+    test_top5: float | None
+    n_test: int
+
+
+class Gain(TypedDict):
+    """The paired gain of `improved` over `baseline` (displayed names) and its standard error."""
+
+    baseline: str
+    improved: str
+    gain: float
+    stderr: float
+    kind: str
+
+
+class ClassQuality(TypedDict):
+    """Precision and recall of the pseudo-label of a class, given to `count` images."""
+
+    name: str
+    precision: float | None
+    recall: float | None
+    count: int
+
+
+class PseudoLabelQuality(TypedDict):
+    """How the pseudo-labels of the `n` training images with known labels agree with these."""
+
+    accuracy: float
+    n: int
+    classes: list[ClassQuality]
+
+
+class MetricRow(TypedDict):
+    """The fields of a `Metric`."""
+
+    metric: str
+    name: str
+    value: float
+    spread: float | None
+    n_generated: int
+    n_reference: int | None
+    extractor: str
+    reference: str
+    resize: str
+
+
+class MetricsResult(TypedDict):
+    """The measures of generated images, and why others are left out."""
+
+    rows: list[MetricRow]
+    left_out: list[str]
+
+
+class ProbeResult(TypedDict):
+    """Stage 1 by itself; there is no gain yet."""
+
+    n_labels: int
+    accuracy: list[AccuracyRow]
+    gain: Gain | None
+    pseudo_labels: PseudoLabelQuality | None
+
+
+class EvaluationResult(ProbeResult):
+    """All methods on the test images, and the measures of the generated images."""
+
+    frechet: list[MetricRow]
+    image_metrics: MetricsResult
+
+
+def write_result(out: Artifact, file: str, result: Mapping[str, Any], rows: int) -> Facts:
+    """Publish a result as `file`; return the facts of a stage that makes nothing else."""
+    out.write_json(file, result)
+    return {"rows": rows, "result": dict(result)}
+
+
+def read_probe(artifact: Artifact) -> ProbeResult:
+    """Return what a published probe holds."""
+    return cast(ProbeResult, artifact.read_json(PROBE_FILE))
+
+
+def read_metrics(artifact: Artifact) -> MetricsResult:
+    """Return what published image metrics hold."""
+    return cast(MetricsResult, artifact.read_json(METRICS_FILE))
+
+
+def read_evaluation(artifact: Artifact) -> EvaluationResult:
+    """Return what a published evaluation holds."""
+    return cast(EvaluationResult, artifact.read_json(EVALUATION_FILE))

@@ -1,0 +1,70 @@
+"""import: a published U-ViT becomes a denoiser of this project's own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+from dpt_ray.config import ConfigError
+from dpt_ray.config.hashing import HashedFile, Settings
+from dpt_ray.config.sections import Denoiser, Prediction, ScheduleName
+from dpt_ray.engine.node import Stage, Task, one_of, reads
+from dpt_ray.store.records import Facts
+
+
+class ImportedDenoiserSettings(Settings):
+    """The file of weights, and what it was trained to do."""
+
+    weights: Annotated[str, HashedFile(key="diffusion.weights")]
+    model: Denoiser
+    schedule: ScheduleName
+    prediction: Prediction
+    condition: Literal["true_labels"]
+
+
+class ImportedDenoiser(Stage[ImportedDenoiserSettings]):
+    """A denoiser that others have trained, on the true labels of the classes of these images."""
+
+    artifact = "denoiser"
+    settings = ImportedDenoiserSettings
+    inputs = reads({"index": one_of("index"), "autoencoder": one_of("autoencoder")})
+
+    @classmethod
+    def make(cls, task: Task[ImportedDenoiserSettings]) -> Facts:
+        """Publish the denoiser's folder; weights of another network than the configured are a ConfigError."""
+        try:
+            return _make(task)
+        except ValueError as error:
+            raise ConfigError(f"denoiser: {error}") from error
+
+
+def _make(task: Task[ImportedDenoiserSettings]) -> Facts:
+    from dpt_ray.models.denoiser import save_denoiser
+    from dpt_ray.models.published import load_published_uvit
+    from dpt_ray.models.uvit import UViTConfig
+
+    settings, autoencoder = task.settings, task.inputs["autoencoder"].manifest
+    channels, size, _ = autoencoder["latent_shape"]
+    classes = task.inputs["index"].manifest["classes"]
+    wanted = UViTConfig(size, in_channels=channels, num_classes=classes, **settings.model.model_dump())
+    network = load_published_uvit(settings.weights, wanted.heads)
+    found = asdict(network.config)
+    if differing := [key for key, value in asdict(wanted).items() if found[key] != value]:
+        named = ", ".join(f"{key} {found[key]} (here {getattr(wanted, key)})" for key in differing)
+        raise ValueError(f"{settings.weights} has {named}; correct diffusion.model, or the data")
+    weights = network.state_dict()
+    task.out.publish_files(
+        lambda folder: save_denoiser(
+            folder,
+            weights,
+            wanted,
+            {
+                "schedule": settings.schedule,
+                "prediction": settings.prediction,
+                "latent_scale": autoencoder["scale"],
+                "condition": settings.condition,
+                "steps": None,  # not known of an imported one
+            },
+        )
+    )
+    return {"parameters": sum(value.numel() for value in weights.values())}

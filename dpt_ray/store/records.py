@@ -1,0 +1,139 @@
+"""The records that published JSON files hold, by key: what crosses from one stage to another.
+
+They are plain JSON objects on disk and plain rows for Ray Data; a type checker knows their keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+
+class Shard(TypedDict):
+    """A published part of an artifact: its payload `file` below the artifact's folder."""
+
+    shard: str
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    # Of features and moments: (id, reason) of unreadable images, and the shape of a row.
+    bad: NotRequired[list[list[str]]]
+    shape: NotRequired[list[int]]
+    # Of Inception statistics: how many images could not be read.
+    unreadable: NotRequired[int]
+
+
+class TrialShard(Shard):
+    """A trial of the sweep: its settings, what validation says of it, and its classifier as payload."""
+
+    method: str
+    images_per_class: int | None
+    real_weight: float | str
+    l2: float
+    validation_top1: float | None
+    validation_nll: float | None
+    objective: float
+    iterations: int
+    labelled: int
+
+
+class IndexUnit(TypedDict):
+    """A row group of the index: images of one split."""
+
+    shard: str
+    split: str
+    row_group: int
+    rows: int
+
+
+class CropFields(TypedDict):
+    """The fields of a `Crop`."""
+
+    kind: Literal["none", "eval", "squash", "adm"]
+    size: int
+    resize: int
+    interpolation: Literal["bilinear", "bicubic"]
+
+
+class Calibration(TypedDict):
+    """The temperature fitted on `n` validation images; the rest is there where n > 0.
+
+    A bin is (mean confidence, accuracy, images).
+    """
+
+    temperature: float
+    n: int
+    ece_before: NotRequired[float]
+    ece_after: NotRequired[float]
+    bins_before: NotRequired[list[tuple[float, float, int]]]
+    bins_after: NotRequired[list[tuple[float, float, int]]]
+
+
+class Facts(TypedDict, total=False):
+    """What a stage tells of the artifact it made; each stage tells some of it."""
+
+    rows: int
+    bytes: int
+    shards: list[Shard]
+    startup_seconds: float
+    peak_memory_bytes: int
+    reader_peak_memory_bytes: int
+    # index
+    units: list[IndexUnit]
+    classes: int
+    mode: Literal["L", "RGB"]
+    # models
+    crop: CropFields
+    latent_shape: list[int]
+    scale: float
+    parameters: int
+    # trainings
+    loss: float | None
+    threads: int
+    null_labels: int
+    matmul_flops_per_s: float
+    continued_from: str
+    continued_at_step: int
+    not_continued: str
+    # features, moments and Inception statistics
+    shape: list[int]
+    quarantined: int
+    unreadable: int
+    # generated and augmented images: how many shards were made this time
+    made: int
+    # classifiers
+    labelled: int
+    unreadable_labels: int
+    objective: float
+    iterations: int
+    n_validation: int
+    validation_top1: float | None
+    # pseudo-labels
+    calibration: Calibration
+    # sweep: all trials, and the one that validation prefers of each method
+    trials: list[TrialShard]
+    chosen: dict[str, TrialShard]
+    # probe, image metrics and evaluation: what their JSON file holds
+    result: dict[str, Any]
+
+
+class Manifest(Facts, total=False):
+    """The last file of an artifact: what it is, what it was made from, and the facts of its stage.
+
+    `settings` are the hashed ones, `unhashed` the others; only the engine reads them. `inputs` are
+    STAGE/IDENTITY by the name that the identity hashes.
+    """
+
+    stage: str
+    name: str
+    identity: str
+    version: int
+    settings: dict[str, Any]
+    unhashed: dict[str, Any]
+    inputs: dict[str, str]
+    compute: dict[str, Any]
+    started: str
+    seconds: float
+    code: str
+    host: str
+    driver_peak_memory_bytes: int
