@@ -220,8 +220,10 @@ class Diffusion(Optimisation):
 
     @model_validator(mode="after")
     def _together(self) -> Diffusion:
-        if self.weights and self.condition != "true_labels":
-            raise ValueError("weights are of a network trained on true labels: set condition true_labels")
+        if self.weights and self.condition == "pseudo_labels":
+            raise ValueError(
+                "weights are of a network trained on true labels or none: set condition true_labels or none"
+            )
         if self.weights and self.init_from:
             raise ValueError("give weights (used as they are) or init_from (trained on), not both")
         if self.min_confidence is not None and self.condition != "pseudo_labels":
@@ -294,7 +296,8 @@ class Evaluate(Section):
     `controls` are what DPT is held against: the sweep on augmented labelled and on pseudo-labelled images,
     and the probe with its l2 chosen as theirs, from `classifier.l2` and three decades below it.
     `inception` (the file of FID's Inception weights) has FID, sFID, Inception Score, KID, precision and
-    recall measured, of all generated images or of `images` of them, the first of each class. `reference`
+    recall measured, of all generated images or of `images` of them: the first of each class ("balanced"
+    `labels`), or as many as "uniform" random labels ask for, as U-ViT and DPT draw them. `reference`
     is an npz of `mu` and `sigma` (for sFID ADM's `mu_s` and `sigma_s`) for FID, in place of the run's own
     test images. `resize` to Inception's 299 pixels: "tensorflow" is that of ADM's evaluator and its
     statistics, "pytorch_fid" that of U-ViT's and DPT's numbers, "clean" is clean-fid.
@@ -307,6 +310,13 @@ class Evaluate(Section):
     reference: str | None = None
     resize: Resize = "tensorflow"
     images: Count | None = None
+    labels: Literal["balanced", "uniform"] = "balanced"
+
+    @model_validator(mode="after")
+    def _drawn(self) -> Evaluate:
+        if self.labels == "uniform" and not self.images:
+            raise ValueError("labels uniform needs images: how many of the generated images are drawn")
+        return self
 
 
 class Compute(Section):

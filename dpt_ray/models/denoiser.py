@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,13 +18,17 @@ from dpt_ray.store.artifact import Artifact
 
 
 class Description(TypedDict):
-    """What `config.json` says of a denoiser beside its network; `steps` is None where it was imported."""
+    """What `config.json` says of a denoiser beside its network; `steps` is None where it was imported.
+
+    `classes` is how many classes images are sampled for, where that is not the network's number of them.
+    """
 
     schedule: str
     prediction: Literal["noise", "v", "flow"]
     latent_scale: float
     condition: Literal["pseudo_labels", "true_labels", "none"]
     steps: int | None
+    classes: NotRequired[int]
 
 
 class DenoiserConfig(Description):

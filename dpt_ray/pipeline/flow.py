@@ -211,18 +211,20 @@ class _Run:
         size = self.config.data.image_size
         # As with images per class: fewer of the same images are another extent.
         some = Extent(self.extent.images_per_class, asked.images)
+        uniform = asked.labels == "uniform"
+        draw: dict[str, Any] = {"label_seed": self.config.generate.seed} if uniform else {}
         found = {
             name: self.add(
                 name,
                 InceptionStatistics,
                 {"inception": inception, "images": nodes[source], "index": nodes["index"]},
-                StatisticsSettings(resize=asked.resize, image_size=size, images=images),
+                StatisticsSettings(resize=asked.resize, image_size=size, images=images, **drawn),
                 extent=extent,
                 group="measure images",
             )
-            for name, source, images, extent in (
-                ("inception_samples", "samples", asked.images, some),
-                ("inception_reference", "index", None, None),
+            for name, source, images, extent, drawn in (
+                ("inception_samples", "samples", asked.images, some, draw),
+                ("inception_reference", "index", None, None, {}),
             )
         }
         # Inception comes first: a file that cannot serve is told before any training.

@@ -19,11 +19,11 @@ class ImportedDenoiserSettings(Settings):
     model: Denoiser
     schedule: ScheduleName
     prediction: Prediction
-    condition: Literal["true_labels"]
+    condition: Literal["true_labels", "none"]
 
 
 class ImportedDenoiser(Stage[ImportedDenoiserSettings]):
-    """A denoiser that others have trained, on the true labels of the classes of these images."""
+    """A denoiser that others have trained, on the true labels of the classes of these images or on none."""
 
     artifact = "denoiser"
     settings = ImportedDenoiserSettings
@@ -46,12 +46,21 @@ def _make(task: Task[ImportedDenoiserSettings]) -> Facts:
     settings, autoencoder = task.settings, task.inputs["autoencoder"].manifest
     channels, size, _ = autoencoder["latent_shape"]
     classes = task.inputs["index"].manifest["classes"]
-    wanted = UViTConfig(size, in_channels=channels, num_classes=classes, **settings.model.model_dump())
-    network = load_published_uvit(settings.weights, wanted.heads)
+    network = load_published_uvit(settings.weights, settings.model.heads)
     found = asdict(network.config)
+    without_labels = settings.condition == "none" and not network.config.num_classes
+    wanted = UViTConfig(
+        size,
+        in_channels=channels,
+        num_classes=0 if without_labels else classes,
+        **settings.model.model_dump(),
+        **{key: found[key] for key in ("mlp_ratio", "time_mlp", "qkv_bias")},  # no setting says these
+    )
     if differing := [key for key, value in asdict(wanted).items() if found[key] != value]:
         named = ", ".join(f"{key} {found[key]} (here {getattr(wanted, key)})" for key in differing)
-        raise ValueError(f"{settings.weights} has {named}; correct diffusion.model, or the data")
+        raise ValueError(
+            f"{settings.weights} has {named}; correct diffusion.model or .condition, or the data"
+        )
     weights = network.state_dict()
     task.out.publish_files(
         lambda folder: save_denoiser(
@@ -64,6 +73,7 @@ def _make(task: Task[ImportedDenoiserSettings]) -> Facts:
                 "latent_scale": autoencoder["scale"],
                 "condition": settings.condition,
                 "steps": None,  # not known of an imported one
+                "classes": classes,
             },
         )
     )

@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from dpt_ray.cluster.units import Result, naming_shard, peak_memory, run_actors
-from dpt_ray.config.hashing import NotHashed, Settings
-from dpt_ray.config.sections import Count, Resize
+from dpt_ray.config.hashing import HashedIfSet, NotHashed, Settings
+from dpt_ray.config.sections import Count, Resize, Seed
 from dpt_ray.data.class_ranges import CLASSES_PER_SHARD, first_of_all
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.shards import read_shard_columns
@@ -45,11 +45,15 @@ T = TypeVar("T")
 
 
 class StatisticsSettings(Settings):
-    """How images are cropped and resized; of generated ones `images` are meant, the extent's to say."""
+    """How images are cropped and resized; of generated ones `images` are meant, the extent's to say.
+
+    With `label_seed` as many of each class as uniformly drawn labels ask for, else the first of all.
+    """
 
     resize: Resize
     image_size: Count
     images: Annotated[Count | None, NotHashed] = None
+    label_seed: Annotated[Seed | None, HashedIfSet] = None
 
 
 class InceptionStatistics(Stage[StatisticsSettings]):
@@ -114,9 +118,10 @@ class PartOfSet(Part):
 
 @dataclass(frozen=True)
 class Measured:
-    """One set of images to measure: the generated ones (all or the first), or the test images.
+    """One set of images to measure: the generated ones (all, the first or drawn), or the test images.
 
-    `units` are the work units that hold them, in their order; the first `rows` images of each are meant.
+    `units` are the work units that hold them, in their order. Of each the `drawn` images are meant, or the
+    first `rows` where none are drawn.
     """
 
     out: Artifact
@@ -126,6 +131,7 @@ class Measured:
     units: list[Unit]
     crop: Crop
     resize: Resize
+    drawn: frozenset[str] | None = None
 
 
 def list_parts(units: Sequence[Unit], ending: str = "") -> list[Part]:
@@ -207,8 +213,10 @@ class InceptionPart:
 
         def decode(unit: Unit) -> tuple[list[str], np.ndarray, int]:
             ids, pixels, bad = decode_unit(measured.images, unit, {"pixels": measured.crop}, mode)
-            rows = unit["rows"]
-            return ids[:rows], pixels["pixels"][:rows], len(bad)
+            rows = list(range(len(ids)))[: unit["rows"]]
+            if measured.drawn is not None:
+                rows = [row for row, image in enumerate(ids) if image in measured.drawn]
+            return [ids[row] for row in rows], pixels["pixels"][rows], len(bad)
 
         with ThreadPoolExecutor(self.threads) as pool:
             yield from _ahead(pool, decode, units, self.threads)
@@ -263,30 +271,52 @@ def _measured(task: Task[StatisticsSettings]) -> Measured:
     settings, images = task.settings, task.inputs["images"]
     generated = not is_index(images.manifest)  # what an index lists is real
     units = list_units(images)
+    drawn = None
     if not generated:
         units = [unit for unit in units if split_of(unit) == "test"]
     elif settings.images:
-        units = _first_units(images, units, _classes(task), settings.images)
+        counts = None if settings.label_seed is None else _counts(task, settings.images, settings.label_seed)
+        units, drawn = _some_units(images, units, _classes(task), settings.images, counts)
     crop = Crop("adm", settings.image_size)
-    return Measured(task.out, images, generated, _classes(task), units, crop, settings.resize)
+    return Measured(task.out, images, generated, _classes(task), units, crop, settings.resize, drawn)
 
 
-def _first_units(images: Artifact, units: Sequence[Unit], classes: int, count: int) -> list[Unit]:
-    """Return the units that hold the first `count` images of all; these come first in each of them."""
+def _counts(task: Task[StatisticsSettings], images: int, seed: int) -> np.ndarray:
+    """Return how many images of each class are drawn; an error where a class has fewer."""
+    from dpt_ray.evaluation.label_draw import check_counts, images_of_each_class
+
+    counts = images_of_each_class(images, _classes(task), seed).numpy()
+    check_counts(counts, task.node.extent.images_per_class)
+    return counts
+
+
+def _some_units(
+    images: Artifact, units: Sequence[Unit], classes: int, count: int, counts: np.ndarray | None
+) -> tuple[list[Unit], frozenset[str] | None]:
+    """Return the units that hold the first `count` images of all, or the drawn ones and which these are.
+
+    The first of all come first in each unit.
+    """
     found: list[Unit] = []
+    drawn: set[str] = set()
     for unit in units:
         shard = cast(Shard, unit)
-        table = read_shard_columns(images, shard, ["class", "index"])
-        rows = int(first_of_all(table, classes, count).sum())
-        if rows:
+        table = read_shard_columns(images, shard, ["id", "class", "index"])
+        if counts is None:
+            chosen = first_of_all(table, classes, count)
+        else:
+            chosen = table["index"].to_numpy() < counts[table["class"].to_numpy()]
+            drawn.update(table["id"].filter(chosen).to_pylist())
+        if rows := int(chosen.sum()):
             found.append({**shard, "rows": min(shard["rows"], rows)})
-    return found
+    return found, None if counts is None else frozenset(drawn)
 
 
 def _part_names(task: Task[StatisticsSettings]) -> str:
     """Return the ending of the names of parts of which other numbers of `images` take other images."""
     most = task.settings.images
-    return f"-n{most}" if most and _classes(task) > CLASSES_PER_SHARD else ""
+    elsewhere = _classes(task) > CLASSES_PER_SHARD or task.settings.label_seed is not None
+    return f"-n{most}" if most and elsewhere else ""
 
 
 def _classes(task: Task[StatisticsSettings]) -> int:

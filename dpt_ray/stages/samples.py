@@ -40,7 +40,8 @@ class Samples(Stage[SampleSettings]):
     @classmethod
     def make(cls, task: Task[SampleSettings]) -> Facts:
         """Publish the shards that are missing for the extent asked for."""
-        classes = int(task.inputs["denoiser"].read_json(CONFIG)["model"]["num_classes"])
+        told = task.inputs["denoiser"].read_json(CONFIG)
+        classes = int(told.get("classes") or told["model"]["num_classes"])
         images_per_class = task.node.extent.images_per_class
         assert images_per_class is not None  # the flow gives this node's extent
         units = class_ranges(images_per_class, task.settings.indices_per_shard, classes)

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from dpt_ray.cli import app
 from dpt_ray.config import ConfigError, load_config
+from dpt_ray.evaluation.label_draw import check_counts, images_of_each_class
 from dpt_ray.pipeline.cost import costs
 from tests.helpers.paths import CONFIGS, DIGITS, ROOT
 
@@ -99,7 +100,15 @@ def test_features_moments_and_fid_are_made_as_the_public_code_makes_them(path):
     config = load_config(path)
     assert (config.encoder.precision, config.autoencoder.precision) == ("float32", "float32")
     assert (config.generate.precision, config.diffusion.precision) == ("bfloat16", "bfloat16")
-    assert config.evaluate.resize == "pytorch_fid"
+    assert (config.evaluate.resize, config.evaluate.labels) == ("pytorch_fid", "uniform")
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_no_class_runs_short_of_the_images_that_random_labels_ask_for(path):
+    config = load_config(path)
+    counts = images_of_each_class(config.evaluate.images, 1000, config.generate.seed)
+    assert (int(counts.min()), int(counts.max())) == (23, 73)  # as the header and docs/reproduce.md say
+    check_counts(counts.numpy(), config.generate.images_per_class)
 
 
 def test_the_header_says_what_float32_costs():

@@ -24,6 +24,7 @@ from dpt_ray.cli import app
 from dpt_ray.commands.export import export_model
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.data.shards import read_images
+from dpt_ray.evaluation.label_draw import images_of_each_class
 from dpt_ray.evaluation.merged import read_statistics
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.status import status
@@ -172,6 +173,18 @@ def test_metrics_are_those_of_independent_code_on_the_same_images(finished, feat
     isc = isc_features_to_metric(by_split, splits=10, shuffle=False)
     assert rows["Inception Score"]["value"] == pytest.approx(isc["inception_score_mean"], rel=1e-4)
     assert rows["Inception Score"]["spread"] == pytest.approx(isc["inception_score_std"], rel=1e-2)
+
+
+def test_as_many_images_of_each_class_are_measured_as_random_labels_ask_for(finished, features, tmp_path):
+    (pool, _, _), (real_pool, _, _) = features
+    run = finished.copy_to(tmp_path / "drawn", "evaluate.images=15", "evaluate.labels=uniform")
+    run.make("image_metrics")
+    counts = images_of_each_class(15, len(CLASSES), seed=0)
+    assert len(set(counts.tolist())) > 1  # balanced labels would be 5 of each
+    drawn = [index < counts[label] for index in range(10) for label in range(len(CLASSES))]
+    rows, _ = run.rows()
+    assert rows["FID"]["n_generated"] == 15
+    assert rows["FID"]["value"] == pytest.approx(frechet(pool[torch.tensor(drawn)], real_pool), rel=1e-4)
 
 
 def test_every_number_carries_what_it_rests_on(finished, inception_weights):

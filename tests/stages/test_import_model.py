@@ -8,11 +8,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dpt_ray.config import ConfigError, load_config
+from dpt_ray.models.denoiser import load_denoiser
 from dpt_ray.models.uvit import UViT, UViTConfig
 from dpt_ray.models.weights import load_strict, load_weights
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.store.artifact import Store
-from tests.helpers import runs
+from tests.helpers import plain_uvit, runs
 from tests.helpers.paths import GOLDEN
 from tests.helpers.weights import assert_same_weights
 
@@ -71,8 +72,27 @@ def test_a_network_of_another_size_is_told_by_what_differs(config):
         make(config, "diffusion.model.depth=2")
 
 
+def test_a_published_network_without_labels_is_read_as_the_unconditional_denoiser(config, tmp_path):
+    """Names and forward pass are the plain network's; the file alone tells the biases and the time MLP."""
+    weights = plain_uvit.checkpoint(
+        side=8, patch=2, channels=4, dim=48, depth=4, rows=0, qkv_bias=True, time_mlp=True
+    )
+    torch.save(weights, tmp_path / "nnet_ema.pth")
+    with pytest.raises(
+        ConfigError, match=r"has num_classes 0 \(here 10\); correct diffusion\.model or \.cond"
+    ):
+        make(config)
+    _, denoiser = make(config, "diffusion.condition=none", "evaluate.controls=false")
+    model, told = load_denoiser(denoiser.uri)
+    x, time = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 500.0])
+    expected = plain_uvit.forward(weights, 4, x, time)
+    out = model(x, time, torch.zeros(2, dtype=torch.long)).double()
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    assert told["classes"] == 10  # images are counted by class all the same, of none in particular
+
+
 def test_published_weights_go_with_true_labels_only(config):
-    with pytest.raises(ConfigError, match="set condition true_labels"):
+    with pytest.raises(ConfigError, match="set condition true_labels or none"):
         load_config(config, ["diffusion.condition=pseudo_labels"])
 
 
