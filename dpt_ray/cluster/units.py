@@ -19,11 +19,12 @@ Row = Mapping[str, Any]
 
 
 class Result(TypedDict):
-    """What an actor or a task tells of a unit that it has done."""
+    """What an actor or a task tells of a unit that it has done; `images`: of how many it was."""
 
     seconds: float
     peak_memory_bytes: int
     reader_peak_memory_bytes: NotRequired[int]
+    images: NotRequired[int]
 
 
 def run_tasks(
@@ -50,11 +51,13 @@ def run_actors(
     progress: Report,
     read: Callable[[Any], Row] | None = None,
     count: Callable[[Any], None] = lambda result: None,
+    images: int | None = None,
 ) -> Facts:
     """Do every unit by a pool of actors; return start-up time and memory peaks.
 
     `read(unit)` runs first, as a task (decoding, on any CPU), where it is given; then
     `actor(**arguments(threads))(unit)`, which returns a `Result`. `count(result)` may end the pass.
+    Progress is told in images where it is known how many there are in all, else in shards.
     """
     started = time.perf_counter()
     connect(compute)
@@ -65,7 +68,7 @@ def run_actors(
             count(result)
             yield result
 
-    return _follow(counted(), len(units), progress, started)
+    return _follow(counted(), len(units), progress, started, images)
 
 
 def stream_units(
@@ -114,19 +117,23 @@ def _light(compute: Compute) -> dict[str, Any]:
     return {"num_cpus": 0.25, "compute": ray.data.TaskPoolStrategy(size=readers(compute))}
 
 
-def _follow(results: Iterable[Result], total: int, progress: Report, started: float) -> Facts:
+def _follow(
+    results: Iterable[Result], units: int, progress: Report, started: float, images: int | None = None
+) -> Facts:
     """Drain results and report progress; return start-up time and memory peaks.
 
     `started` is when the stage began, by `time.perf_counter`: what passed until the first unit's work
     is start-up.
     """
     startup, peak, reader_peak = 0.0, 0, 0
-    progress(0, total, "shards")
-    for number, result in enumerate(results, 1):
+    done, total, what = 0, images or units, "images" if images else "shards"
+    progress(0, total, what)
+    for result in results:
         startup = startup or time.perf_counter() - started - result["seconds"]
         peak = max(peak, result["peak_memory_bytes"])
         reader_peak = max(reader_peak, result.get("reader_peak_memory_bytes", 0))
-        progress(number, total, "shards")
+        done += result.get("images", 1) if images else 1
+        progress(done, total, what)
     facts: Facts = {"startup_seconds": round(startup, 3), "peak_memory_bytes": peak}
     return facts | {"reader_peak_memory_bytes": reader_peak} if reader_peak else facts
 

@@ -146,6 +146,7 @@ def extract(tasks: Sequence[Task[Any]]) -> list[Facts]:
             first.progress,
             read=DecodeUnit(images, {output.name: output.crop for output in outputs}),
             count=BadImages(outputs, images).count,
+            images=sum(work["unit"]["rows"] for work in missing),
         )
     return [_collect(output, images, facts) for output in outputs]
 
@@ -212,6 +213,7 @@ class ExtractUnit:
         return {
             "wanted": list(unit["wanted"]),
             "bad": len(unit["bad"]),
+            "images": len(unit["ids"]) + len(unit["bad"]),
             "seconds": time.perf_counter() - started,
             "peak_memory_bytes": peak_memory(),
             "reader_peak_memory_bytes": unit["peak_memory_bytes"],

@@ -55,6 +55,7 @@ class Samples(Stage[SampleSettings]):
                 lambda threads: {"sampler": _sampler(task, threads)},
                 task.compute,
                 task.progress,
+                images=sum(len(items(unit)) for unit in missing),
             )
         channels = task.inputs["autoencoder"].manifest["latent_shape"][0]
         found = collect_shards(task.out, units)
@@ -125,7 +126,11 @@ class GenerateUnit:
             write_images(path, list(images), columns)
 
         self.sampler.out.publish_shard(unit["shard"], ".parquet", n, write)
-        return {"seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory()}
+        return {
+            "seconds": time.perf_counter() - started,
+            "peak_memory_bytes": peak_memory(),
+            "images": n,
+        }
 
     def _sample(self, chosen: list[tuple[int, int]]) -> np.ndarray:
         """Return images (n, H, W, C) uint8 of (class, index) pairs."""

@@ -1,19 +1,33 @@
 """Images that cannot be read: how many a pass bears, and what is told of them."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.data.crops import Crop
+from dpt_ray.engine.progress import Display
 from dpt_ray.pipeline.flow import flow
+from dpt_ray.pipeline.run import run
 from dpt_ray.stages.extract import BadImages, Output
 from dpt_ray.store.artifact import Artifact, Store
 from tests.helpers.paths import DIGITS
 from tests.helpers.runs import make
 
 ROWS = 100  # of a unit
+
+
+class Recorder(Display):
+    """A display that keeps what it is told of progress."""
+
+    @contextmanager
+    def step(self, number, total, name):
+        self.told = []
+        yield lambda *numbers: self.told.append(numbers)
 
 
 def write_shard(out, key, bad):
@@ -91,6 +105,8 @@ def test_broken_files_end_the_run_by_name(cluster, tmp_path):
         make(config, "moments")
     assert "\n" not in str(caught.value)
     assert not flow(config)["moments"].artifact(Store(config.output)).published
-    more = load_config(DIGITS, [f"output={tmp_path}/out", *own[:2], "data.max_bad_fraction=0.5"])
-    assert make(more, "moments") == ["moments"]
-    assert flow(more)["moments"].artifact(Store(config.output)).manifest["quarantined"] == 200
+    more = load_config(DIGITS, [f"output={tmp_path}/other", *own[:2], "data.max_bad_fraction=0.5"])
+    display = Recorder(Console(quiet=True))
+    run(more, display, ["moments"])
+    assert display.told[-1] == (600, 600, "images")
+    assert flow(more)["moments"].artifact(Store(more.output)).manifest["quarantined"] == 200
