@@ -270,14 +270,14 @@ def test_list_shows_sizes_and_the_runs_that_need_them(dpt, outputs):
     code, out, _ = dpt("list", outputs.uri)
     assert code == 0
     assert row(out, "stage/a") == ["stage/a", "3.0 kB", "one, two"]
-    assert row(out, "stage/b") == ["stage/b", "20 B", "two"]
-    assert row(out, "stage/c") == ["stage/c", "100 B", "-"]
+    assert row(out, "stage/b") == ["stage/b", "20 bytes", "two"]
+    assert row(out, "stage/c") == ["stage/c", "100 bytes", "-"]
     assert "3.1 kB in all" in out
 
 
 def test_remove_unused_leaves_what_runs_refer_to_or_are_making(dpt, outputs):
     code, out, _ = dpt("remove", outputs.uri, "--unused", "--yes")
-    assert code == 0 and "removed 1 artifacts (100 B)" in out
+    assert code == 0 and "removed 1 artifacts (100 bytes)" in out
     assert outputs.digests("stage") == ["a", "b"]
 
 

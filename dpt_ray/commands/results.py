@@ -1,0 +1,89 @@
+"""run and its stages: the tables of results that are printed at the end."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from dpt_ray.config import Config
+from dpt_ray.engine.progress import Display
+from dpt_ray.evaluation.records import EvaluationResult, MetricRow, MetricsResult, ProbeResult
+from dpt_ray.pipeline.run import run
+from dpt_ray.pipeline.run_folder import shown_json, shown_uri
+from dpt_ray.store.artifact import Artifact
+
+
+def run_targets(config: Config, targets: Sequence[str]) -> None:
+    """Make the nodes `targets` and all they need; print their results."""
+    outcome, store = run(config, Display(), targets)
+    folder, console = store.run_folder(config.name), Console(markup=False)
+    show_results(folder, targets, console)
+    report = "report" in targets
+    where = f"report: {shown_uri(folder, 'report.html')}" if report else f"results: {folder.uri}"
+    console.print(where, soft_wrap=True, highlight=False)
+    if not outcome.made:
+        console.print("Nothing to do: every stage was done before.")
+
+
+def show_results(folder: Artifact, targets: Collection[str], console: Console) -> None:
+    """Print what a run's folder holds of the measuring stages among `targets`."""
+    if {"report", "evaluation"} & set(targets):
+        evaluation: EvaluationResult = shown_json(folder, "evaluation.json")
+        console.print(accuracy_table(evaluation))
+        _show_metrics(evaluation["frechet"], evaluation["image_metrics"], console)
+    if "probe" in targets:
+        probe: ProbeResult = shown_json(folder, "probe.json")
+        console.print(accuracy_table(probe))
+    if "image_metrics" in targets:
+        metrics: MetricsResult = shown_json(folder, "image_metrics.json")
+        _show_metrics([], metrics, console)
+
+
+def accuracy_table(result: ProbeResult) -> Table:
+    """Return the accuracies of the classifiers in a probe or an evaluation."""
+    rows = result["accuracy"]
+    table = Table("classifier", title=f"{result['n_labels']} labels")
+    for title in (
+        f"validation top-1 (n={rows[0]['n_validation']})",
+        f"test top-1 (n={rows[0]['n_test']})",
+    ):
+        table.add_column(title, justify="right")
+    has_top5 = rows[0]["test_top5"] is not None
+    if has_top5:
+        table.add_column("test top-5", justify="right")
+    for row in rows:
+        values = [row["validation"], row["test"], *([row["test_top5"]] if has_top5 else [])]
+        table.add_row(row["name"], *("-" if value is None else f"{value:.3f}" for value in values))
+    if gain := result["gain"]:
+        table.caption = f"DPT - probe: {gain['gain']:+.3f} +- {gain['stderr']:.3f} ({gain['kind']})"
+    return table
+
+
+def metric_tables(rows: Sequence[MetricRow]) -> list[Table]:
+    """Return a table for each way of measuring; a number without its way cannot be compared."""
+    tables = []
+    for way, measured in itertools.groupby(rows, _way):
+        table = Table("metric", "images", title=way)
+        table.add_column("value", justify="right")
+        table.add_column("n / n reference", justify="right")
+        for row in measured:
+            spread = "" if row["spread"] is None else f" +- {row['spread']:.2g}"
+            reference = f"{row['n_reference']:,}" if row["n_reference"] else "-"
+            counts = f"{row['n_generated']:,} / {reference}"
+            table.add_row(row["metric"], row["name"], f"{row['value']:.4g}{spread}", counts)
+        tables.append(table)
+    return tables
+
+
+def _way(row: MetricRow) -> str:
+    return f"{row['extractor']}; reference: {row['reference']}; resize: {row['resize']}"
+
+
+def _show_metrics(frechet: Sequence[MetricRow], metrics: MetricsResult, console: Console) -> None:
+    for table in metric_tables([*frechet, *metrics["rows"]]):
+        console.print(table)
+    for reason in metrics["left_out"]:
+        console.print(f"not computed: {reason}", highlight=False, soft_wrap=True)
