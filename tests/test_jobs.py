@@ -1,6 +1,5 @@
-"""Jobs submitted to a running cluster, and the file that describes one in the cloud."""
+"""Jobs submitted to a running cluster."""
 
-import ipaddress
 import json
 import os
 import subprocess
@@ -8,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_run import TinyRun
@@ -71,40 +69,3 @@ def test_a_job_script_says_a_bad_configuration_in_one_line(script, tmp_path):
     assert done.stderr.startswith("error: ")
     assert "none.yaml: no such file" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.fixture(scope="module")
-def cloud():
-    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
-
-
-def test_the_cluster_file_is_one_that_ray_accepts(cloud):
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    validate_config(prepare_config(cloud))
-
-
-def test_the_cluster_grows_from_no_spot_gpu_workers(cloud):
-    types = cloud["available_node_types"]
-    assert "GPU" not in types[cloud["head_node_type"]]["resources"]
-    worker = types["gpu_worker"]
-    assert worker["min_workers"] == 0 < worker["max_workers"]
-    assert worker["resources"]["GPU"] >= 1
-    assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-
-
-def test_the_cluster_is_closed(cloud):
-    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
-        start = cloud[commands][-1]
-        assert "RAY_AUTH_MODE=token" in start
-        assert "RAY_AUTH_TOKEN_PATH=" in start
-    [host] = [w for w in cloud["head_start_ray_commands"][-1].split() if w.startswith("--dashboard-host=")]
-    assert ipaddress.ip_address(host.partition("=")[2]).is_loopback
-    # A group that Ray makes itself admits SSH from everywhere.
-    assert "security_group" not in cloud["provider"]
-    assert all(kind["node_config"]["SecurityGroupIds"] for kind in cloud["available_node_types"].values())
-
-
-def test_the_cluster_file_holds_no_credentials(cloud):
-    text = yaml.safe_dump(cloud).lower()
-    assert not [word for word in ("aws_access_key", "aws_secret", "akia", "password") if word in text]
