@@ -71,7 +71,7 @@ def measure(tmp_path, monkeypatch, index, *overrides):
         return Activations(what, what, torch.full((len(what), 4), 0.25))
 
     def measure_here(parts, actor, arguments, compute, progress):
-        measure_part = actor(arguments["sets"], "", 3, 1)
+        measure_part = actor(arguments(1)["sets"], "", 3, 1)
         for part in parts:
             measure_part(part)
         return {}
