@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
 
 from dpt_ray.config.sections import Optimisation
 from dpt_ray.engine.differences import same_but_for
@@ -17,7 +16,7 @@ from dpt_ray.training.log import LOG, read_log
 CONTINUED = "continued.json"
 
 
-def continue_shorter(task: Task[Any]) -> Facts:
+def continue_shorter(task: Task[Optimisation]) -> Facts:
     """Take over the last checkpoint of a finished training that differs in having fewer steps only.
 
     With a constant learning rate its weights are those that this training would have at that step; with
@@ -47,7 +46,7 @@ def continue_shorter(task: Task[Any]) -> Facts:
     return continued
 
 
-def _shorter(task: Task[Any], settings: Optimisation) -> list[tuple[int, str, Artifact]]:
+def _shorter(task: Task[Optimisation], settings: Optimisation) -> list[tuple[int, str, Artifact]]:
     """Return (steps, digest, artifact) of the finished trainings that differ in their smaller steps only."""
     node = task.node
     store = Store(task.out.uri.rstrip("/").removesuffix(f"/store/{node.artifact_name}/{node.digest}"))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.train import PreemptionInfo
 
 
 class Notices:
@@ -19,7 +22,7 @@ class Notices:
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
-        self._notice: Any = None
+        self._notice: PreemptionInfo | None = None
         self._saved = -math.inf
 
     def saved(self) -> None:

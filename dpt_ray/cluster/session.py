@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -45,7 +44,9 @@ def connect(compute: Compute) -> float:
         return 0.0
     started = time.perf_counter()
     address = os.environ.get("RAY_ADDRESS")
-    local: dict[str, Any] = {} if address else {"num_cpus": compute.cpus, "include_dashboard": False}
+    local: dict[str, int | bool | None] = (
+        {} if address else {"num_cpus": compute.cpus, "include_dashboard": False}
+    )
     if not address:  # a cluster's nodes have it from their `ray start`
         for name, value in ALLOCATOR.items():
             os.environ.setdefault(name, value)

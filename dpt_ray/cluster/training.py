@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from dpt_ray.cluster import session as cluster
 from dpt_ray.cluster.continuation import continue_shorter
@@ -28,7 +28,7 @@ from dpt_ray.store.checkpoints import (
     remove_copies,
     save_checkpoint,
 )
-from dpt_ray.store.records import Facts
+from dpt_ray.store.records import CheckpointMeta, Facts
 from dpt_ray.training.log import TrainingLog, read_log
 
 if TYPE_CHECKING:
@@ -41,13 +41,14 @@ STOPPED = "stopped.json"  # why a training cannot go on, however often it is sta
 ROLLBACK = "rollback.json"  # that the one rollback has been spent, and on which step
 
 
-# (task, worker) -> the trained model's files are written by rank 0
-TrainFunction = Callable[[Task[Any], "Worker"], None]
+S = TypeVar("S", bound=Optimisation)
+# (task, worker) -> None; rank 0 publishes the files of the trained model
+TrainFunction = Callable[[Task[S], "Worker"], None]
 # (step, averaged weights) -> numbers for the log
 OnWatch = Callable[[int, Mapping[str, "Tensor"]], Mapping[str, float]]
 
 
-def run(task: Task[Any], function: TrainFunction) -> Facts:
+def run(task: Task[S], function: TrainFunction[S]) -> Facts:
     """Runs `function` on the configured number of workers; returns startup and memory facts.
 
     Raises StageError, one line, for what no restart can mend: a loss that stays not finite or far too
@@ -97,7 +98,7 @@ def run(task: Task[Any], function: TrainFunction) -> Facts:
     return {**found, **continued}
 
 
-def _guarded(task: Task[Any], worker: Worker, function: TrainFunction) -> None:
+def _guarded(task: Task[S], worker: Worker, function: TrainFunction[S]) -> None:
     """`function`, whose errors that every attempt would meet again are written down, not retried."""
     import torch
 
@@ -129,7 +130,7 @@ _SMALLER = {
 }
 
 
-def _fit(task: Task[Any], function: TrainFunction) -> None:
+def _fit(task: Task[S], function: TrainFunction[S]) -> None:
     """`function` under Ray Train, which is started again where it gives up after some progress.
 
     Ray counts the failures of a whole training; among machines that come and go only those in a row
@@ -147,7 +148,7 @@ def _fit(task: Task[Any], function: TrainFunction) -> None:
                 raise
 
 
-def _attempt(task: Task[Any], function: TrainFunction) -> None:
+def _attempt(task: Task[S], function: TrainFunction[S]) -> None:
     """`function` under TorchTrainer. Its runs folder is scratch: Ray keeps its own state there."""
     import tempfile
 
@@ -172,7 +173,7 @@ def _attempt(task: Task[Any], function: TrainFunction) -> None:
         ray.train.report({"done": True})
 
     class Trainer(TorchTrainer):
-        def _register_sigint_handler(self, controller: Any) -> None:
+        def _register_sigint_handler(self, controller: object) -> None:
             """Leaves Ctrl-C to `dpt`: Ray's handler says nothing, and stays after the training."""
 
     with tempfile.TemporaryDirectory(prefix="dpt_ray-train-") as scratch:
@@ -192,7 +193,7 @@ def _attempt(task: Task[Any], function: TrainFunction) -> None:
 
 
 def fit(
-    task: Task[Any],
+    task: Task[Optimisation],
     worker: Worker,
     workload: Workload,
     watch_every: int | None = None,
@@ -234,13 +235,13 @@ def fit(
                     reporter.rolled_back(error.step, resume[1]["step"])
 
 
-def _train_settings(task: Task[Any]) -> TrainSettings:
+def _train_settings(task: Task[Optimisation]) -> TrainSettings:
     from dpt_ray.training.loop import TrainSettings
 
     return TrainSettings(**{key: getattr(task.settings, key) for key in Optimisation.model_fields})
 
 
-def _begin(task: Task[Any], worker: Worker, workload: Workload, precision: str) -> float:
+def _begin(task: Task[Optimisation], worker: Worker, workload: Workload, precision: str) -> float:
     """Check the disk and publish when the training starts; return the matmul peak where MFU is logged."""
     import torch
 
@@ -286,7 +287,7 @@ class _Reporter:
 
     def __init__(
         self,
-        task: Task[Any],
+        task: Task[Optimisation],
         worker: Worker,
         log: TrainingLog,
         flops_per_image: float | None,
@@ -304,7 +305,7 @@ class _Reporter:
             record |= {"mfu": record["images_per_s"] * self._mfu}
         self._log.add(record)
 
-    def checkpoint(self, step: int, tensors: dict[str, Tensor] | None, meta: dict[str, Any]) -> None:
+    def checkpoint(self, step: int, tensors: dict[str, Tensor] | None, meta: CheckpointMeta) -> None:
         """Publish a checkpoint, which only rank 0 has; all workers wait here for each other."""
         if tensors is not None:
             self._log.flush()

@@ -5,20 +5,20 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 from dpt_ray.cluster.session import connect, threads
 from dpt_ray.config.sections import Compute
 from dpt_ray.engine.progress import POLL, REMOTE_POLL, Reached, Report, following
 from dpt_ray.store.artifact import Artifact
 
-Trial = Mapping[str, Any]
+T = TypeVar("T")
 
 
 def run_trials(
     name: str,
-    trials: Sequence[Trial],
-    run_trial: Callable[[Any, int], Mapping[str, float | None]],
+    trials: Sequence[T],
+    run_trial: Callable[[T, int], Mapping[str, float | None]],
     out: Artifact,
     total: int,
     compute: Compute,
@@ -35,7 +35,7 @@ def run_trials(
 
     share = threads(compute, compute.concurrent_trials)
 
-    def trainable(config: dict[str, Any]) -> None:
+    def trainable(config: dict[str, T]) -> None:
         began = time.time()
         tune.report({**run_trial(config["trial"], share), "began": began})
 

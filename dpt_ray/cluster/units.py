@@ -6,7 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict, TypeVar
 
 from dpt_ray.cluster.session import connect, readers, threads
 from dpt_ray.config.sections import Compute
@@ -14,12 +14,18 @@ from dpt_ray.engine.errors import StageError
 from dpt_ray.engine.progress import Report
 from dpt_ray.store.records import Facts
 
-# A unit, and what becomes of it on its way: a row of Ray Data.
-Row = Mapping[str, Any]
+if TYPE_CHECKING:
+    from ray.data import TaskPoolStrategy
+
+
+class Named(TypedDict):
+    """What every work unit has: the name of the shard that is made from it."""
+
+    shard: str
 
 
 class Result(TypedDict):
-    """What an actor or a task tells of a unit that it has done; `images`: of how many it was."""
+    """What a task or an actor returns for a unit; `images` is how many images the unit had."""
 
     seconds: float
     peak_memory_bytes: int
@@ -27,9 +33,24 @@ class Result(TypedDict):
     images: NotRequired[int]
 
 
+class TaskOptions(TypedDict):
+    """The options of a Ray Data map by tasks."""
+
+    num_cpus: float
+    compute: TaskPoolStrategy
+
+
+U = TypeVar("U")  # a work unit, a row of Ray Data
+D = TypeVar("D")  # what an actor is handed: the decoded unit, or the unit itself
+R = TypeVar("R")
+Self = TypeVar("Self")
+UnitT = TypeVar("UnitT", bound=Named)
+ResultT = TypeVar("ResultT", bound=Result)
+
+
 def run_tasks(
-    units: Sequence[Row],
-    work: Callable[[int], Callable[[Any], Result]],
+    units: Sequence[U],
+    work: Callable[[int], Callable[[U], Result]],
     compute: Compute,
     progress: Report,
 ) -> Facts:
@@ -44,13 +65,13 @@ def run_tasks(
 
 
 def run_actors(
-    units: Sequence[Row],
-    actor: type,
-    arguments: Callable[[int], Mapping[str, Any]],
+    units: Sequence[U],
+    actor: Callable[..., Callable[[D], ResultT]],
+    arguments: Callable[[int], Mapping[str, object]],
     compute: Compute,
     progress: Report,
-    read: Callable[[Any], Row] | None = None,
-    count: Callable[[Any], None] = lambda result: None,
+    read: Callable[[U], D] | None = None,
+    count: Callable[[ResultT], None] = lambda result: None,
     images: int | None = None,
 ) -> Facts:
     """Do every unit by a pool of actors; return start-up time and memory peaks.
@@ -63,7 +84,7 @@ def run_actors(
     connect(compute)
     given = arguments(threads(compute, compute.actors))
 
-    def counted() -> Iterator[Result]:
+    def counted() -> Iterator[ResultT]:
         for result in stream_units(units, read, actor, given, compute):
             count(result)
             yield result
@@ -72,12 +93,12 @@ def run_actors(
 
 
 def stream_units(
-    units: Sequence[Row],
-    read: Callable[[Any], Row] | None,
-    actor: type,
-    arguments: Mapping[str, Any],
+    units: Sequence[U],
+    read: Callable[[U], D] | None,
+    actor: Callable[..., Callable[[D], R]],
+    arguments: Mapping[str, object],
     compute: Compute,
-) -> Iterator[Any]:
+) -> Iterator[R]:
     """Yield what the actors return, a row a unit.
 
     A unit is one row and one block of Ray Data, so what is computed together never depends on which
@@ -107,7 +128,7 @@ def stream_units(
     yield from data.iter_rows()
 
 
-def _light(compute: Compute) -> dict[str, Any]:
+def _light(compute: Compute) -> TaskOptions:
     """Return the options of light tasks: `readers` at a time, never the actors' CPUs.
 
     Without a bound every fraction of a CPU starts a worker process, and each of them imports anew.
@@ -138,11 +159,11 @@ def _follow(
     return facts | {"reader_peak_memory_bytes": reader_peak} if reader_peak else facts
 
 
-def naming_shard(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def naming_shard(call: Callable[[Self, UnitT], R]) -> Callable[[Self, UnitT], R]:
     """Let a unit's `__call__` name the shard in its errors: an error is all that comes back."""
 
     @wraps(call)
-    def named(self: object, unit: Row) -> Any:
+    def named(self: Self, unit: UnitT) -> R:
         try:
             return call(self, unit)
         except Exception as error:

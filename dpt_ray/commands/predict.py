@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from scipy.special import softmax
 
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.data.crops import Crop, crop
-from dpt_ray.data.decode import decode
+from dpt_ray.data.decode import Mode, decode
 from dpt_ray.data.index import read_bytes
 from dpt_ray.data.listing import IMAGE_SUFFIXES, open_root, walk_files
 from dpt_ray.data.manifest import index_manifest
@@ -140,7 +140,7 @@ class Labeller:
 
     encoder: Encoder
     batches: Batches
-    mode: str
+    mode: Mode
     choice: Choice
     weights: np.ndarray
     classes: list[str]
@@ -162,7 +162,7 @@ def load_labeller(config: Config) -> Labeller:
 
     from dpt_ray.models.batches import Batches
     from dpt_ray.models.encoder import load_encoder
-    from dpt_ray.models.precision import Precision, resolve_precisions
+    from dpt_ray.models.precision import resolve_precisions, resolved
 
     for made in sets_made(config):
         found = _classifiers(made)
@@ -176,7 +176,7 @@ def load_labeller(config: Config) -> Labeller:
     temperature = 1.0
     if best.method == "probe" and "pseudo_labels" in made:
         temperature = made["pseudo_labels"].manifest["calibration"]["temperature"]
-    precision = cast(Precision, resolve_precisions(config).encoder.precision)
+    precision = resolved(resolve_precisions(config).encoder.precision)
     encoder = load_encoder(made["encoder"].uri, precision)
     return Labeller(
         encoder.to("cuda" if torch.cuda.is_available() else "cpu"),
@@ -252,7 +252,7 @@ def _batches(labeller: Labeller, rows: pa.Table, size: int, pool: ThreadPoolExec
     for start in range(0, rows.num_rows, size):
         batch = rows.slice(start, size)
         found = list(pool.map(cut, (batch.slice(i, 1) for i in range(batch.num_rows))))
-        table: list[dict[str, Any]] = batch.select(["id", "uri"]).to_pylist()
+        table: list[dict[str, str | int | float]] = batch.select(["id", "uri"]).to_pylist()
         for row, pixels in zip(table, found, strict=True):
             if isinstance(pixels, str):
                 row["error"] = pixels
@@ -272,7 +272,7 @@ def _batches(labeller: Labeller, rows: pa.Table, size: int, pool: ThreadPoolExec
         yield pa.Table.from_pylist(table, SCHEMA)
 
 
-def _pixels(row: pa.Table, mode: Any, how: Crop) -> np.ndarray | str:
+def _pixels(row: pa.Table, mode: Mode, how: Crop) -> np.ndarray | str:
     """The cropped pixels of one image, or why there are none."""
     try:
         return crop(decode(read_bytes(row)[0], mode), how)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from dpt_ray.cluster import session as cluster
 from dpt_ray.commands.study_table import figure, table
@@ -22,6 +22,7 @@ from dpt_ray.config.study import Study, load_study
 from dpt_ray.engine.execute import StageError, code_version
 from dpt_ray.engine.progress import Display
 from dpt_ray.evaluation.methods import METHODS, method_key
+from dpt_ray.evaluation.records import EvaluationResult, StudyResult, StudyRun
 from dpt_ray.pipeline.output import open_store
 from dpt_ray.pipeline.run import run
 from dpt_ray.pipeline.run_folder import shown_json
@@ -34,7 +35,7 @@ def run_study(path: Path, overrides: Sequence[str], display: Display) -> str:
     open_store(first)
     started = time.monotonic()
     results = _run_all(configs, study.concurrent_runs, display)
-    summary = {
+    summary: StudyResult = {
         "command": " ".join(["dpt study", str(path), *overrides]),
         "study": study.model_dump(mode="json"),
         "seconds": round(time.monotonic() - started),
@@ -61,7 +62,7 @@ def show_study(path: Path, overrides: Sequence[str], results: Path, display: Dis
     return _publish(study, configs, summary)
 
 
-def _read_results(path: Path) -> dict[str, Any]:
+def _read_results(path: Path) -> StudyResult:
     try:
         summary = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -70,10 +71,10 @@ def _read_results(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(summary, dict) or not {"command", "seconds", "code", "runs"} <= summary.keys():
         raise ConfigError(f"--results: {str(path)!r} is no study.json; give the one that `dpt study` wrote")
-    return summary
+    return cast(StudyResult, summary)
 
 
-def _publish(study: Study, configs: Mapping[str, Config], summary: Mapping[str, Any]) -> str:
+def _publish(study: Study, configs: Mapping[str, Config], summary: StudyResult) -> str:
     first_name, first = next(iter(configs.items()))
     name = first_name.rsplit("-n", 1)[0]  # the base's runs come first
     folder = open_store(first).run_folder(name)
@@ -85,8 +86,8 @@ def _publish(study: Study, configs: Mapping[str, Config], summary: Mapping[str, 
     return f"{text}\nwritten: {folder.uri}"
 
 
-def _run_all(configs: dict[str, Config], workers: int, display: Display) -> dict[str, dict[str, Any]]:
-    results: dict[str, dict[str, Any]] = {}
+def _run_all(configs: dict[str, Config], workers: int, display: Display) -> dict[str, StudyRun]:
+    results: dict[str, StudyRun] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         waiting = {pool.submit(_run_one, _sharing(c, workers)): name for name, c in configs.items()}
@@ -109,7 +110,7 @@ def _sharing(config: Config, runs: int) -> Config:
     return config.model_copy(update={"compute": compute.model_copy(update={"threads": max(1, threads)})})
 
 
-def _result(name: str, future: Future[dict[str, Any]], workers: int) -> dict[str, Any]:
+def _result(name: str, future: Future[StudyRun], workers: int) -> StudyRun:
     try:
         result = future.result()
     except BrokenProcessPool as error:  # every run that was waiting ends with it, so none is named
@@ -129,16 +130,17 @@ def _result(name: str, future: Future[dict[str, Any]], workers: int) -> dict[str
     return result
 
 
-def _show(name: str, result: dict[str, Any], count: str, display: Display) -> None:
+def _show(name: str, result: StudyRun, count: str, display: Display) -> None:
     accuracy = {METHODS[method_key(row)].short: row["test"] for row in result["accuracy"]}
     shown = ", ".join(f"{key} {value:.3f}" for key, value in accuracy.items())
     display.console.print(f"{count} {name}: {shown}", markup=False, highlight=False)
 
 
-def _run_one(config: Config) -> dict[str, Any]:
+def _run_one(config: Config) -> StudyRun:
     """One run, in a process of the study; what the evaluation says and what it rests on."""
     from rich.console import Console
 
     _, store = run(config, Display(Console(quiet=True)), ["evaluation"])
     folder = store.run_folder(config.name)
-    return shown_json(folder, "evaluation.json") | {"artifacts": folder.read_json("artifacts.json")}
+    evaluation: EvaluationResult = shown_json(folder, "evaluation.json")
+    return {**evaluation, "artifacts": folder.read_json("artifacts.json")}

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import Any
+from typing import Literal
 
 from dpt_ray.config import Config
 from dpt_ray.config.sections import Sweep
 from dpt_ray.config.study import Study, reference_name, run_name
 from dpt_ray.evaluation.methods import METHODS, key_of, method_key
 from dpt_ray.evaluation.paired import PairedGain, paired_gain
+from dpt_ray.evaluation.records import MetricRow, StudyResult, StudyRun
 from dpt_ray.pipeline.output import open_store
 from dpt_ray.report.study_page import (
     Choice,
@@ -33,6 +34,9 @@ OTHERS = tuple(method for method in METHODS if method not in DPT)
 TITLES = {"dpt": "DPT, chosen on validation", "dpt_paper": "DPT, the paper's setting"}
 PER_CLASS = "labels per class"
 
+# What the rows of a table of distances must have in common, or say of each.
+Compared = Literal["n_generated", "n_reference", "reference", "extractor", "resize"]
+
 # Of one method or distance, by (encoder seed, draw).
 Values = dict[tuple[int, int], float]
 
@@ -48,16 +52,16 @@ class RunResult:
     n_test: int
     n_validation: int
     gain: tuple[str, str, float] | None
-    frechet: list[dict[str, Any]]
+    frechet: list[MetricRow]
     extractor: str
 
     @classmethod
-    def read(cls, stored: Mapping[str, Any]) -> RunResult:
+    def read(cls, stored: StudyRun) -> RunResult:
         """The record of one of the runs in `study.json`."""
         rows, artifacts = stored["accuracy"], stored["artifacts"]
         gain = stored.get("gain")
         return cls(
-            test={method_key(row): row["test"] for row in rows},
+            test={method_key(row): row["test"] for row in rows if row["test"] is not None},
             n_test=rows[0]["n_test"],
             n_validation=rows[0]["n_validation"],
             gain=gain and (key_of(gain["improved"]), key_of(gain["baseline"]), gain["stderr"]),
@@ -75,7 +79,7 @@ class Results:
     by_name: dict[str, RunResult]
 
     @classmethod
-    def read(cls, study: Study, name: str, stored: Mapping[str, Any]) -> Results:
+    def read(cls, study: Study, name: str, stored: Mapping[str, StudyRun]) -> Results:
         """The runs in `study.json` (its "runs"), by their names."""
         return cls(study, name, {run: RunResult.read(result) for run, result in stored.items()})
 
@@ -122,7 +126,7 @@ def spread(values: Values, less: Values | None = None) -> PairedGain:
     )
 
 
-def table(study: Study, summary: Mapping[str, Any], name: str, sweep: Sweep | None) -> str:
+def table(study: Study, summary: StudyResult, name: str, sweep: Sweep | None) -> str:
     """Return the study as Markdown. `summary` is what `study.json` holds, `sweep` the runs' grid."""
     results = Results.read(study, name, summary["runs"])
     tested = results.some.gain
@@ -226,7 +230,7 @@ def _distances(results: Results) -> Distances | None:
     )
 
 
-def _each(rows: list[dict[str, Any]], key: str) -> str:
+def _each(rows: list[MetricRow], key: Compared) -> str:
     """The value that all rows have, or each of those that some have."""
     return " or ".join(str(value) for value in dict.fromkeys(row[key] for row in rows))
 
@@ -261,7 +265,7 @@ def _variant(results: Results, per_class: int, variant: str) -> VariantRow:
     )
 
 
-def figure(study: Study, stored: Mapping[str, Any], base: Config, name: str) -> bytes:
+def figure(study: Study, stored: Mapping[str, StudyRun], base: Config, name: str) -> bytes:
     """Return the README's figure (PNG): accuracies with standard errors, beside real and generated images."""
     from dpt_ray.pipeline.flow import flow
     from dpt_ray.report.study_figure import StudyPoint, study_figure

@@ -9,6 +9,8 @@ from PIL import Image, UnidentifiedImageError
 
 from dpt_ray.data.listing import FORMATS
 
+Mode = Literal["RGB", "L"]
+
 
 class BadImage(ValueError):  # noqa: N818 - a finding about one image, not a fault of the program
     """One image that cannot be used; `reason` is short, stable text for the quarantine table."""
@@ -18,7 +20,7 @@ class BadImage(ValueError):  # noqa: N818 - a finding about one image, not a fau
         self.reason = reason
 
 
-def decode(data: bytes, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
+def decode(data: bytes, mode: Mode = "RGB") -> Image.Image:
     """Return the image as PIL's `convert(mode)` gives it, first frame, EXIF rotation not applied.
 
     Alpha is dropped (not blended), 16-bit values saturate at 255, CMYK and palettes are converted, as

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpt_ray.data.crops import Crop, crop
-from dpt_ray.data.decode import BadImage, decode
+from dpt_ray.data.decode import BadImage, Mode, decode
 from dpt_ray.data.index import SPLITS, read_bytes
 from dpt_ray.data.shards import read_image_shard
 from dpt_ray.store.artifact import Artifact
@@ -87,12 +87,12 @@ def find_rows(index: Artifact, ids: Collection[str]) -> pa.Table:
     return pa.concat_tables(found).combine_chunks()
 
 
-def decode_rows(rows: pa.Table, how: Crop, mode: str) -> dict[str, np.ndarray]:
+def decode_rows(rows: pa.Table, how: Crop, mode: Mode) -> dict[str, np.ndarray]:
     """Return the pixels (H, W, C) uint8 of index rows by id, in their order, without unreadable images."""
     found = {}
     for identifier, data in zip(rows["id"].to_pylist(), read_bytes(rows), strict=True):
         with suppress(BadImage):
-            found[identifier] = crop(decode(data, mode), how)  # type: ignore[arg-type]
+            found[identifier] = crop(decode(data, mode), how)
     return found
 
 
@@ -106,7 +106,7 @@ def read_unit(images: Artifact, unit: Unit) -> tuple[list[str], list[bytes]]:
 
 
 def decode_unit(
-    images: Artifact, unit: Unit, crops: dict[str, Crop], mode: str
+    images: Artifact, unit: Unit, crops: dict[str, Crop], mode: Mode
 ) -> tuple[list[str], dict[str, np.ndarray], list[tuple[str, str]]]:
     """Return ids, pixels (n, H, W, C) uint8 for each crop, and (id, reason) of unreadable images.
 
@@ -117,7 +117,7 @@ def decode_unit(
     pixels: dict[str, list[np.ndarray]] = {name: [] for name in crops}
     for identifier, data in zip(*read_unit(images, unit), strict=True):
         try:
-            image = decode(data, mode)  # type: ignore[arg-type]
+            image = decode(data, mode)
             cut = {name: crop(image, how) for name, how in crops.items()}
         except BadImage as error:
             bad.append((identifier, error.reason))
@@ -131,7 +131,7 @@ def decode_unit(
 
 
 def iterate_pixels(
-    images: Artifact, how: Crop, mode: str, split: str | None = None
+    images: Artifact, how: Crop, mode: Mode, split: str | None = None
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """Yield (ids, pixels) of every unit, or of those of one split, without unreadable images."""
     for unit in list_units(images):
@@ -140,7 +140,7 @@ def iterate_pixels(
             yield ids, pixels["pixels"]
 
 
-def _stack(values: list[np.ndarray], mode: str) -> np.ndarray:
+def _stack(values: list[np.ndarray], mode: Mode) -> np.ndarray:
     if not values:
         return np.zeros((0, 1, 1, 1 if mode == "L" else 3), np.uint8)
     return np.stack(values)

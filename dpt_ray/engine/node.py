@@ -29,6 +29,7 @@ from dpt_ray.store.records import Facts
 
 _numbers = itertools.count()
 S = TypeVar("S", bound=Settings)
+S_co = TypeVar("S_co", bound=Settings, covariant=True)
 
 
 class NoSettings(Settings):
@@ -89,9 +90,13 @@ class Stage(ABC, Generic[S]):
         """Write the payload of `task.out`; return what is to be known of it."""
 
     @classmethod
-    def make_together(cls, tasks: Sequence[Task[Any]]) -> list[Facts]:
+    def make_together(cls, tasks: Sequence[Task[S]]) -> list[Facts]:
         """Make the artifacts of one group; a stage that shares a pass over the data overrides it."""
         return [cls.make(task) for task in tasks]
+
+
+# A stage, whatever its settings.
+AnyStage = type[Stage[Any]]
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class Node:
     """
 
     name: str
-    stage: type[Stage[Any]]
+    stage: AnyStage
     settings: Settings
     inputs: Mapping[str, Node] = field(default_factory=dict)
     extent: Extent = Extent()
@@ -134,7 +139,7 @@ class Node:
     def of(
         cls,
         name: str,
-        stage: type[Stage[Any]],
+        stage: AnyStage,
         settings: Settings,
         inputs: Mapping[str, Node],
         content: Content,
@@ -212,7 +217,7 @@ class Node:
         return store.artifact(self.artifact_name, self.digest, str(self.extent))
 
 
-def _check_inputs(name: str, stage: type[Stage[Any]], inputs: Mapping[str, Node]) -> None:
+def _check_inputs(name: str, stage: AnyStage, inputs: Mapping[str, Node]) -> None:
     declared = stage.inputs
     if undeclared := inputs.keys() - declared.keys():
         raise TypeError(f"{name}: {stage.__name__} declares no input {', '.join(sorted(undeclared))}")
@@ -227,11 +232,11 @@ def _check_inputs(name: str, stage: type[Stage[Any]], inputs: Mapping[str, Node]
 
 
 @dataclass(frozen=True)
-class Task(Generic[S]):
+class Task(Generic[S_co]):
     """What a stage is handed: where to write, what to read, how to run, whom to tell."""
 
     node: Node
-    settings: S
+    settings: S_co
     out: Artifact
     inputs: Mapping[str, Artifact]
     compute: Compute

@@ -96,6 +96,22 @@ class EvaluationResult(ProbeResult):
     image_metrics: MetricsResult
 
 
+class StudyRun(EvaluationResult):
+    """A run of a study: its evaluation, and STAGE/IDENTITY of what it rests on by node."""
+
+    artifacts: dict[str, str]
+
+
+class StudyResult(TypedDict):
+    """What `study.json` holds; `runs` are by name."""
+
+    command: str
+    study: dict[str, Any]
+    seconds: int
+    code: str
+    runs: dict[str, StudyRun]
+
+
 def write_result(out: Artifact, file: str, result: Mapping[str, Any], rows: int) -> Facts:
     """Publish a result as `file`; return the facts of a stage that makes nothing else."""
     out.write_json(file, result)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from dpt_ray.config.run import Config
 from dpt_ray.config.sections import Compute
+from dpt_ray.config.sections import Precision as Asked
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,12 @@ def _precisions(config: Config) -> dict[str, str]:
         "evaluate.referee": config.evaluate.referee,
     }
     return {key: section.precision for key, section in sections.items() if section and section.precision}
+
+
+def resolved(precision: Asked) -> Precision:
+    """Return a precision of a configuration that `resolve_precisions` returned."""
+    assert precision != "auto"
+    return precision
 
 
 def _with_precisions(config: Config, chosen: dict[str, Precision]) -> Config:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from dpt_ray.config import Config, ConfigError, to_yaml
 from dpt_ray.config.hashing import Settings
-from dpt_ray.config.sections import Precision, Pretrain, ResolvedPrecision, SampleSettings, Sampling
+from dpt_ray.config.sections import Pretrain, SampleSettings, Sampling
 from dpt_ray.data.fingerprint import fingerprint
-from dpt_ray.engine.node import Extent, Node, NoSettings, Stage
+from dpt_ray.engine.node import AnyStage, Extent, Node, NoSettings
 from dpt_ray.evaluation.inception_files import WHERE, check_reference
-from dpt_ray.models.precision import resolve_precisions
+from dpt_ray.models.precision import resolve_precisions, resolved
 from dpt_ray.models.saved import weight_file
 from dpt_ray.stages.augmented import Augmented, AugmentSettings
 from dpt_ray.stages.autoencoder import AutoencoderSettings, ImportedAutoencoder
@@ -62,7 +62,7 @@ class _Run:
     def add(
         self,
         name: str,
-        stage: type[Stage[Any]],
+        stage: AnyStage,
         inputs: Mapping[str, Node | None],
         settings: Settings | None = None,
         *,
@@ -106,7 +106,7 @@ class _Run:
         features = self.features("features", index, nodes["encoder"])
         settings = MomentSettings(
             flips=config.autoencoder.flips,
-            precision=_resolved(config.autoencoder.precision),
+            precision=resolved(config.autoencoder.precision),
             max_bad_fraction=config.data.max_bad_fraction,
         )
         sources = {"images": index, "autoencoder": nodes["autoencoder"]}
@@ -122,7 +122,7 @@ class _Run:
         config, nodes = self.config, self.nodes
         sampling = SampleSettings(
             **config.generate.model_dump(include=set(Sampling.model_fields)),
-            precision=_resolved(config.generate.precision or config.autoencoder.precision),
+            precision=resolved(config.generate.precision or config.autoencoder.precision),
         )
         if config.diffusion.weights:
             settings = config.diffusion.model_dump(include=set(ImportedDenoiserSettings.model_fields))
@@ -141,7 +141,7 @@ class _Run:
         settings = DenoiserSettings(
             **diffusion.model_dump(),
             sampling=sampling if looked_at else None,
-            features_precision=_resolved(config.encoder.precision) if diffusion.frechet_every else None,
+            features_precision=resolved(config.encoder.precision) if diffusion.frechet_every else None,
         )
         from_pseudo_labels = diffusion.condition == "pseudo_labels"
         sources = {
@@ -212,19 +212,19 @@ class _Run:
         # As with images per class: fewer of the same images are another extent.
         some = Extent(self.extent.images_per_class, asked.images)
         uniform = asked.labels == "uniform"
-        draw: dict[str, Any] = {"label_seed": self.config.generate.seed} if uniform else {}
+        label_seed = self.config.generate.seed if uniform else None
         found = {
             name: self.add(
                 name,
                 InceptionStatistics,
                 {"inception": inception, "images": nodes[source], "index": nodes["index"]},
-                StatisticsSettings(resize=asked.resize, image_size=size, images=images, **drawn),
+                StatisticsSettings(resize=asked.resize, image_size=size, images=images, label_seed=seed),
                 extent=extent,
                 group="measure images",
             )
-            for name, source, images, extent, drawn in (
-                ("inception_samples", "samples", asked.images, some, draw),
-                ("inception_reference", "index", None, None, {}),
+            for name, source, images, extent, seed in (
+                ("inception_samples", "samples", asked.images, some, label_seed),
+                ("inception_reference", "index", None, None, None),
             )
         }
         # Inception comes first: a file that cannot serve is told before any training.
@@ -240,17 +240,12 @@ class _Run:
     def features(self, name: str, images: Node, encoder: Node) -> Node:
         """Add the features of some images; all that one run wants of the same images is one pass."""
         settings = FeatureSettings(
-            precision=_resolved(self.config.encoder.precision),
+            precision=resolved(self.config.encoder.precision),
             max_bad_fraction=self.config.data.max_bad_fraction,
         )
         group = f"extract {images.name if images.extent != Extent() else 'images'}"
         sources = {"images": images, "encoder": encoder}
         return self.add(name, Features, sources, settings, extent=images.extent, group=group)
-
-
-def _resolved(precision: Precision) -> ResolvedPrecision:
-    assert precision != "auto"  # resolved for the whole configuration
-    return precision
 
 
 def _index_settings(config: Config) -> IndexSettings:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dpt_ray.cluster import session as cluster
 from dpt_ray.config import Config
 from dpt_ray.config.sections import Denoiser, Pretrain
+from dpt_ray.models.precision import resolved
 
 if TYPE_CHECKING:
     import torch
+
+    from dpt_ray.models.precision import Precision
 
 SECONDS = 0.1  # about as long as one measured step takes: short ones find a moment's peace on a busy machine
 ALL_SECONDS, STEPS = 1.0, 10  # that are measured of one network, with all threads and with one
@@ -45,7 +48,9 @@ def machine_rates(config: Config, threads: int) -> Rates:
         side = config.data.image_size
     else:
         side, channels = config.data.image_size // 8, 4
-    transformer = measure_denoiser(diffusion.model, side, channels, diffusion.precision, threads, device)
+    transformer = measure_denoiser(
+        diffusion.model, side, channels, resolved(diffusion.precision), threads, device
+    )
     return Rates(conv, transformer, device)
 
 
@@ -79,11 +84,11 @@ def measure_encoder(section: Pretrain, side: int, channels: int, threads: int, d
     def loss() -> torch.Tensor:
         return step(model, batch, StepRandom(0, 0, 0, images, device))
 
-    return flops * images / _seconds(loss, section.precision, threads, device)
+    return flops * images / _seconds(loss, resolved(section.precision), threads, device)
 
 
 def measure_denoiser(
-    section: Denoiser, side: int, channels: int, precision: Any, threads: int, device: str
+    section: Denoiser, side: int, channels: int, precision: Precision, threads: int, device: str
 ) -> float:
     """Return the FLOP/s of training steps with a shallow network of the denoiser's width and tokens."""
     import torch
@@ -112,7 +117,7 @@ def _images_of(flops: float, batch_size: int, device: str, multiple: int) -> int
     return max(multiple, min(batch_size, affordable) // multiple * multiple)
 
 
-def _seconds(loss: Callable[[], torch.Tensor], precision: Any, threads: int, device: str) -> float:
+def _seconds(loss: Callable[[], torch.Tensor], precision: Precision, threads: int, device: str) -> float:
     """Return the seconds of the fastest of some steps, forward and backward."""
     import torch
 

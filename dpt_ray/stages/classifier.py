@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dpt_ray.cluster.session import threads
+from dpt_ray.config.hashing import Settings
 from dpt_ray.config.sections import Classifier as ClassifierSettings
 from dpt_ray.config.sections import Retrain
 from dpt_ray.data.rows import ImageRows, RealRows, Rows
@@ -70,7 +71,7 @@ class Retrained(Stage[Retrain]):
         return _publish(task, found, real, len(labelled), len(more))
 
 
-def _read(task: Task[Any]) -> tuple[RealRows, Rows]:
+def _read(task: Task[Settings]) -> tuple[RealRows, Rows]:
     """Return the rows of the validation and of the labelled images."""
     import torch
 
@@ -80,7 +81,7 @@ def _read(task: Task[Any]) -> tuple[RealRows, Rows]:
     return real, real.labelled(labels)
 
 
-def _publish(task: Task[Any], found: Fit, real: RealRows, n_labelled: int, n_more: int) -> Facts:
+def _publish(task: Task[Settings], found: Fit, real: RealRows, n_labelled: int, n_more: int) -> Facts:
     """Publish the classifier; return what is known of it without looking at the test images."""
     unreadable = task.inputs["labels"].manifest["rows"] - n_labelled
     facts: Facts = {

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +68,7 @@ class Features(Stage[FeatureSettings]):
         return extract([task])[0]
 
     @classmethod
-    def make_together(cls, tasks: Sequence[Task[Any]]) -> list[Facts]:
+    def make_together(cls, tasks: Sequence[Task[FeatureSettings]]) -> list[Facts]:
         """Publish the missing shards of several encoders' features, and of moments, in one pass."""
         return extract(tasks)
 
@@ -87,7 +87,7 @@ class Moments(Stage[MomentSettings]):
         return extract([task])[0]
 
     @classmethod
-    def make_together(cls, tasks: Sequence[Task[Any]]) -> list[Facts]:
+    def make_together(cls, tasks: Sequence[Task[FeatureSettings]]) -> list[Facts]:
         """Publish the missing shards of moments, and of features, in one pass."""
         return extract(tasks)
 
@@ -107,6 +107,19 @@ class Wanted(TypedDict):
     wanted: list[str]
 
 
+class Decoded(TypedDict):
+    """A decoded unit as a row of Ray Data; the pixels for each distinct crop are further columns.
+
+    A line of `bad` is the id and the reason of an unreadable image, separated by a tab.
+    """
+
+    shard: str
+    wanted: list[str]
+    ids: list[str]
+    bad: list[str]
+    peak_memory_bytes: int
+
+
 @dataclass(frozen=True)
 class Output:
     """One artifact to fill: by which model (an encoder's or autoencoder's folder), and how."""
@@ -121,7 +134,7 @@ class Output:
     flips: bool = False
 
 
-def extract(tasks: Sequence[Task[Any]]) -> list[Facts]:
+def extract(tasks: Sequence[Task[FeatureSettings]]) -> list[Facts]:
     """Publish the missing shards of every output in one pass over the images that they share."""
     first = tasks[0]
     images = first.inputs["images"]
@@ -156,10 +169,10 @@ class DecodeUnit:
 
     def __init__(self, images: Artifact, crops: dict[str, Crop]) -> None:
         self.images, self.crops = images, crops
-        self.mode = str(images.manifest["mode"])
+        self.mode = images.manifest["mode"]
 
     @naming_shard
-    def __call__(self, work: Wanted) -> dict[str, Any]:
+    def __call__(self, work: Wanted) -> Decoded:
         """The unit with `ids`, `bad` and, under the name of each distinct crop, pixels (n, H, W, C).
 
         Arrays pass to the actor without a copy, bytes would take several.
@@ -169,15 +182,14 @@ class DecodeUnit:
         # Every row has the same columns, and no column is empty.
         none = np.zeros((1, 1, 1, 1), np.uint8)
         columns = {repr(crop): none for crop in self.crops.values()}
-        return {
+        decoded: Decoded = {
             "shard": work["shard"],
             "wanted": list(work["wanted"]),
             "ids": ids,
             "bad": [f"{identifier}\t{reason}" for identifier, reason in bad],
             "peak_memory_bytes": peak_memory(),
-            **columns,
-            **(pixels if ids else {}),
         }
+        return cast(Decoded, {**decoded, **columns, **(pixels if ids else {})})
 
 
 class ExtractUnit:
@@ -205,7 +217,7 @@ class ExtractUnit:
                 self.compute[output.name] = _moments_of(autoencoder, output.flips)
 
     @naming_shard
-    def __call__(self, unit: dict[str, Any]) -> Extracted:
+    def __call__(self, unit: Decoded) -> Extracted:
         """Publish the unit's shard of every output that wants it."""
         started = time.perf_counter()
         for name in unit["wanted"]:
@@ -219,13 +231,13 @@ class ExtractUnit:
             "reader_peak_memory_bytes": unit["peak_memory_bytes"],
         }
 
-    def _publish(self, output: Output, unit: dict[str, Any]) -> None:
+    def _publish(self, output: Output, unit: Decoded) -> None:
         from dpt_ray.data.shards import write_features, write_moments
 
         ids, values = list(unit["ids"]), np.zeros((0, 1), np.float32)
         if ids:
             with self.computing:
-                values = self._compute(output, unit[repr(output.crop)])
+                values = self._compute(output, _pixels(unit, output.crop))
             check_finite(output, ids, values)
         write = write_features if output.is_encoder else write_moments
         suffix = ".parquet" if output.is_encoder else ".arrow"
@@ -247,6 +259,11 @@ class ExtractUnit:
             return model(images[start:stop].to(self.device))
 
         return self.batches[output.name](compute, len(images)).cpu().numpy()
+
+
+def _pixels(unit: Decoded, crop: Crop) -> np.ndarray:
+    """Return the pixels (n, H, W, C) uint8 of a unit for one crop."""
+    return cast(Mapping[str, np.ndarray], unit)[repr(crop)]
 
 
 def _moments_of(autoencoder: Autoencoder, flips: bool) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -279,7 +296,7 @@ def check_finite(output: Output, ids: list[str], values: np.ndarray) -> None:
     )
 
 
-def _output(task: Task[Any]) -> Output:
+def _output(task: Task[FeatureSettings]) -> Output:
     is_encoder = "encoder" in task.inputs
     model = task.inputs["encoder" if is_encoder else "autoencoder"]
     settings = task.settings

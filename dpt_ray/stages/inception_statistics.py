@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, TypedDict, TypeVar, cast
 
 import numpy as np
 import pyarrow.compute as pc
@@ -76,7 +76,7 @@ class InceptionStatistics(Stage[StatisticsSettings]):
         return cls.make_together([task])[0]
 
     @classmethod
-    def make_together(cls, tasks: Sequence[Task[Any]]) -> list[Facts]:
+    def make_together(cls, tasks: Sequence[Task[StatisticsSettings]]) -> list[Facts]:
         """Publish the missing parts of every set of images by one pool of actors."""
         first = tasks[0]
         sets = {task.name: _measured(task) for task in tasks}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from dpt_ray.store.artifact import Artifact, local_copy
 from dpt_ray.store.cache import remove_family
+from dpt_ray.store.records import CheckpointMeta
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,7 +16,7 @@ CHECKPOINTS = "checkpoints"
 KEPT_CHECKPOINTS = 2
 
 
-def save_checkpoint(out: Artifact, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+def save_checkpoint(out: Artifact, step: int, tensors: dict[str, Tensor], meta: CheckpointMeta) -> None:
     """Publish a checkpoint (tensors first, then its JSON) and remove all but the newest two.
 
     There is one writer, so other unfinished files are those of a killed one; they are removed.
@@ -44,7 +45,7 @@ def check_room(out: Artifact, model: nn.Module) -> None:
     out.check_room((KEPT_CHECKPOINTS + 1) * 4 * weights - there)
 
 
-def load_checkpoint(out: Artifact) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_checkpoint(out: Artifact) -> tuple[dict[str, Tensor], CheckpointMeta] | None:
     """Return the newest complete checkpoint, tensors and JSON, None where there is none."""
     from safetensors.torch import load_file
 
@@ -56,7 +57,7 @@ def load_checkpoint(out: Artifact) -> tuple[dict[str, Tensor], dict[str, Any]] |
     copy = local_copy(out.file_uri(f"{name}.safetensors"), family)
     tensors = load_file(copy)
     remove_family(family, but=copy)  # the other workers of this node load this one too
-    return tensors, out.read_json(f"{name}.json")
+    return tensors, cast(CheckpointMeta, out.read_json(f"{name}.json"))
 
 
 def remove_copies(out: Artifact) -> None:

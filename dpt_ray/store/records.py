@@ -69,6 +69,24 @@ class Calibration(TypedDict):
     bins_after: NotRequired[list[tuple[float, float, int]]]
 
 
+class LossState(TypedDict):
+    """The losses that `guards.Divergence` compares with."""
+
+    first: float
+    lowest: float
+    recent: list[float]
+    high: int
+
+
+class CheckpointMeta(TypedDict):
+    """The JSON beside the tensors of a checkpoint; older ones have no `losses`."""
+
+    step: int
+    skipped_steps: int
+    bad_in_a_row: int
+    losses: NotRequired[LossState]
+
+
 class Facts(TypedDict, total=False):
     """What a stage tells of the artifact it made; each stage tells some of it."""
 

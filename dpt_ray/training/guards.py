@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from dpt_ray.store.records import LossState
 
 
 class UnstableTraining(RuntimeError):  # noqa: N818
@@ -99,6 +100,6 @@ class Divergence:
                 f"diverged_above {self.factor:g} x what it was ({self.lowest:.3g})",
             )
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> LossState:
         """Return the state for a checkpoint, as JSON values."""
         return {"first": self.first, "lowest": self.lowest, "recent": self.recent, "high": self.high}

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from dpt_ray.store.records import CheckpointMeta
 from dpt_ray.training.ema import EMA
 from dpt_ray.training.guards import BadSteps, Divergence
 from dpt_ray.training.optimizer import Schedule, adamw, learning_rate
@@ -143,7 +144,7 @@ class _Run:
         # The mean over the workers of their sums over pieces is the mean over the global batch.
         self.weights = [workers * (b - a) / batch_size for a, b in self.pieces]
 
-    def _restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    def _restore(self, tensors: Mapping[str, Tensor], meta: CheckpointMeta) -> None:
         restore(self.core, self.ema, self.optimizer, tensors)
         self.first = meta["step"]
         limits = self.settings.max_bad_steps, self.settings.diverged_above
@@ -229,7 +230,7 @@ class _Run:
         self.bad_steps.settle()
         started = time.perf_counter()
         with self.meter.paused():
-            meta = {
+            meta: CheckpointMeta = {
                 "step": done,
                 "skipped_steps": self.bad_steps.skipped,
                 "bad_in_a_row": self.bad_steps.in_a_row,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from dpt_ray.store.records import CheckpointMeta
 from dpt_ray.training.order import GROUP, Order
 from dpt_ray.training.random import StepRandom
 
@@ -16,7 +16,7 @@ Batch = dict[str, Tensor]
 StepFn = Callable[[nn.Module, Batch, StepRandom], Tensor]
 LoadBatch = Callable[[np.ndarray, int], Batch]
 # The tensors of a training at one step, and the counts that belong to them.
-Checkpoint = tuple[Mapping[str, Tensor], Mapping[str, Any]]
+Checkpoint = tuple[Mapping[str, Tensor], CheckpointMeta]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Hooks:
     """
 
     on_log: Callable[[dict[str, float]], None] = lambda record: None
-    on_checkpoint: Callable[[int, dict[str, Tensor] | None, dict[str, Any]], None] = (
+    on_checkpoint: Callable[[int, dict[str, Tensor] | None, CheckpointMeta], None] = (
         lambda step, tensors, meta: None
     )
     save_asked: Callable[[], bool] = lambda: False
