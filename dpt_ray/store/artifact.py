@@ -14,7 +14,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -152,9 +152,39 @@ class Artifact:
         """Publish a JSON file atomically."""
         self.write_bytes(name, json.dumps(value, indent=1, allow_nan=False).encode())
 
-    def writing(self, name: str) -> Publication:
-        """Return a context that gives a local path to write, published as `name` on success."""
-        return Publication(self, name)
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yield a local path to write; publish it as `name` when the block ends without an error.
+
+        Raises ValueError, one line, where the disk is full.
+        """
+        with self._folder_for(name) as folder, _one_line_if_full(folder):
+            part = folder / f".{Path(name).name}.{uuid.uuid4().hex[:8]}.tmp"
+            try:
+                yield part
+                self._put(part, name)
+            finally:
+                part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _folder_for(self, name: str) -> Iterator[Path]:
+        """Yield the local folder to write a file in: its own, so that a rename publishes it, or scratch."""
+        if not self.is_local:
+            with scratch() as folder:
+                yield folder
+            return
+        folder = Path(self.path(name)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+
+    def _put(self, part: Path, name: str) -> None:
+        """Publish a written file: by a rename locally, by a single put on an object store."""
+        if not self.is_local:
+            self.fs.put_file(str(part), self.path(name))
+            return
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        part.replace(self.path(name))
 
     def publish_files(self, write: Callable[[Path], None], prefix: str = "") -> None:
         """Publish each file that `write(folder)` leaves in a scratch folder, under `prefix`."""
@@ -243,50 +273,18 @@ class Artifact:
         self.write_json(self.manifest_name, dict(manifest))
 
 
-class Publication:
-    """A temporary file to write that is published when the context ends without an error.
-
-    Raises ValueError, one line, where the disk is full.
-    """
-
-    def __init__(self, artifact: Artifact, name: str) -> None:
-        self._artifact, self._target = artifact, artifact.path(name)
-        self._held = ExitStack()
-
-    def __enter__(self) -> Path:
-        target = Path(self._target)
-        if self._artifact.is_local:
-            folder = target.parent
-            folder.mkdir(parents=True, exist_ok=True)
-        else:
-            folder = self._held.enter_context(scratch())
-        self._local = folder / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-        return self._local
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
-                self._publish()
-        except OSError as failed:
-            error = failed
+@contextmanager
+def _one_line_if_full(folder: Path) -> Iterator[None]:
+    """Turn the error of a full disk into a one-line ValueError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
             raise
-        finally:
-            self._local.unlink(missing_ok=True)
-            self._held.close()
-            if error and is_disk_full(error):
-                folder = self._local.parent
-                raise ValueError(
-                    f"{folder}: the disk is full ({_free_gb(folder):.1f} GB free without the file that was "
-                    "being written); free some, and run the same command again to go on"
-                ) from error
-
-    def _publish(self) -> None:
-        if not self._artifact.is_local:
-            self._artifact.fs.put_file(str(self._local), self._target)
-            return
-        with self._local.open("rb") as written:
-            os.fsync(written.fileno())
-        self._local.replace(self._target)
+        raise ValueError(
+            f"{folder}: the disk is full ({_free_gb(folder):.1f} GB free without the unfinished file); "
+            "free some, and run the same command again to continue"
+        ) from error
 
 
 def _free_gb(folder: Path) -> float:

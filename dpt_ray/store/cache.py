@@ -1,21 +1,21 @@
-"""This node's copies of remote files: one per content, complete or absent, shared by all processes."""
+"""Local copies of remote files: one per content and node, complete or absent, shared by all processes."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import fsspec
+from filelock import BaseFileLock, FileLock, Timeout
 
 T = TypeVar("T")
 
@@ -86,18 +86,15 @@ class RemoteFile:
         finally:
             part.unlink(missing_ok=True)
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Lock this copy against other threads and processes; a dead process holds no lock."""
+    def _locked(self) -> BaseFileLock:
+        """Return the lock of this copy, for threads and processes; a dead process holds none."""
         locks = folder() / "locks"
         locks.mkdir(exist_ok=True)
-        with (locks / self.key).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        return FileLock(locks / self.key)
 
 
 def remove_family(family: str, but: Path | None = None) -> None:
-    """Remove this node's copies of a family except `but`; open or mapped ones stay readable."""
+    """Remove this node's copies of a family except `but`; open and mapped files stay readable."""
     for copy in folder().glob(f"{_family_key(family)}-*"):
         if but is None or copy != but.parent:
             shutil.rmtree(copy, ignore_errors=True)  # another process may be removing it too
@@ -113,26 +110,26 @@ def scratch() -> Iterator[Path]:
     root = folder() / "scratch"
     root.mkdir(exist_ok=True)
     mine = root / uuid.uuid4().hex
-    with ExitStack() as held:
-        with _folder_lock(root, fcntl.LOCK_EX):  # so that no process takes a new folder for an abandoned one
-            for other in root.iterdir():
-                with suppress(FileNotFoundError, BlockingIOError), _folder_lock(other):
-                    shutil.rmtree(other)
-            mine.mkdir()
-            held.enter_context(_folder_lock(mine))
-        held.callback(shutil.rmtree, mine, ignore_errors=True)
-        yield mine
-
-
-@contextmanager
-def _folder_lock(path: Path, kind: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[None]:
-    """Hold the lock of a folder, released when this process dies. Raises BlockingIOError if taken."""
-    number = os.open(path, os.O_RDONLY)
+    lock_file = root / f"{mine.name}.lock"
+    with FileLock(folder() / "scratch.lock"):  # a lock file that exists is locked unless its process died
+        _remove_abandoned(root)
+        lock = FileLock(lock_file)
+        lock.acquire()
     try:
-        fcntl.flock(number, kind)
-        yield
+        mine.mkdir()
+        yield mine
     finally:
-        os.close(number)
+        shutil.rmtree(mine, ignore_errors=True)
+        lock_file.unlink(missing_ok=True)
+        lock.release()
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Remove the scratch folders of dead processes."""
+    for lock_file in root.glob("*.lock"):
+        with suppress(Timeout), FileLock(lock_file, blocking=False):
+            shutil.rmtree(lock_file.with_suffix(""), ignore_errors=True)
+            lock_file.unlink(missing_ok=True)
 
 
 def check_space(files: Iterable[RemoteFile]) -> None:

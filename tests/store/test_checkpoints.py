@@ -15,7 +15,7 @@ import torch
 
 from dpt_ray.cluster.continuation import continue_shorter
 from dpt_ray.store import cache
-from dpt_ray.store.artifact import Artifact, Publication, Store
+from dpt_ray.store.artifact import Artifact, Store
 from dpt_ray.store.checkpoints import checkpoint_names, load_checkpoint, save_checkpoint
 from dpt_ray.training.log import read_log
 from tests.helpers.latents import make_latents
@@ -41,7 +41,7 @@ KILLED = """
         if moment == "writing":
             safetensors.torch.save_file = writing
         elif moment == "written":
-            artifacts.Publication._publish = die
+            artifacts.Artifact._put = die
         else:
             artifacts.Artifact.write_json = die
         save_checkpoint(artifacts.Artifact(sys.argv[1] + moment), 5, {"w": torch.zeros(9)}, {"step": 5})
@@ -124,14 +124,14 @@ def copy_of(latents, number):
 def killed_at_write(patch, moment, task):
     """Takes over a shorter training, and is killed in the write of that number, if there is one."""
     writes = itertools.count()
-    real = Publication._publish
+    real = Artifact._put
 
-    def publish(self):
+    def publish(self, *written):
         if next(writes) == moment:
             raise Killed
-        real(self)
+        real(self, *written)
 
-    patch.setattr(Publication, "_publish", publish)
+    patch.setattr(Artifact, "_put", publish)
     try:
         continue_shorter(task)
     except Killed:
