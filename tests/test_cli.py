@@ -227,7 +227,7 @@ def test_a_plan_names_the_input_that_is_another(dpt, tmp_path):
     _, out, _ = dpt("plan", DIGITS, output)
     Store(str(tmp_path)).remove(*row(out, "labels")[1].split("/"))
     _, out, _ = dpt("plan", DIGITS, output)
-    assert row(out, "labels")[3:] == ["to do", "index is another"]
+    assert row(out, "labels")[3:] == ["to do", "index differs"]
 
 
 def test_status_shows_what_is_published(dpt, tmp_path):

@@ -1,4 +1,4 @@
-"""A training takes over a finished one of fewer steps."""
+"""Continue a finished training that differs only in having fewer steps."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CONTINUED = "continued.json"
 
 
 def continue_shorter(task: Task[Optimisation]) -> Facts:
-    """Take over the last checkpoint of a finished training that differs in having fewer steps only.
+    """Take over the last checkpoint of a finished training that differs only in having fewer steps.
 
-    With a constant learning rate its weights are those that this training would have at that step; with
-    another schedule they are not, and all steps are made. Returns what was done, for the manifest.
+    With a constant learning rate its weights equal this training's at that step; with another schedule
+    they do not, and all steps are trained. Return what was done, for the manifest.
     """
     out, settings = task.out, task.settings
     if checkpoint_names(out):
@@ -30,16 +30,16 @@ def continue_shorter(task: Task[Optimisation]) -> Facts:
         return {}
     steps, digest, source = max(shorter, key=lambda found: found[:2])
     if settings.lr_schedule != "constant":
-        reason = f"lr_schedule {settings.lr_schedule} is another one with other steps"
-        logging.getLogger("dpt_ray").info("%s: the %d steps are not reused: %s", digest, steps, reason)
-        return {"not_continued": f"{steps} steps of {digest} are made anew: {reason}"}
+        reason = f"lr_schedule {settings.lr_schedule} depends on steps"
+        logging.getLogger("dpt_ray").info("%s: its %d steps are not reused: %s", digest, steps, reason)
+        return {"not_continued": f"{steps} steps of {digest} are not reused: {reason}"}
     name = checkpoint_names(source)[-1]
-    every = settings.log_every  # the shorter training logged its last step in any case
+    every = settings.log_every  # the shorter training always logged its last step
     records = [r for r in read_log(source) if r["step"] <= int(name) and r["step"] % every == 0]
     out.write_bytes(LOG, "".join(json.dumps(record) + "\n" for record in records).encode())
     continued: Facts = {"continued_from": digest, "continued_at_step": int(name)}
     out.write_json(CONTINUED, continued)
-    for suffix in (".safetensors", ".json"):  # the JSON last of all: with it the training begins there
+    for suffix in (".safetensors", ".json"):  # the JSON last: it publishes the checkpoint
         file = f"{CHECKPOINTS}/{name}{suffix}"
         with out.writing(file) as path:
             source.fs.get_file(source.path(file), str(path))

@@ -1,4 +1,4 @@
-"""Ray's metrics of a training, for Prometheus and Grafana."""
+"""Ray metrics of a training, for Prometheus and Grafana."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GAUGES = ("loss", "images_per_s", "data_wait")
 
 
 def ray_gauges(stage: str) -> dict[str, Gauge]:
-    """Return the gauges `ray_dpt_training_loss` and so on, tagged by stage."""
+    """Return the gauges `ray_dpt_training_loss`, ..., tagged by stage."""
     from ray.util.metrics import Gauge
 
     gauges = {

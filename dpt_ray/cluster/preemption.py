@@ -1,4 +1,4 @@
-"""Notices that a machine of the training will be taken away: a checkpoint before it goes."""
+"""Checkpoints before a preempted machine is taken away."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class Notices:
-    """Asks for a checkpoint when a node of this training is about to go, and again until it does.
+    """Request a checkpoint when a node of this training is being preempted, and again until it is gone.
 
-    Ray Train looks every 5 s whether nodes are being drained, lets the training go on until the deadline
-    of the notice, and starts it again on the nodes that are left. What was made since the last checkpoint
-    is lost, so one is due every AGAIN seconds.
+    Ray Train checks every 5 s whether nodes are being drained, lets the training continue until the
+    deadline of the notice, and restarts it on the remaining nodes. Steps since the last checkpoint are
+    lost, so one is requested every AGAIN seconds.
     """
 
     AGAIN = 10.0
@@ -26,15 +26,15 @@ class Notices:
         self._saved = -math.inf
 
     def saved(self) -> None:
-        """Tells that a checkpoint has just been made."""
+        """Note that a checkpoint was just saved."""
         self._saved = time.monotonic()
 
     def __call__(self) -> bool:
-        """Whether to save now, by rank 0's clock. All workers call it, and wait for each other: 2-17 ms."""
+        """Return whether to save now, by rank 0's clock. A barrier of all workers (2 to 17 ms)."""
         import ray.train
 
         notice = ray.train.get_preemption_info()
-        if notice != self._notice:  # the first one, or one more node
+        if notice != self._notice:  # the first notice, or one for another node
             self._notice, self._saved = notice, -math.inf
         due = time.monotonic() - self._saved > self.AGAIN
         return self._rank == 0 and notice is not None and due

@@ -1,4 +1,4 @@
-"""The Ray cluster a run uses: joined where there is one, else started on this machine."""
+"""The Ray cluster of a run: an existing one is joined, else one is started on this machine."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from rich.console import Console
 from dpt_ray.config import ConfigError
 from dpt_ray.config.sections import Compute
 
-# glibc's allocator gives large blocks back to the kernel at once, and the next tensor faults its pages in
-# anew: 40% of a pass of the autoencoder on a CPU. So it keeps them, in one arena: the others never do.
+# By default glibc returns large blocks to the kernel at once, and the next tensor page-faults them in again:
+# 40% of the time of the autoencoder on a CPU. These settings keep the blocks, in one arena (only the main
+# arena can keep them).
 ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
 }
 
-CGROUP = Path("/sys/fs/cgroup/cpu.max")  # how many microseconds of CPU time in how many
+CGROUP = Path("/sys/fs/cgroup/cpu.max")  # quota and period of CPU time in microseconds
 
 _REMEDY = "lower compute.actor_cpus / actor_gpus, or set compute.autoscaling if nodes are added on demand"
 
 
 def connect(compute: Compute) -> float:
-    """Joins the cluster in RAY_ADDRESS or starts a local one; the seconds it took (0: joined before).
+    """Join the cluster in RAY_ADDRESS or start a local one; return the seconds (0 if already joined).
 
-    Authentication by token is always on: a local start would turn it on by itself and `ray start` would
-    not, and a half-set mode ends in refused connections.
+    Token authentication is always on: a local start turns it on by default, `ray start` does not, and
+    nodes in different modes refuse each other's connections.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table beside the display's
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune would print a table of its own
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
@@ -47,11 +48,11 @@ def connect(compute: Compute) -> float:
     local: dict[str, int | bool | None] = (
         {} if address else {"num_cpus": compute.cpus, "include_dashboard": False}
     )
-    if not address:  # a cluster's nodes have it from their `ray start`
+    if not address:  # the nodes of a cluster get it from their `ray start`
         for name, value in ALLOCATOR.items():
             os.environ.setdefault(name, value)
     with _native_output_hidden():
-        # "local": without an address Ray would join whatever `ray start` has left on this machine.
+        # "local": without an address Ray would join a cluster that an earlier `ray start` left running.
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     logging.getLogger("ray").setLevel(logging.ERROR)
     _quiet_data()
@@ -62,19 +63,19 @@ def connect(compute: Compute) -> float:
 
 
 def readers(compute: Compute) -> int:
-    """Return how many light tasks run at a time: by default one for each actor, four where it has a GPU.
+    """Return how many light tasks run at a time: by default one per actor, four per actor with a GPU.
 
-    A ViT-B/4 takes several hundred images a second on a GPU, and a core decodes two hundred
+    A ViT-B/4 consumes several hundred images per second on a GPU, and a core decodes about 200
     (benchmarks/decode.py).
     """
     return compute.readers or compute.actors * (4 if compute.actor_gpus else 1)
 
 
 def threads(compute: Compute, processes: int | None = None) -> int:
-    """Return the threads of each of so many workers, actors or tasks at a time; without, of this process.
+    """Return the threads of each of `processes` concurrent workers, actors or tasks; None: of this process.
 
-    By default they share the CPUs of all nodes of the connected cluster, and none has more than its node;
-    this process has the machine. Nodes that are still to come are not counted.
+    By default the processes share the CPUs of the connected cluster, and none has more than its node;
+    this process uses the whole machine. Nodes that may still join are not counted.
     """
     if compute.threads:
         return compute.threads
@@ -85,9 +86,9 @@ def threads(compute: Compute, processes: int | None = None) -> int:
 
 
 def usable_cpus() -> int:
-    """Return how many CPUs this process may use, those that a container is limited to."""
+    """Return how many CPUs this process may use, including the limit of a container."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # no control group of version 2, or no limit ("max")
+    with suppress(OSError, ValueError):  # no cgroup v2, or no limit ("max")
         quota, period = CGROUP.read_text().split()
         cpus = min(cpus, max(1, int(quota) // int(period)))
     return cpus
@@ -95,9 +96,9 @@ def usable_cpus() -> int:
 
 @contextmanager
 def _native_output_hidden() -> Iterator[None]:
-    """Keeps what Ray's C++ core writes to file descriptor 2 off the terminal; exceptions still come.
+    """Hide what Ray's C++ core writes to file descriptor 2; exceptions still propagate.
 
-    It announces its own log level there, and complains of how Ray Data makes its actors (ray #53727).
+    It prints its log level there, and a warning about the actors of Ray Data (ray #53727).
     """
     sys.stderr.flush()
     saved = os.dup(2)
@@ -117,16 +118,16 @@ def _quiet_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # else it is lost in Ray's own
-    # Ray Data logs the traceback of an error that it raises as well.
+    context.raise_original_map_exception = True  # else Ray wraps it and the cause is lost
+    # Ray Data logs the traceback of an error in addition to raising it.
     for name, level in (("data", logging.CRITICAL), ("train", logging.ERROR), ("tune", logging.ERROR)):
         logging.getLogger(f"ray.{name}").setLevel(level)
 
 
 def check_training(compute: Compute) -> None:
-    """Fails at once where Ray Train would start its workers over and over, without end or a word.
+    """Raise ConfigError where the cluster has no room for the workers; Ray Train would retry forever.
 
-    A worker asks for a GPU or, without `train_gpus`, for a CPU. On a cluster that grows it waits.
+    A worker needs a GPU with `train_gpus`, else a CPU. An autoscaling cluster is not checked.
     """
     least, key = compute.train_workers, "train_workers"
     if compute.min_train_workers:
@@ -135,13 +136,13 @@ def check_training(compute: Compute) -> None:
     room = sum(int(node.get(kind, 0)) for node in _nodes())
     if room < least and not compute.autoscaling:
         raise ConfigError(
-            f"compute.{key}: {least} training workers need a {kind} each, the Ray cluster has room for "
+            f"compute.{key}: {least} training workers need one {kind} each, and the Ray cluster has room for "
             f"{room}; lower it, or set compute.autoscaling if nodes are added on demand"
         )
 
 
 def _check_resources(compute: Compute) -> None:
-    """Fails at once where Ray would wait silently for resources that no node has."""
+    """Raise ConfigError where no node has the resources of an actor; Ray would wait silently."""
     if compute.autoscaling:
         return
     wanted = {"CPU": compute.actor_cpus, "GPU": compute.actor_gpus}
@@ -150,14 +151,14 @@ def _check_resources(compute: Compute) -> None:
         asked = " and ".join(f"{amount:g} {kind}" for kind, amount in wanted.items() if amount)
         most = " and ".join(f"{max((node[kind] for node in have), default=0):g} {kind}" for kind in wanted)
         raise ConfigError(
-            f"compute: an actor needs {asked} on one node, the nodes of the Ray cluster have {most} at most; "
-            f"{_REMEDY}"
+            f"compute: an actor needs {asked} on one node, and the nodes of the Ray cluster have {most} at "
+            f"most; {_REMEDY}"
         )
-    # Readers must be able to run beside the actors, or the pipeline starves (ray #44687).
+    # A reader needs room beside the actors, or the pipeline starves (ray #44687).
     needed, cpus = compute.actor_cpus + 0.25, sum(node["CPU"] for node in have)
     if cpus < needed:
         raise ConfigError(
-            f"compute: an actor and a reader need {needed:g} CPU, the Ray cluster has {cpus:g}; {_REMEDY}"
+            f"compute: an actor and a reader need {needed:g} CPU, and the Ray cluster has {cpus:g}; {_REMEDY}"
         )
 
 
@@ -168,16 +169,16 @@ def alive_nodes(compute: Compute) -> int:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """What each live node has in all, used or not."""
+    """Return the total resources of each live node."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def unused_gpus(compute: Compute, gpus: float) -> str:
-    """What to say of a cluster's GPUs that the configuration leaves idle, if there are any."""
+    """Return a note about GPUs of the cluster that the configuration leaves idle; "" if there are none."""
     settings = {
-        # In the driver's process a training takes what GPU that has.
+        # Training in the driver's process uses the driver's GPU.
         "compute.train_gpus=true": compute.train_gpus or not compute.train_workers,
         "compute.actor_gpus=1": compute.actor_gpus,
     }

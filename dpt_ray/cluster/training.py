@@ -1,7 +1,7 @@
-"""What the training stages share: Ray Train around the plain loop, and checkpoints that are ours.
+"""Training stages: Ray Train around the plain loop, with the project's own checkpoints.
 
-The published checkpoints in the artifact's folder are the only truth: whoever starts the training (a
-restarted worker, the same command again) looks there. Ray's report carries metrics and restarts.
+Every start of a training (a restarted worker, the same command again) resumes from the checkpoints in the
+artifact's folder and from nothing else. Ray's report carries metrics only.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from dpt_ray.training.loop import TrainSettings
     from dpt_ray.training.workload import Worker, Workload
 
-STOPPED = "stopped.json"  # why a training cannot go on, however often it is started
-ROLLBACK = "rollback.json"  # that the one rollback has been spent, and on which step
+STOPPED = "stopped.json"  # the reason of a failure that a restart would repeat
+ROLLBACK = "rollback.json"  # the one rollback that a training may make, once it is made
 
 
 S = TypeVar("S", bound=Optimisation)
@@ -49,11 +49,11 @@ OnWatch = Callable[[int, Mapping[str, "Tensor"]], Mapping[str, float]]
 
 
 def run(task: Task[S], function: TrainFunction[S]) -> Facts:
-    """Runs `function` on the configured number of workers; returns startup and memory facts.
+    """Run `function` on the configured number of workers; return start-up time, memory and loss.
 
-    Raises StageError, one line, for what no restart can mend: a loss that stays not finite or far too
-    high, a GPU whose memory is too small, a checkpoint of another model. Raises ConfigError for more
-    workers than the cluster has room for.
+    Raises StageError, one line, for what a restart would repeat: a loss that stays non-finite or far too
+    high, a GPU with too little memory, a checkpoint of another model. Raises ConfigError for more workers
+    than the cluster has room for.
     """
     started, steps = time.time(), int(task.settings.steps)
     if task.out.exists(STOPPED):  # of an earlier attempt
@@ -89,7 +89,7 @@ def run(task: Task[S], function: TrainFunction[S]) -> Facts:
     found: Facts = {
         "startup_seconds": round(facts["time"] - started, 3),
         "peak_memory_bytes": max(int(record["memory"]) for record in records),
-        # A last step may have been a bad one, which has changed no weight.
+        # The last step may have been a bad one, which changed no weight.
         "loss": next((r["loss"] for r in reversed(records) if math.isfinite(r["loss"])), None),
         "threads": facts["threads"],
     }
@@ -99,20 +99,20 @@ def run(task: Task[S], function: TrainFunction[S]) -> Facts:
 
 
 def _guarded(task: Task[S], worker: Worker, function: TrainFunction[S]) -> None:
-    """`function`, whose errors that every attempt would meet again are written down, not retried."""
+    """Call `function`; record the errors that every attempt would repeat, so that Ray does not retry them."""
     import torch
 
     from dpt_ray.training.guards import UnstableTraining
 
-    if task.out.exists(STOPPED):  # another worker's reason made Ray start all of them again
+    if task.out.exists(STOPPED):  # recorded by another worker, whose failure restarted all of them
         return
     try:
         function(task, worker)
-    except UnstableTraining as error:  # on all workers at the same step: none waits for another
+    except UnstableTraining as error:  # raised on all workers at the same step, so none waits
         task.out.write_json(STOPPED, {"reason": str(error)})
     except torch.cuda.OutOfMemoryError as error:
         said = str(error).splitlines()[0][:200]
-        reason = f"the GPU's memory is too small for this training ({said}); {_SMALLER[task.name]}"
+        reason = f"the GPU has too little memory for this training ({said}); {_SMALLER[task.name]}"
         task.out.write_json(STOPPED, {"reason": reason})
         raise  # the other workers wait for this one
     except ValueError as error:
@@ -120,7 +120,7 @@ def _guarded(task: Task[S], worker: Worker, function: TrainFunction[S]) -> None:
         raise
 
 
-# What needs less memory, by the trained node.
+# How to need less memory, by node.
 _SMALLER = {
     "denoiser": "set compute.gradient_accumulation (the same batch in parts), "
     "compute.gradient_checkpointing=true, compute.fsdp=true (with several training workers) or a smaller "
@@ -131,10 +131,10 @@ _SMALLER = {
 
 
 def _fit(task: Task[S], function: TrainFunction[S]) -> None:
-    """`function` under Ray Train, which is started again where it gives up after some progress.
+    """Run `function` under Ray Train; restart it if it gave up after a new checkpoint.
 
-    Ray counts the failures of a whole training; among machines that come and go only those in a row
-    without a new checkpoint say that something is wrong.
+    Ray counts the failures of a whole training. On preemptible machines only consecutive failures without
+    a new checkpoint mean that something is wrong.
     """
     import ray.train
 
@@ -149,7 +149,7 @@ def _fit(task: Task[S], function: TrainFunction[S]) -> None:
 
 
 def _attempt(task: Task[S], function: TrainFunction[S]) -> None:
-    """`function` under TorchTrainer. Its runs folder is scratch: Ray keeps its own state there."""
+    """Run `function` under TorchTrainer once. Ray's own state goes into a temporary folder."""
     import tempfile
 
     import ray.train
@@ -174,7 +174,7 @@ def _attempt(task: Task[S], function: TrainFunction[S]) -> None:
 
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: object) -> None:
-            """Leaves Ctrl-C to `dpt`: Ray's handler says nothing, and stays after the training."""
+            """Leave Ctrl-C to `dpt`: Ray's handler prints nothing and stays after the training."""
 
     with tempfile.TemporaryDirectory(prefix="dpt_ray-train-") as scratch:
         Trainer(
@@ -201,9 +201,9 @@ def fit(
 ) -> dict[str, Tensor] | None:
     """Train on this worker, from the newest published checkpoint on; return rank 0's EMA weights by name.
 
-    Where there are fewer workers than `compute.train_workers`, each accumulates more parts, so that none
-    needs more memory for it. `on_watch(step, ema)` is called on rank 0 every `watch_every` steps; the
-    numbers it returns go into the log's record of that step.
+    With fewer workers than `compute.train_workers` each accumulates more parts, so that it needs no more
+    memory. `on_watch(step, ema)` is called on rank 0 every `watch_every` steps; the numbers it returns are
+    added to the log record of that step.
     """
     from dpt_ray.training.guards import UnstableTraining
     from dpt_ray.training.loop import train
@@ -212,7 +212,7 @@ def fit(
     settings = _train_settings(task)
     peak = _begin(task, worker, workload, settings.precision)
     workload = _prepared(task.compute, worker, workload, settings.batch_size)
-    # Looked up before the first step, which no worker takes alone: all of them see the same.
+    # Read before the first step, at which all workers meet: all of them see the same.
     rollbacks_left = 0 if task.out.exists(ROLLBACK) else 1
     resume = load_checkpoint(task.out)
     gauges = ray_gauges(task.name) if worker.in_ray_train and worker.rank == 0 else {}
@@ -242,7 +242,7 @@ def _train_settings(task: Task[Optimisation]) -> TrainSettings:
 
 
 def _begin(task: Task[Optimisation], worker: Worker, workload: Workload, precision: str) -> float:
-    """Check the disk and publish when the training starts; return the matmul peak where MFU is logged."""
+    """Check the free disk space and publish the start time; return the matmul peak if MFU is logged."""
     import torch
 
     from dpt_ray.training.throughput import matmul_peak
@@ -258,11 +258,11 @@ def _begin(task: Task[Optimisation], worker: Worker, workload: Workload, precisi
 
 
 def _prepared(compute: Compute, worker: Worker, workload: Workload, batch_size: int) -> Workload:
-    """Return the workload compiled, distributed, and in the parts that so many workers leave to each."""
+    """Return the workload compiled, distributed, and with the accumulated parts of each worker."""
     model, unit = workload.model, workload.unit
     if compute.compile:
         for part in workload.blocks or [model]:  # equal blocks are compiled once
-            part.compile()  # in place: the names of the weights stay
+            part.compile()  # in place: the weights keep their names
     distributed = _distributed(model, workload.blocks, worker, compute.fsdp)
     asked = workload.gradient_accumulation * max(1, compute.train_workers)
     parts = min(-(-asked // worker.world_size), batch_size // unit // worker.world_size)
@@ -270,7 +270,7 @@ def _prepared(compute: Compute, worker: Worker, workload: Workload, batch_size: 
 
 
 def _distributed(model: nn.Module, blocks: Sequence[nn.Module], worker: Worker, fsdp: bool) -> nn.Module:
-    """Return the model on this worker's device and, with several workers, as a replica or in shards."""
+    """Return the model on this worker's device; with several workers as a DDP replica or sharded (FSDP2)."""
     from torch.nn.parallel import DistributedDataParallel
 
     from dpt_ray.training.sharding import shard
@@ -283,7 +283,7 @@ def _distributed(model: nn.Module, blocks: Sequence[nn.Module], worker: Worker, 
 
 
 class _Reporter:
-    """Publishes what the loop tells: log, checkpoints, and Ray's metrics."""
+    """Publish the records and checkpoints of the loop, and report metrics to Ray."""
 
     def __init__(
         self,
@@ -306,13 +306,13 @@ class _Reporter:
         self._log.add(record)
 
     def checkpoint(self, step: int, tensors: dict[str, Tensor] | None, meta: CheckpointMeta) -> None:
-        """Publish a checkpoint, which only rank 0 has; all workers wait here for each other."""
+        """Publish the checkpoint, which only rank 0 has; under Ray Train a barrier of all workers."""
         if tensors is not None:
             self._log.flush()
-            # One amid bad steps would be none to go back to.
+            # A checkpoint amid bad steps would be useless for a rollback.
             if not meta["bad_in_a_row"] and not meta["losses"]["high"]:
                 save_checkpoint(self._task.out, step, tensors, meta)
-        remove_copies(self._task.out)  # a step has been made since, so no worker is still loading them
+        remove_copies(self._task.out)  # a step has passed, so no worker is still loading them
         self.notices.saved()
         if self._worker.in_ray_train:
             import ray.train
@@ -320,10 +320,10 @@ class _Reporter:
             ray.train.report({"step": step, **self._log.last})
 
     def watch(self, step: int, ema: Mapping[str, Tensor]) -> None:
-        """Add what was seen in the averages to the newest record."""
+        """Add the measurements of the averaged weights to the newest record."""
         self._log.amend(self._on_watch(step, ema))
 
     def rolled_back(self, bad: int, good: int) -> None:
-        """Note that the training goes back from step `bad` to the checkpoint of step `good`."""
+        """Record the rollback from step `bad` to the checkpoint of step `good`."""
         self._task.out.write_json(ROLLBACK, {"from": bad, "to": good})
         self._log.cut(good, {"rolled_back_from": bad})

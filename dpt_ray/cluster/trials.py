@@ -26,7 +26,7 @@ def run_trials(
 ) -> float:
     """Run every trial, each publishing a shard of `out`; return the start-up time in seconds.
 
-    `run_trial(trial, threads)` returns what Tune shows. `total` counts the trials that are done already too.
+    `run_trial(trial, threads)` returns the metrics for Tune. `total` includes trials that are already done.
     Raises RuntimeError where a trial fails.
     """
     started = time.time()

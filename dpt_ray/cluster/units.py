@@ -1,4 +1,4 @@
-"""Work units streamed through Ray Data: reading tasks, pools of actors, and what their processes took."""
+"""Work units streamed through Ray Data, by tasks or by a pool of actors; their start-up time and memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Named(TypedDict):
-    """What every work unit has: the name of the shard that is made from it."""
+    """A work unit has the name of the shard that is made from it."""
 
     shard: str
 
@@ -40,8 +40,8 @@ class TaskOptions(TypedDict):
     compute: TaskPoolStrategy
 
 
-U = TypeVar("U")  # a work unit, a row of Ray Data
-D = TypeVar("D")  # what an actor is handed: the decoded unit, or the unit itself
+U = TypeVar("U")  # a work unit: a row of Ray Data
+D = TypeVar("D")  # the input of an actor: the decoded unit, or the unit itself
 R = TypeVar("R")
 Self = TypeVar("Self")
 UnitT = TypeVar("UnitT", bound=Named)
@@ -54,7 +54,7 @@ def run_tasks(
     compute: Compute,
     progress: Report,
 ) -> Facts:
-    """Do every unit by `work(threads)(unit)` in light tasks; return start-up time and memory peaks."""
+    """Run `work(threads)(unit)` on every unit in light tasks; return start-up time and memory peaks."""
     started = time.perf_counter()
     connect(compute)
     import ray.data
@@ -74,11 +74,11 @@ def run_actors(
     count: Callable[[ResultT], None] = lambda result: None,
     images: int | None = None,
 ) -> Facts:
-    """Do every unit by a pool of actors; return start-up time and memory peaks.
+    """Run every unit through a pool of actors; return start-up time and memory peaks.
 
-    `read(unit)` runs first, as a task (decoding, on any CPU), where it is given; then
-    `actor(**arguments(threads))(unit)`, which returns a `Result`. `count(result)` may end the pass.
-    Progress is told in images where it is known how many there are in all, else in shards.
+    `read(unit)`, if given, runs first as a task (decoding, on any CPU); its result goes to
+    `actor(**arguments(threads))(unit)`, which returns a `Result`. `count(result)` may raise to end the
+    pass. Progress counts images if their total `images` is given, else shards.
     """
     started = time.perf_counter()
     connect(compute)
@@ -99,13 +99,13 @@ def stream_units(
     arguments: Mapping[str, object],
     compute: Compute,
 ) -> Iterator[R]:
-    """Yield what the actors return, a row a unit.
+    """Yield the result of each unit.
 
-    A unit is one row and one block of Ray Data, so what is computed together never depends on which
-    actor was free, and a task holds no more than one.
-    Actors that die are restarted and their unit is done again; an exception ends the run. An actor is
-    called for two units at a time: it computes one (under a lock of its own) while the other is fetched
-    or published, so that a GPU does not wait for storage.
+    A unit is one row and one block of Ray Data, so the batches do not depend on which actor was free, and
+    a task holds one unit at most.
+    Actors that die are restarted and their unit is repeated; an exception ends the run. An actor is called
+    for two units concurrently: it computes one (under its own lock) while the other is fetched or
+    published, so that a GPU does not wait for storage.
     """
     import ray.data
 
@@ -129,9 +129,9 @@ def stream_units(
 
 
 def _light(compute: Compute) -> TaskOptions:
-    """Return the options of light tasks: `readers` at a time, never the actors' CPUs.
+    """Return the options of light tasks: at most `readers` at a time, on CPUs that the actors leave.
 
-    Without a bound every fraction of a CPU starts a worker process, and each of them imports anew.
+    Without a bound every fraction of a CPU starts a worker process, and each repeats the imports.
     """
     import ray.data
 
@@ -143,8 +143,8 @@ def _follow(
 ) -> Facts:
     """Drain results and report progress; return start-up time and memory peaks.
 
-    `started` is when the stage began, by `time.perf_counter`: what passed until the first unit's work
-    is start-up.
+    `started` is the start of the stage by `time.perf_counter`; start-up is the time from it to the work on
+    the first unit.
     """
     startup, peak, reader_peak = 0.0, 0, 0
     done, total, what = 0, images or units, "images" if images else "shards"
@@ -160,7 +160,7 @@ def _follow(
 
 
 def naming_shard(call: Callable[[Self, UnitT], R]) -> Callable[[Self, UnitT], R]:
-    """Let a unit's `__call__` name the shard in its errors: an error is all that comes back."""
+    """Decorate a unit's `__call__` to name the shard in its errors; Ray returns nothing but the error."""
 
     @wraps(call)
     def named(self: Self, unit: UnitT) -> R:

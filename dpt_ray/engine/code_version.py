@@ -1,4 +1,4 @@
-"""Which code made an artifact: recorded in its manifest, never hashed."""
+"""The version of the code, recorded in manifests and never hashed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import dpt_ray
 
 @cache
 def code_version() -> str:
-    """Return the git commit of the package's checkout, or its version, as of the first call."""
+    """Return the git commit of the package's checkout at the first call, or the package version."""
     checkout = Path(dpt_ray.__file__).resolve().parents[1]
-    # An installed package may lie inside of somebody else's repository.
+    # An installed package may be inside another project's repository.
     ours = _git(checkout, "rev-parse", "--show-toplevel") == str(checkout)
     return (ours and _git(checkout, "describe", "--always", "--dirty")) or version("dpt_ray")
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """Return what git prints; "" where it fails or is not installed."""
+    """Return the output of git, "" where it fails or is not installed."""
     try:
         shown = subprocess.run(
             ["git", "-C", str(folder), *arguments],

@@ -1,4 +1,4 @@
-"""How a node differs from what is published: the only reader of a manifest's settings."""
+"""Compare a node with published artifacts; the only reader of the settings in a manifest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dpt_ray.store.records import Manifest
 
 
 def why_not_done(node: Node, store: Store) -> str:
-    """Return how a node whose inputs are there differs from what is published, or that it is new."""
+    """Return how a node differs from the nearest published artifact, or that none is published."""
     others = [
         store.artifact(node.artifact_name, d, str(node.extent)) for d in store.digests(node.artifact_name)
     ]
@@ -21,7 +21,7 @@ def why_not_done(node: Node, store: Store) -> str:
 
 
 def same_but_for(node: Node, store: Store, setting: str) -> list[tuple[object, str, Artifact]]:
-    """Return (value of `setting`, digest, artifact) of what is published and differs in that setting only."""
+    """Return (value of `setting`, digest, artifact) of published artifacts that differ only in it."""
     mine = {key: value for key, value in node.hashed.items() if key != setting}
     found = []
     for digest in store.digests(node.artifact_name):
@@ -37,17 +37,15 @@ def same_but_for(node: Node, store: Store, setting: str) -> list[tuple[object, s
 
 
 def content_digest(artifact: Artifact) -> str:
-    """Return the SHA-256 of the file that an imported artifact was made from."""
+    """Return the SHA-256 of the file from which an artifact was imported."""
     return str(artifact.manifest["settings"]["sha256"])
 
 
 def _changes(node: Node, old: Manifest) -> list[str]:
-    """Return how a node differs from a published one; in one thing at least, or they would be the same."""
+    """Return how a node differs from a published artifact; at least one line."""
     inputs = node.references
     changes = differences(node.hashed, old["settings"])
     changes += [
-        f"{key} is another"
-        for key in {**inputs, **old["inputs"]}
-        if inputs.get(key) != old["inputs"].get(key)
+        f"{key} differs" for key in {**inputs, **old["inputs"]} if inputs.get(key) != old["inputs"].get(key)
     ]
     return changes or [f"algorithm version {node.version}, published with {old['version']}"]

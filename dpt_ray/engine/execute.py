@@ -1,4 +1,4 @@
-"""Makes what is missing: one step after the other, each published whole, nothing made twice."""
+"""Execute the missing nodes of a run: step by step, each published atomically, none made twice."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from dpt_ray.store.records import Facts, Manifest
 
 @dataclass(frozen=True)
 class Step:
-    """Nodes that one pass makes together; mostly one."""
+    """The nodes that one pass over the data makes together; usually one."""
 
     nodes: tuple[Node, ...]
 
     @property
     def name(self) -> str:
-        """What a person reads."""
+        """The displayed name."""
         return self.nodes[0].group or self.nodes[0].name
 
 
 @dataclass
 class Outcome:
-    """What a run did: the nodes it made and those it found published."""
+    """The names of the nodes that a run made, and of those it found published."""
 
     made: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
 
 
 def steps(targets: Sequence[Node]) -> list[Step]:
-    """Return the steps to the targets, inputs first; nodes of a group become one step."""
+    """Return the steps that make the targets, inputs first; the nodes of a group are one step."""
     nodes = needed(targets)
     groups: dict[str, list[Node]] = {}
     for node in nodes:
@@ -59,8 +59,8 @@ def steps(targets: Sequence[Node]) -> list[Step]:
         sorter.prepare()
     except CycleError as error:
         names = sorted(set(error.args[1]))
-        raise ValueError(f"the groups {names} wait for each other") from error
-    # Of the steps that are ready the one that the flow names first: labels are checked before any training.
+        raise ValueError(f"the groups {names} depend on each other") from error
+    # Among the steps that are ready the first in the flow: labels are checked before any training.
     order: list[Step] = []
     ready: set[str] = set()
     position = list(groups).index
@@ -81,10 +81,10 @@ def execute(
     checks: Mapping[str, Callable[[Artifact], None]],
     room: Callable[[Node], float] = lambda node: 0.0,
 ) -> Outcome:
-    """Publishes the targets and all they need. Raises StageError naming the stage that failed.
+    """Publish the targets and everything they need. Raises StageError naming the stage that failed.
 
-    `checks` look at an artifact, by its node's name, before anything is made that comes after it.
-    `room(node)` bytes must be free, where the store is on this machine, before a node is made.
+    `checks`, by node name, are called with the artifact before any later step starts. Before a node is
+    made, `room(node)` bytes must be free on the disk of a local store.
     """
     outcome, plan = Outcome(), steps(targets)
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -96,7 +96,7 @@ def execute(
             _check(step, store, checks)
             continue
         with display.step(number, len(plan), step.name) as progress, ExitStack() as leases:
-            for node in sorted(missing, key=lambda node: node.digest):  # one order: no deadlock
+            for node in sorted(missing, key=lambda node: node.digest):  # a fixed order avoids deadlocks
                 leases.enter_context(Lease(node.artifact(store), display.waiting))
             missing = [node for node in missing if not node.artifact(store).published]
             if missing:
@@ -134,7 +134,7 @@ def _make(step: Step, store: Store, compute: Compute, run_started: str, progress
         for node in step.nodes
     ]
     stage = step.nodes[0].stage
-    code_version()  # what is run, and not what may be edited meanwhile
+    code_version()  # cached now: the checkout may be edited while the stage runs
     started, clock = datetime.now(UTC), time.perf_counter()
     try:
         facts = stage.make_together(tasks)

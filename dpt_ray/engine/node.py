@@ -1,11 +1,11 @@
-"""Stages and nodes: what a stage declares, what an artifact is made of, what a stage is handed.
+"""Stages, nodes and tasks: what a stage declares, what an artifact is made from, what a stage receives.
 
-A stage is a class without state: the artifact it makes, its settings and inputs, where it runs, its
-version. `make` is handed a `Task` and nothing else: it reads the artifacts that it has declared as
-inputs, never another stage's settings or a path of its own invention.
+A stage is a class without state that declares its artifact, settings, inputs, version and where it runs.
+Its `make` receives a `Task` and nothing else: it reads the artifacts that it declares as inputs, never
+another stage's settings or a guessed path.
 
-A node is one artifact of a run, as plain data. Its identity hashes its artifact's noun, the stage's
-version, its hashed settings and the identities of its hashed inputs. Nodes of one `group` are made
+A node is one artifact of a run, as plain data. Its identity hashes the artifact's name, the stage's
+version, the hashed settings and the identities of the hashed inputs. Nodes of one `group` are made
 together by one pass over the data.
 """
 
@@ -37,7 +37,7 @@ class NoSettings(Settings):
 
 
 class RunsOn(Enum):
-    """What of the cluster a stage works with."""
+    """Where a stage runs."""
 
     DRIVER = "the driver"
     READERS = "reading tasks"
@@ -50,9 +50,9 @@ class RunsOn(Enum):
 class Input:
     """An artifact that a stage reads.
 
-    `artifacts` are the nouns it may be. `hashed_as` is the name in the identity where that is older
-    than the input's. An input that is not `hashed` does not decide the result: it shows something, or
-    is itself what another input was made from.
+    `artifacts` are the allowed kinds. `hashed_as` is the input's name in the identity, where that is older
+    than the name in the code. An input that is not `hashed` does not affect the result: it is only shown,
+    or another input was made from it.
     """
 
     artifacts: tuple[str, ...]
@@ -62,7 +62,7 @@ class Input:
 
 
 def one_of(*artifacts: str, hashed_as: str = "", optional: bool = False, hashed: bool = True) -> Input:
-    """Return an input that is one of these artifacts."""
+    """Return an input that may be any of these artifacts."""
     return Input(artifacts, hashed_as, optional, hashed)
 
 
@@ -72,26 +72,26 @@ def reads(inputs: Mapping[str, Input]) -> Mapping[str, Input]:
 
 
 class Stage(ABC, Generic[S]):
-    """One artifact's maker."""
+    """How one kind of artifact is made."""
 
-    artifact: ClassVar[str]  # the noun: also the folder in the store
+    artifact: ClassVar[str]  # also the name of the folder in the store
     settings: ClassVar[type[Settings]] = NoSettings
     inputs: ClassVar[Mapping[str, Input]] = reads({})
     runs_on: ClassVar[RunsOn] = RunsOn.DRIVER
 
     @classmethod
     def version(cls, settings: S) -> int:
-        """Return the version of the algorithm, raised by hand where the same settings give another result."""
+        """Return the algorithm version; raise it when the same settings give another result."""
         return 1
 
     @classmethod
     @abstractmethod
     def make(cls, task: Task[S]) -> Facts:
-        """Write the payload of `task.out`; return what is to be known of it."""
+        """Write the payload of `task.out`; return the facts for its manifest."""
 
     @classmethod
     def make_together(cls, tasks: Sequence[Task[S]]) -> list[Facts]:
-        """Make the artifacts of one group; a stage that shares a pass over the data overrides it."""
+        """Make the artifacts of a group; overridden by stages that share one pass over the data."""
         return [cls.make(task) for task in tasks]
 
 
@@ -101,27 +101,27 @@ AnyStage = type[Stage[Any]]
 
 @dataclass(frozen=True)
 class Extent:
-    """How much of a growing artifact is meant: it is not part of that artifact's own identity.
+    """How much of a growing artifact is used; not part of that artifact's identity.
 
-    It is part of the identity of what is made from that much of it, unless that grows along with it.
+    It is part of the identity of what is made from it, unless that grows along.
     """
 
     images_per_class: int | None = None
     images: int | None = None
 
     def __str__(self) -> str:
-        """The name of the extent's manifest and, after an @, of the artifact's reference."""
+        """Return the suffix of the manifest's name and, after "@", of the artifact's reference."""
         parts = {"k": self.images_per_class, "n": self.images}
         return "-".join(f"{letter}{count}" for letter, count in parts.items() if count)
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One artifact to be.
+    """One artifact of a run, published or not.
 
-    `hashed` settings decide the result, `unhashed` ones (paths of hashed files, intervals of saving) do
-    not. `unreadable` is what is wrong with a file of the user's that belongs to the settings, in one
-    line: such a node has no identity, and stops only those who ask for it.
+    `hashed` settings affect the result; `unhashed` ones (paths of hashed files, save intervals) do not.
+    `unreadable` is the one-line error of a file in the settings that cannot be read: such a node has no
+    identity, and only runs that need it fail.
     """
 
     name: str
@@ -147,10 +147,9 @@ class Node:
         extent: Extent | None = None,
         group: str = "",
     ) -> Node:
-        """Return a node, its inputs checked against what the stage declares.
+        """Return a node after checking its inputs against the declared ones.
 
-        `content` digests the files among the settings; what it says of one that it cannot read
-        (ConfigError) becomes `unreadable`.
+        `content` returns the digest of a file in the settings; its ConfigError becomes `unreadable`.
         """
         _check_inputs(name, stage, inputs)
         unreadable = ""
@@ -169,7 +168,7 @@ class Node:
 
     @property
     def artifact_name(self) -> str:
-        """The noun of what is made."""
+        """The kind of the artifact."""
         return self.stage.artifact
 
     @property
@@ -179,13 +178,13 @@ class Node:
 
     @cached_property
     def missing(self) -> str:
-        """Why this node cannot be made: the first unreadable file among what it needs; "" where none is."""
+        """The error of the first unreadable file that this node depends on, "" where there is none."""
         found = (node.missing for node in self.inputs.values() if node.missing)
         return self.unreadable or next(found, "")
 
     @property
     def hashed_inputs(self) -> dict[str, Node]:
-        """The inputs that decide the result, by the name that the identity knows them by."""
+        """The hashed inputs by their names in the identity."""
         declared = self.stage.inputs
         return {
             declared[key].hashed_as or key: node for key, node in self.inputs.items() if declared[key].hashed
@@ -193,15 +192,15 @@ class Node:
 
     @property
     def references(self) -> dict[str, str]:
-        """STAGE/IDENTITY of each hashed input, as a manifest records them."""
+        """STAGE/IDENTITY of each hashed input, as recorded in the manifest."""
         return {key: f"{node.artifact_name}/{node.reference}" for key, node in self.hashed_inputs.items()}
 
     @cached_property
     def digest(self) -> str:
-        """The identity hash: the folder's name in the store. Raises ConfigError where a file is missing."""
+        """The identity hash, also the folder's name in the store. Raises ConfigError for a missing file."""
         if self.missing:
             raise ConfigError(self.missing)
-        # What grows along with its inputs is the same artifact at every extent.
+        # An artifact that grows along with its inputs has one identity at every extent.
         grows = self.extent != Extent()
         inputs = {key: node.digest if grows else node.reference for key, node in self.hashed_inputs.items()}
         return identity(self.artifact_name, self.version, self.hashed, inputs)
@@ -213,7 +212,7 @@ class Node:
         return f"{self.digest}@{extent}" if extent else self.digest
 
     def artifact(self, store: Store) -> Artifact:
-        """Return where the artifact is, or will be."""
+        """Return the artifact, published or not."""
         return store.artifact(self.artifact_name, self.digest, str(self.extent))
 
 
@@ -233,7 +232,7 @@ def _check_inputs(name: str, stage: AnyStage, inputs: Mapping[str, Node]) -> Non
 
 @dataclass(frozen=True)
 class Task(Generic[S_co]):
-    """What a stage is handed: where to write, what to read, how to run, whom to tell."""
+    """What a stage receives: its output, inputs and settings, how to run, and where to report progress."""
 
     node: Node
     settings: S_co
@@ -245,12 +244,12 @@ class Task(Generic[S_co]):
 
     @property
     def name(self) -> str:
-        """The node's name, as a person reads it."""
+        """The node's name."""
         return self.node.name
 
 
 def needed(targets: Iterable[Node]) -> list[Node]:
-    """Return the targets and all that making them needs, each once, inputs first."""
+    """Return the targets and their dependencies, each once, inputs first."""
     found: set[Node] = set()
     waiting = list(targets)
     while waiting:
@@ -258,5 +257,5 @@ def needed(targets: Iterable[Node]) -> list[Node]:
         if node not in found:
             found.add(node)
             waiting += node.inputs.values()
-    # A node is made of nodes that exist already: in the order of their creation inputs come first.
+    # Inputs are created before the nodes that use them.
     return sorted(found, key=lambda node: node.number)

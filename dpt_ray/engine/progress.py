@@ -1,4 +1,4 @@
-"""What a person sees while stages run: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of running stages: a bar on a terminal, a line every 30 s elsewhere."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rich.text import Text
 
 
 class Report(Protocol):
-    """Tells how far a stage is: `done` of `total` of what (rows, steps, ...), and in training the loss."""
+    """A callback for the progress of a stage: `done` of `total` `what` (images, steps, ...), and the loss."""
 
     def __call__(self, done: int, total: int, what: str = "", loss: float | None = None) -> None:
-        """Take the newest numbers."""
+        """Report the current numbers."""
 
 
 def silent(done: int, total: int, what: str = "", loss: float | None = None) -> None:
-    """Report to nobody."""
+    """Report nothing."""
 
 
 class Reached(NamedTuple):
@@ -32,8 +32,8 @@ class Reached(NamedTuple):
     loss: float | None = None
 
 
-# Seconds between two looks at how far a stage is: into a folder, and into a remote store, where each look
-# is a request and the download of a training's whole log.
+# Seconds between polls of a stage's progress: in a local folder, and on a remote store, where each poll is a
+# request and downloads a training's whole log.
 POLL, REMOTE_POLL = 1.0, 15.0
 
 LINE_EVERY = 30.0  # seconds between the lines of a stage where there is no terminal
@@ -43,13 +43,13 @@ LINE_EVERY = 30.0  # seconds between the lines of a stage where there is no term
 def following(
     progress: Report, total: int, what: str, read: Callable[[], Reached], every: float = POLL
 ) -> Iterator[None]:
-    """Report every so many seconds how far `read()` says that the work in the block has come.
+    """Report the progress of the block, polled with `read()` every `every` seconds.
 
-    While `read` fails, as where a storage is away for a moment, nothing new is reported.
+    Nothing is reported while `read` fails, for example because the storage is unavailable.
     """
 
     def look() -> None:
-        with suppress(Exception):  # each kind of storage has errors of its own
+        with suppress(Exception):  # each storage raises errors of its own
             reached = read()
             progress(reached.done, total, what, reached.loss)
 
@@ -60,7 +60,7 @@ def following(
 
 @contextmanager
 def _repeating(act: Callable[[], None], every: float) -> Iterator[None]:
-    """Call `act` in a thread every so many seconds while the block runs."""
+    """Call `act` in a thread every `every` seconds while the block runs."""
     stop = threading.Event()
 
     def repeat() -> None:
@@ -77,7 +77,7 @@ def _repeating(act: Callable[[], None], every: float) -> Iterator[None]:
 
 
 def describe(task: Task) -> str:
-    """Return how far a step is, in words: done of all, rate, loss, time left."""
+    """Return the progress of a step as text: done of total, rate, loss, time left."""
     total, done, loss = task.total, task.completed, task.fields["loss"]
     if not total:
         return f"running for {duration(task.elapsed or 0.0)}"
@@ -93,9 +93,9 @@ def describe(task: Task) -> str:
 
 
 def _speed(task: Task) -> float:
-    """Return how much is done a second, until now and not until the last report; 0 where nothing is known.
+    """Return the rate per second until now (not until the last report); 0 where it is unknown.
 
-    What was there before is not counted, nor the time until the first that came to it: the start.
+    Work from before this run is not counted, nor the start-up until the first progress.
     """
     if not task.fields["first"]:
         return 0.0
@@ -105,7 +105,7 @@ def _speed(task: Task) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    """Return a duration for display: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -123,7 +123,7 @@ def _rate(speed: float) -> str:
 
 
 class _Described(ProgressColumn):
-    """A column of `describe`."""
+    """A column with the text of `describe`."""
 
     def render(self, task: Task) -> Text:
         """Return the column of one step."""
@@ -138,11 +138,11 @@ class Display:
         self._told_to_wait = False
 
     def reused(self, number: int, total: int, name: str) -> None:
-        """Tell that a step's artifacts are there already."""
+        """Print that a step's artifacts are already published."""
         self.console.print(f"[dim][{number}/{total}] {name}: done before[/dim]", highlight=False)
 
     def waiting(self, holder: str) -> None:
-        """Tell once that another process is making the same artifact."""
+        """Print once that another process is making the same artifact."""
         if not self._told_to_wait:
             self.console.print(
                 f"waiting: another run is making this ({holder})", highlight=False, markup=False
@@ -151,7 +151,7 @@ class Display:
 
     @contextmanager
     def step(self, number: int, total: int, name: str) -> Iterator[Report]:
-        """Show a step while it runs; give the function that reports how far it is."""
+        """Show a step while it runs; yield the function that reports its progress."""
         started = time.monotonic()
         self._told_to_wait = False
         is_terminal = self.console.is_terminal
@@ -175,7 +175,7 @@ class Display:
         def line() -> None:
             self._line(f"[{number}/{total}] {name}: {describe(task)}")
 
-        # The lines also tell of a stage that starts, and of one that reports nothing.
+        # The lines also show a stage that is starting, or that reports nothing.
         with live, nullcontext() if is_terminal else _repeating(line, LINE_EVERY):
             yield report
         seconds = time.monotonic() - started

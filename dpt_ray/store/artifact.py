@@ -1,8 +1,8 @@
 """Artifacts, the outputs of stages: identity, location and atomic publication.
 
 An artifact is a folder `store/STAGE/HASH/`. Its shards are published one by one (payload first, then a
-small manifest) and the artifact itself by its manifest, written last. Readers trust manifests only, so
-partial or duplicate attempts are never visible. An artifact that can grow (generated images) has one
+small manifest) and the artifact itself by its manifest, written last. Readers follow manifests
+only, so partial and duplicate attempts are never visible. An artifact that can grow (samples) has one
 manifest per extent in the same folder, and the extents share shards.
 """
 
@@ -123,7 +123,7 @@ class Artifact:
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest of a published artifact."""
+        """Return the manifest of a published artifact."""
         return cast(Manifest, self.read_json(self.manifest_name))
 
     def read_bytes(self, name: str) -> bytes:
@@ -197,7 +197,7 @@ class Artifact:
 
     def local_file(self, name: str) -> Path:
         """Return a local path with the content of a file: the file itself, or a copy of a remote one."""
-        if self.is_local:  # called often, so existence is left to the reader to find
+        if self.is_local:  # called often, so the existence is not checked here
             return Path(self.path(name))
         return local_copy(self.file_uri(name))
 
@@ -206,10 +206,11 @@ class Artifact:
     def publish_shard(
         self, key: str, suffix: str, rows: int, write: Callable[[Path], None], **facts: Any
     ) -> Shard:
-        """Writes a shard under a name of this attempt's own, then its manifest; returns that.
+        """Publish a shard, then its manifest; return the manifest.
 
-        `write(path)` writes the payload. The first complete attempt stays: if the shard is published
-        already, nothing is written; if it was published meanwhile, this attempt's payload is removed.
+        `write(path)` writes the payload, under a name of this attempt. The first complete attempt wins: if
+        the shard is published already, nothing is written; if it was published meanwhile, this attempt's
+        payload is removed.
         """
         manifest_name = f"{SHARDS}/{key}.json"
         if self.exists(manifest_name):
@@ -233,7 +234,7 @@ class Artifact:
         return entry
 
     def shards(self) -> dict[str, Shard]:
-        """The published shards in the folder, by key."""
+        """Return the published shards in the folder by key."""
         if not self.fs.exists(self.path(SHARDS)):
             return {}
         names = [n for n in self.fs.ls(self.path(SHARDS), detail=False) if n.endswith(".json")]
@@ -242,16 +243,16 @@ class Artifact:
         return {entry["shard"]: entry for entry in entries}
 
     def listed_shards(self) -> list[Shard]:
-        """The shards that the published manifest (of this extent) names, in its order."""
+        """Return the shards in the published manifest of this extent, in its order."""
         return list(self.manifest["shards"])
 
     def open_shard(self, shard: Shard, open_file: Callable[[Path], T]) -> T:
-        """`open_file(path)` of a shard's payload, where it lies or in this node's copy of it."""
+        """Return `open_file(path)` of a shard's payload: of the file itself or of this node's copy."""
         remote = self.remote_shard(shard)
         return remote.opened(open_file) if remote else open_file(Path(self.path(shard["file"])))
 
     def remote_shard(self, shard: Shard) -> RemoteFile | None:
-        """The payload of a shard that is not on this machine; None of one that is."""
+        """Return the payload of a shard on a remote store, None for a local one."""
         if self.is_local:
             return None
         return RemoteFile(self.fs, self.path(shard["file"]), shard["sha256"], shard["bytes"])
@@ -264,12 +265,12 @@ class Artifact:
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         if needed > shutil.disk_usage(there).free:
             raise ValueError(
-                f"{folder}: about {needed / 1e9:.1f} GB are to be written, and the disk has "
+                f"{folder}: about {needed / 1e9:.1f} GB will be written, but the disk has "
                 f"{_free_gb(there):.1f} GB free; free some, or set output to a folder with more"
             )
 
     def publish(self, manifest: Manifest) -> None:
-        """Writes the last manifest: from now on the artifact exists."""
+        """Publish the manifest: from now on the artifact exists."""
         self.write_json(self.manifest_name, dict(manifest))
 
 

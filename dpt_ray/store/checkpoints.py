@@ -1,4 +1,4 @@
-"""Checkpoints in an artifact's folder: published atomically, the newest two kept."""
+"""Checkpoints in an artifact's folder: published atomically; the newest two are kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEPT_CHECKPOINTS = 2
 def save_checkpoint(out: Artifact, step: int, tensors: dict[str, Tensor], meta: CheckpointMeta) -> None:
     """Publish a checkpoint (tensors first, then its JSON) and remove all but the newest two.
 
-    There is one writer, so other unfinished files are those of a killed one; they are removed.
+    An artifact has one writer, so unfinished files are those of a killed one; they are removed.
     """
     from safetensors.torch import save_file
 
@@ -41,8 +41,10 @@ def check_room(out: Artifact, model: nn.Module) -> None:
     _remove_torn(out)
     # The kept checkpoints and the one being written, each with weights, EMA and Adam's two moments.
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    there = sum(out.fs.size(out.path(f"{CHECKPOINTS}/{name}.safetensors")) for name in checkpoint_names(out))
-    out.check_room((KEPT_CHECKPOINTS + 1) * 4 * weights - there)
+    present = sum(
+        out.fs.size(out.path(f"{CHECKPOINTS}/{name}.safetensors")) for name in checkpoint_names(out)
+    )
+    out.check_room((KEPT_CHECKPOINTS + 1) * 4 * weights - present)
 
 
 def load_checkpoint(out: Artifact) -> tuple[dict[str, Tensor], CheckpointMeta] | None:

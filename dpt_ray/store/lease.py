@@ -107,14 +107,14 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
-            with suppress(Exception):  # retry after any error, of which every storage has its own
-                if not self.held:  # taken over; atomic shards make two writers harmless
+            with suppress(Exception):  # retry; each storage raises errors of its own
+                if not self.held:  # taken over; shards are atomic, so two writers do no harm
                     return
                 self._artifact.write_bytes(NAME, self._content())
 
 
 def _holder(content: bytes) -> str:
-    """Return who holds a lease, for a person: its process and host."""
+    """Return the process and host in a lease, for display."""
     try:
         holder = json.loads(content)
     except ValueError:
@@ -126,7 +126,7 @@ def _is_dead(content: bytes) -> bool:
     try:
         holder = json.loads(content)
     except ValueError:
-        return False  # being written: it will be completed, or expire
+        return False  # still being written: it will be complete, or expire
     if holder["host"] != socket.gethostname():
         return False
     try:

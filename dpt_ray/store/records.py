@@ -1,6 +1,6 @@
-"""The records that published JSON files hold, by key: what crosses from one stage to another.
+"""The records in published JSON files: what one stage hands to another.
 
-They are plain JSON objects on disk and plain rows for Ray Data; a type checker knows their keys.
+They are plain JSON objects on disk and plain rows in Ray Data; their keys are checked by the type checker.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 
 class Shard(TypedDict):
-    """A published part of an artifact: its payload `file` below the artifact's folder."""
+    """A published part of an artifact; `file` is the payload, relative to the artifact's folder."""
 
     shard: str
     file: str
@@ -24,7 +24,7 @@ class Shard(TypedDict):
 
 
 class TrialShard(Shard):
-    """A trial of the sweep: its settings, what validation says of it, and its classifier as payload."""
+    """A trial of the sweep: its settings and validation results, with its classifier as payload."""
 
     method: str
     images_per_class: int | None
@@ -56,9 +56,9 @@ class CropFields(TypedDict):
 
 
 class Calibration(TypedDict):
-    """The temperature fitted on `n` validation images; the rest is there where n > 0.
+    """The temperature fitted on `n` validation images; the other keys exist where n > 0.
 
-    A bin is (mean confidence, accuracy, images).
+    A bin is (mean confidence, accuracy, number of images).
     """
 
     temperature: float
@@ -88,7 +88,7 @@ class CheckpointMeta(TypedDict):
 
 
 class Facts(TypedDict, total=False):
-    """What a stage tells of the artifact it made; each stage tells some of it."""
+    """What a stage reports about its artifact; each stage fills some of the keys."""
 
     rows: int
     bytes: int
@@ -117,7 +117,7 @@ class Facts(TypedDict, total=False):
     shape: list[int]
     quarantined: int
     unreadable: int
-    # generated and augmented images: how many shards were made this time
+    # samples: how many shards were made this time
     made: int
     # classifiers
     labelled: int
@@ -128,18 +128,18 @@ class Facts(TypedDict, total=False):
     validation_top1: float | None
     # pseudo-labels
     calibration: Calibration
-    # sweep: all trials, and the one that validation prefers of each method
+    # sweep: all trials, and the best on validation for each method
     trials: list[TrialShard]
     chosen: dict[str, TrialShard]
-    # probe, image metrics and evaluation: what their JSON file holds
+    # probe, image metrics and evaluation: the content of their JSON file
     result: dict[str, Any]
 
 
 class Manifest(Facts, total=False):
-    """The last file of an artifact: what it is, what it was made from, and the facts of its stage.
+    """The file that publishes an artifact: its identity, its inputs, and the facts of its stage.
 
-    `settings` are the hashed ones, `unhashed` the others; only the engine reads them. `inputs` are
-    STAGE/IDENTITY by the name that the identity hashes.
+    `settings` are the hashed settings, `unhashed` the others; only the engine reads them. `inputs` maps
+    the hashed name of each input to its STAGE/IDENTITY.
     """
 
     stage: str

@@ -69,13 +69,13 @@ def test_more_training_workers_than_there_is_room_for_are_refused_when_training_
         ({"train_workers": 4}, False),
         (
             {"train_workers": 5},
-            r"^compute\.train_workers: 5 training workers need a CPU each.* room for 4; low",
+            r"^compute\.train_workers: 5 training workers need one CPU each.* room for 4; low",
         ),
         ({"train_workers": 9, "min_train_workers": 4}, False),
         ({"train_workers": 9, "min_train_workers": 5}, r"^compute\.min_train_workers: 5 training workers"),
         ({"train_workers": 5, "autoscaling": True}, False),
         ({"train_workers": 2, "train_gpus": True}, False),  # a worker on a GPU asks for no CPU
-        ({"train_workers": 3, "train_gpus": True}, "3 training workers need a GPU each, .* room for 2"),
+        ({"train_workers": 3, "train_gpus": True}, "3 training workers need one GPU each, .* room for 2"),
     ],
 )
 def test_training_workers_are_counted_by_what_each_node_has_room_for(made_of, compute, refused):
@@ -110,7 +110,9 @@ def test_an_actor_has_to_fit_on_one_node(made_of, compute, refused):
 def test_a_reader_has_to_fit_beside_the_actor(made_of):
     made_of({"CPU": 1.0})
     stage_cluster._check_resources(Compute(actor_cpus=0.75))
-    with pytest.raises(ConfigError, match=r"an actor and a reader need 1\.25 CPU, the Ray cluster has 1;"):
+    with pytest.raises(
+        ConfigError, match=r"an actor and a reader need 1\.25 CPU, and the Ray cluster has 1;"
+    ):
         stage_cluster._check_resources(Compute(actor_cpus=1.0))
 
 

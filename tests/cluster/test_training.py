@@ -212,7 +212,7 @@ def test_a_cosine_schedule_is_trained_anew_with_more_steps_and_says_so(latents):
     latents.make("diffusion.steps=4", "diffusion.lr_schedule=cosine")
     manifest = latents.make("diffusion.steps=8", "diffusion.lr_schedule=cosine").out.manifest
     assert "continued_from" not in manifest
-    assert "lr_schedule cosine is another one with other steps" in manifest["not_continued"]
+    assert "lr_schedule cosine depends on steps" in manifest["not_continued"]
 
 
 # A training whose one step changes nothing.

@@ -17,7 +17,7 @@ def test_a_group_waits_for_the_inputs_of_all_its_members():
 def test_groups_that_wait_for_each_other_are_refused():
     one = toy_node("one", group="g")
     between = toy_node("between", one)
-    with pytest.raises(ValueError, match=r"\['between', 'g'\] wait for each other"):
+    with pytest.raises(ValueError, match=r"\['between', 'g'\] depend on each other"):
         steps([toy_node("two", between, group="g")])
 
 

@@ -39,7 +39,7 @@ def test_a_training_without_room_for_three_checkpoints_stops_before_its_first_st
     size = checkpoint_bytes(latents.make("diffusion.steps=4"))
     task = latents.task("diffusion.steps=4", "diffusion.seed=1")
     free(int(2.9 * size))
-    with pytest.raises(StageError, match=rf"^{task.out.uri}: about 0.0 GB are to be written.* set output"):
+    with pytest.raises(StageError, match=rf"^{task.out.uri}: about 0.0 GB will be written.* set output"):
         Denoiser.make(task)
     assert not task.out.exists("log.jsonl")
     free(int(3.1 * size))
@@ -124,7 +124,7 @@ def test_a_stage_whose_outputs_do_not_fit_stops_before_it_starts(tmp_path, tiny_
     labels.artifact(store).publish({})
     moments = images * 2 * 64 * 2  # mean and logvar of 64 pixels, float16
     free(moments - 1)
-    with pytest.raises(StageError, match=rf"{nodes['moments'].digest}: about 0.0 GB are to be written"):
+    with pytest.raises(StageError, match=rf"{nodes['moments'].digest}: about 0.0 GB will be written"):
         make(config, "moments")
     needed = _bytes_to_write(config, nodes, store, nodes["moments"])
     assert needed == moments
