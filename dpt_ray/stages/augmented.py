@@ -1,7 +1,7 @@
-"""augment: random views of the labelled images, as many as there are generated ones (a control).
+"""augment: random views of the labelled images, as many as there are generated images (a control).
 
-If a classifier gains as much from these as from generated images, the denoiser added nothing. Shards are
-made by tasks, which read and decode the labelled images of a shard and no other image.
+If a classifier gains as much from these as from generated images, the denoiser added nothing. Each shard is
+made by a task that reads and decodes only the labelled images of that shard.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from dpt_ray.data.units import collect_shards, decode_rows, find_rows
 from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
 from dpt_ray.store.records import Facts
 
-VIEWS = 64  # made at a time; a multiple of the positions that share a generator of random numbers
+VIEWS = 64  # per batch; a multiple of the positions that share a random generator
 
 
 class AugmentSettings(Settings):
-    """How views are drawn; how many is the extent's to say."""
+    """How views are drawn; the extent says how many."""
 
     strength: Positive
     image_size: Count
@@ -39,7 +39,7 @@ class AugmentSettings(Settings):
 
 
 class Augmented(Stage[AugmentSettings]):
-    """Views; view `index` of a class is of its (index mod n)-th labelled image."""
+    """Views; view `index` of a class shows its (index mod n)-th labelled image."""
 
     artifact = "augmented"
     settings = AugmentSettings
@@ -48,10 +48,10 @@ class Augmented(Stage[AugmentSettings]):
 
     @classmethod
     def make(cls, task: Task[AugmentSettings]) -> Facts:
-        """Publish the shards that are missing for the extent asked for."""
+        """Publish the missing shards of the extent."""
         by_class, rows = _labelled_images(task)
         images_per_class = task.node.extent.images_per_class
-        assert images_per_class is not None  # the flow gives this node's extent
+        assert images_per_class is not None  # set by the flow
         units = class_ranges(images_per_class, task.settings.indices_per_shard, len(by_class))
         done = task.out.shards()
         missing = [unit for unit in units if unit["shard"] not in done]
@@ -67,7 +67,7 @@ class Augmented(Stage[AugmentSettings]):
 
 
 def _labelled_images(task: Task[AugmentSettings]) -> tuple[list[list[str]], pa.Table]:
-    """Return the ids of each class's labelled images, in the list's order, and their index rows."""
+    """Return the ids of each class's labelled images, in the order of the list, and their index rows."""
     table = pq.read_table(task.inputs["labels"].local_file(LABELS_FILE))
     names = task.inputs["index"].read_json("classes.json")
     by_class: list[list[str]] = [[] for _ in names]
@@ -76,13 +76,14 @@ def _labelled_images(task: Task[AugmentSettings]) -> tuple[list[list[str]], pa.T
     if not all(by_class):
         name = names[by_class.index([])]
         raise ConfigError(
-            f"evaluate.controls: class {name} has no labelled image to augment; label one, or set it to false"
+            f"evaluate.controls: class {name} has no labelled image to augment; label one, or set "
+            "evaluate.controls=false"
         )
     return by_class, find_rows(task.inputs["index"], table["id"].to_pylist())
 
 
 class AugmentUnit:
-    """Publishes the views of a shard."""
+    """Make the views of one shard."""
 
     def __init__(
         self, task: Task[AugmentSettings], by_class: list[list[str]], rows: pa.Table, threads: int = 1
@@ -96,7 +97,7 @@ class AugmentUnit:
 
     @naming_shard
     def __call__(self, unit: ClassRange) -> Result:
-        """Publishes the views of a range of indices x classes."""
+        """Publish the views of a range of indices x classes."""
         import torch
 
         torch.set_num_threads(self.threads)
@@ -115,12 +116,12 @@ class AugmentUnit:
         return {"seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory()}
 
     def _images(self, pairs: list[tuple[int, int]]) -> np.ndarray:
-        """The labelled images (n, H, W, C) uint8 of (class, index) pairs."""
+        """Return the labelled images (n, H, W, C) uint8 of (class, index) pairs."""
         chosen = [self._candidates(label, index)[0] for label, index in pairs]
         found = self._decode(chosen)
         images = []
         for identifier, (label, index) in zip(chosen, pairs, strict=True):
-            if identifier not in found:  # unreadable: the next one of its class is shown instead
+            if identifier not in found:  # unreadable: use the next one of its class
                 found |= self._decode(self._candidates(label, index))
             readable = [image for image in self._candidates(label, index) if image in found]
             if not readable:
@@ -129,18 +130,18 @@ class AugmentUnit:
         return np.stack(images)
 
     def _candidates(self, label: int, index: int) -> list[str]:
-        """A class's labelled images, from the (index mod n)-th on and round."""
+        """Return a class's labelled images, rotated to start at the (index mod n)-th."""
         ids = self.by_class[label]
         first = index % len(ids)
         return ids[first:] + ids[:first]
 
     def _decode(self, ids: list[str]) -> dict[str, np.ndarray]:
-        """The pixels of the images that can be read."""
+        """Return the pixels of the readable images by id."""
         rows = self.rows.filter(pc.is_in(self.rows["id"], value_set=pa.array(set(ids), pa.string())))
         return decode_rows(rows, self.crop, self.mode)
 
     def _views(self, images: np.ndarray, step: int, position: int) -> np.ndarray:
-        """One random view of each image (n, H, W, C) uint8, by its position in the shard."""
+        """Return one random view of each image (n, H, W, C) uint8, seeded by its position in the shard."""
         import torch
 
         from dpt_ray.learners.simclr import augment

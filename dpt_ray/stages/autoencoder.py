@@ -1,4 +1,4 @@
-"""import: a published autoencoder, or the identity, becomes a folder of this project's own."""
+"""import: convert a published autoencoder, or the identity, to this project's format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dpt_ray.store.records import CropFields, Facts
 
 
 class AutoencoderSettings(Settings):
-    """Which autoencoder, and of what images; its weights count by their content."""
+    """The autoencoder and the shape of its images; weights are hashed by content."""
 
     kind: Literal["identity", "kl"]
     weights: Annotated[str | None, HashedFile(key="autoencoder.weights")] = None
@@ -23,14 +23,14 @@ class AutoencoderSettings(Settings):
 
 
 class ImportedAutoencoder(Stage[AutoencoderSettings]):
-    """A frozen autoencoder; the identity trains on the pixels themselves."""
+    """A frozen autoencoder; with the identity the denoiser trains on pixels."""
 
     artifact = "autoencoder"
     settings = AutoencoderSettings
 
     @classmethod
     def make(cls, task: Task[AutoencoderSettings]) -> Facts:
-        """Publish the autoencoder's folder; weights that cannot be read are a ConfigError."""
+        """Publish the autoencoder's folder. Raises ConfigError for unreadable weights."""
         from dpt_ray.models.autoencoder import open_autoencoder
 
         settings = task.settings

@@ -1,4 +1,4 @@
-"""fit-classifier, retrain: the linear classifier of labelled images, without and with generated ones."""
+"""fit-classifier, retrain: the linear classifier on labelled images, without and with generated images."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Retrained(Stage[Retrain]):
 
 
 def _read(task: Task[Settings]) -> tuple[RealRows, Rows]:
-    """Return the rows of the validation and of the labelled images."""
+    """Return the validation rows and the labelled rows."""
     import torch
 
     torch.set_num_threads(threads(task.compute))
@@ -82,7 +82,7 @@ def _read(task: Task[Settings]) -> tuple[RealRows, Rows]:
 
 
 def _publish(task: Task[Settings], found: Fit, real: RealRows, n_labelled: int, n_more: int) -> Facts:
-    """Publish the classifier; return what is known of it without looking at the test images."""
+    """Publish the classifier; return its facts, none of which uses the test images."""
     unreadable = task.inputs["labels"].manifest["rows"] - n_labelled
     facts: Facts = {
         "rows": n_labelled + n_more,

@@ -1,4 +1,4 @@
-"""train-diffusion: stage 2, a class-conditional denoiser on moments joined with pseudo-labels by id."""
+"""train-diffusion: stage 2, a class-conditional denoiser on moments joined by id with pseudo-labels."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 INITIAL = "initial.safetensors"
 
-# (step, averaged weights of the denoiser) -> numbers for the log
+# (step, EMA weights of the denoiser) -> numbers for the log
 Look = Callable[[int, "Mapping[str, Tensor]"], dict[str, float]]
 
 
 class DenoiserSettings(Diffusion):
-    """The training; what is looked at meanwhile: how to sample, and the precision of the features."""
+    """The training; sampling and feature precision are those of previews and Frechet distances during it."""
 
     sampling: Annotated[SampleSettings | None, NotHashed] = None
     features_precision: Annotated[ResolvedPrecision | None, NotHashed] = None
@@ -48,7 +48,7 @@ DenoiserTask = Task[DenoiserSettings]
 
 
 class Denoiser(Stage[DenoiserSettings]):
-    """The averaged weights, and what is needed to sample from them."""
+    """The EMA weights and what sampling needs to know."""
 
     artifact = "denoiser"
     settings = DenoiserSettings
@@ -59,7 +59,7 @@ class Denoiser(Stage[DenoiserSettings]):
             "autoencoder": one_of("autoencoder"),
             "pseudo_labels": one_of("pseudo_labels", hashed_as="labels", optional=True),
             "true_labels": one_of("index", hashed_as="labels", optional=True),
-            "features": one_of("features", optional=True),  # where the denoiser is aligned with them
+            "features": one_of("features", optional=True),  # with diffusion.alignment
             "watched_features": one_of("features", optional=True, hashed=False),
             "encoder": one_of("encoder", optional=True, hashed=False),
         }
@@ -73,7 +73,8 @@ class Denoiser(Stage[DenoiserSettings]):
         _, height, width = task.inputs["autoencoder"].manifest["latent_shape"]
         if height % patch_size or width % patch_size:
             raise ConfigError(
-                f"diffusion.model.patch_size: {patch_size} does not divide the latents' side {height}"
+                f"diffusion.model.patch_size: {patch_size} does not divide the side {height} of the latents; "
+                "set a divisor"
             )
         labels, counts = _labels(task)
         if absent := [name for name, count in counts.items() if count == 0]:
@@ -92,7 +93,7 @@ class Denoiser(Stage[DenoiserSettings]):
 
 
 def _network(task: DenoiserTask) -> UViTConfig:
-    """Return the configuration of the network, which fits the latents and the classes."""
+    """Return the configuration of the network for these latents and classes."""
     from dpt_ray.models.uvit import UViTConfig
 
     channels, size, _ = task.inputs["autoencoder"].manifest["latent_shape"]
@@ -102,7 +103,7 @@ def _network(task: DenoiserTask) -> UViTConfig:
 
 
 def train(task: DenoiserTask, worker: Worker) -> None:
-    """Train on one worker, and publish on rank 0."""
+    """Train on one worker; publish the denoiser on rank 0."""
     with closing(MomentsReader(task.inputs["moments"])) as reader:
         _train(task, worker, reader)
 
@@ -133,7 +134,7 @@ def _train(task: DenoiserTask, worker: Worker, reader: MomentsReader) -> None:
         gradient_accumulation=task.compute.gradient_accumulation,
         order=images.order,
         blocks=[*denoiser.blocks],
-        # The backward pass costs two forward passes: a gradient by the weights and one by the input.
+        # A backward pass costs two forward passes: the gradients of the weights and of the input.
         flops_per_image=3 * flops(config),
     )
     ema = training.fit(task, worker, workload, math.gcd(*intervals) or None, look)
@@ -143,7 +144,7 @@ def _train(task: DenoiserTask, worker: Worker, reader: MomentsReader) -> None:
 
 
 class TrainingImages:
-    """The moments a denoiser trains on, each with its label and, for the alignment, its features."""
+    """The training images as moments with their labels and, for the alignment, their features."""
 
     def __init__(self, task: DenoiserTask, reader: MomentsReader) -> None:
         from dpt_ray.training.order import ShardWindows
@@ -160,7 +161,7 @@ class TrainingImages:
             _hold_all(reader)
 
     def load_batch(self, rows: np.ndarray, step: int) -> dict[str, Tensor]:
-        """Return moments, labels and features of the given rows."""
+        """Return the moments, labels and features of the given rows."""
         import torch
 
         if self.order:
@@ -176,7 +177,7 @@ class TrainingImages:
 
 
 def _step(task: DenoiserTask, config: UViTConfig) -> StepFn:
-    """Return the loss of a batch, as the settings define it."""
+    """Return the step function: the loss of a batch."""
     from dpt_ray.diffusion.schedules import SCHEDULES
     from dpt_ray.learners.denoise import denoise_step
 
@@ -204,9 +205,9 @@ def _description(task: DenoiserTask) -> Description:
 
 
 def _publish_initial(task: DenoiserTask, config: UViTConfig) -> None:
-    """Check the weights of `diffusion.init_from` against the network, and put them where workers look.
+    """Check the weights of `diffusion.init_from` against the network and publish them for the workers.
 
-    The label embedding of another number of classes is drawn anew but for its null row. Raises
+    For another number of classes the label embedding is re-initialised except for its null row. Raises
     ConfigError naming the keys that are missing, unexpected or of another shape.
     """
     if not (source := task.settings.init_from):
@@ -232,7 +233,7 @@ def _publish_initial(task: DenoiserTask, config: UViTConfig) -> None:
 
 
 def _initial_denoiser(task: DenoiserTask, config: UViTConfig) -> UViT:
-    """Return the network before its first step: the same on every worker."""
+    """Return the initial network, the same on every worker."""
     import torch
 
     from dpt_ray.models.uvit import UViT
@@ -253,7 +254,7 @@ def _features(task: DenoiserTask, name: str) -> TrainingFeatures:
 def _looks(
     task: DenoiserTask, config: UViTConfig, device: str, features: TrainingFeatures | None
 ) -> list[tuple[int, Look]]:
-    """Return what is looked at while the denoiser trains, and every how many steps."""
+    """Return the measurements made during training as (interval in steps, function) pairs."""
     from dpt_ray.learners.averaged_sampler import AveragedSampler
     from dpt_ray.learners.training_frechet import Extractor, TrainingFrechet
     from dpt_ray.report.preview import Preview
@@ -286,20 +287,20 @@ def _looks(
 
 
 def _hold_all(reader: MomentsReader) -> None:
-    """Wait until all moments are on this node."""
+    """Copy all moments to this node."""
     try:
         reader.hold(range(len(reader.sizes)))
         reader.wait()
     except ValueError as error:
-        remedy = "or set diffusion.shuffle_shards: then a node holds a part of the moments"
+        remedy = "or set diffusion.shuffle_shards, with which a node holds only part of the moments"
         raise ValueError(f"{error}, {remedy}") from error
 
 
 def _labels(task: DenoiserTask) -> tuple[np.ndarray, dict[str, int]]:
-    """Return the class id of each row of the moments, and how many rows each class has.
+    """Return the class id of each row of the moments, and the number of rows of each class.
 
-    A pseudo-label with less than `min_confidence` becomes the null class: its image teaches what images
-    are like, not what a class is.
+    A pseudo-label below `min_confidence` becomes the null class: its image trains only the unconditional
+    model.
     """
     settings = task.settings
     classes = task.inputs["index"].read_json("classes.json")

@@ -1,7 +1,7 @@
-"""pretrain: an encoder from the run's own images, and the referee that only measures.
+"""pretrain: an encoder trained on the run's own images, and the referee that only measures.
 
-The encoder (objective "simclr") sees the training images without labels. The referee ("supervised")
-sees their true labels; nothing but the evaluation ever reads its features.
+The encoder (objective "simclr") is trained on the training images without labels. The referee
+("supervised") is trained on their true labels; only the evaluation reads its features.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
     from dpt_ray.training.workload import Worker
 
-IN_MEMORY = 4 << 30  # bytes of decoded training images; more of them want a published encoder
+IN_MEMORY = 4 << 30  # bytes of decoded training images at most; beyond it use a published encoder
 
 
 class PretrainSettings(Pretrain):
-    """The training, what it is for, and the side of the images."""
+    """The training, its objective and the side of the images."""
 
     objective: Literal["simclr", "supervised"]
     image_size: Count
 
 
 class PretrainedEncoder(Stage[PretrainSettings]):
-    """A small convolutional encoder of the run's own images."""
+    """A small convolutional encoder trained on the run's own images."""
 
     artifact = "encoder"
     settings = PretrainSettings
@@ -59,7 +59,7 @@ class PretrainedEncoder(Stage[PretrainSettings]):
 
 
 def train(task: Task[PretrainSettings], worker: Worker) -> None:
-    """The training function of one worker."""
+    """Train on one worker; publish the encoder on rank 0."""
     import torch
 
     from dpt_ray.learners.simclr import ProjectedEncoder, simclr_step
@@ -89,7 +89,7 @@ def train(task: Task[PretrainSettings], worker: Worker) -> None:
         batch = {"image": _to_network(pixels[rows])}
         return batch | {"label": labels[rows]} if settings.objective == "supervised" else batch
 
-    # The backward pass costs two forward passes: a gradient by the weights and one by the input.
+    # A backward pass costs two forward passes: the gradients of the weights and of the input.
     flops = 3 * views * forward_flops(model, _to_network(pixels[:1]))
     workload = Workload(model, step_fn, load_batch, len(pixels), unit, flops_per_image=flops)
     ema = training.fit(task, worker, workload)
@@ -100,9 +100,9 @@ def train(task: Task[PretrainSettings], worker: Worker) -> None:
 
 
 def _load(task: Task[PretrainSettings]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels (n, H, W, C) of the training images in 0..255, and labels (-1: unknown).
+    """Return pixels (n, H, W, C) uint8 and labels (-1: unknown) of the training images.
 
-    They are kept as bytes and filled in unit by unit: each worker has them, and no more than one copy.
+    The array is filled unit by unit: a worker holds one copy.
     """
     import torch
 
@@ -123,12 +123,12 @@ def _load(task: Task[PretrainSettings]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _rows(index: Artifact) -> int:
-    """The training images, those that cannot be read too."""
+    """Return the number of training images, including unreadable ones."""
     return sum(unit["rows"] for unit in index.manifest["units"] if unit["split"] == "train")
 
 
 def _to_network(pixels: torch.Tensor) -> torch.Tensor:
-    """Network pixels (n, C, H, W) in [-1, 1]."""
+    """Return network pixels (n, C, H, W) in [-1, 1]."""
     return (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
 
 

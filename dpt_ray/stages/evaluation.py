@@ -1,7 +1,7 @@
-"""evaluate: stage 3 and its controls on the test images, on which no stage fits or chooses anything.
+"""evaluate: stage 3 and its controls on the test images; nothing is fitted or chosen on them.
 
-Their true labels are used here, in probe and for the report's pictures; features, pseudo-labels and
-Inception's statistics are made of them as of any image.
+Only this stage, the probe and the report's pictures read the true labels of the test images. Features,
+pseudo-labels and Inception statistics are computed for them as for any image.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from dpt_ray.learners.measure import measure
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts
 
-# The method that each of the sweep's choices is, in the order of the rows.
+# The sweep's key of each chosen setting and its method, in the order of the rows.
 CHOSEN = {
     "probe": "tuned_probe",
     "self_training": "self_training",
     "augmented": "augmented",
     "generated": "dpt",
 }
-# An encoder that measures, the inputs with its features of real and generated images, and what it is.
+# (encoder, its features of real images, its features of generated images) as inputs, and its description.
 EXTRACTORS = (
     (
         *("referee", "referee_features", "referee_sample_features"),
@@ -57,13 +57,13 @@ EXTRACTORS = (
 
 
 class EvaluationSettings(Settings):
-    """Stage 3's configured setting, for a note: the retrained classifier's identity has it."""
+    """Stage 3's configured setting, shown in a note; the retrained classifier's identity contains it."""
 
     retrain: Annotated[Retrain | None, NotHashed] = None
 
 
 class Evaluation(Stage[EvaluationSettings]):
-    """`evaluation.json`; every number carries how many images it rests on."""
+    """`evaluation.json`; every number comes with its number of images."""
 
     artifact = "evaluation"
     settings = EvaluationSettings
@@ -79,7 +79,7 @@ class Evaluation(Stage[EvaluationSettings]):
             "referee_features": one_of("features", optional=True),
             "referee_sample_features": one_of("features", optional=True),
             "image_metrics": one_of("image_metrics", optional=True),
-            # The features' identities hold their encoders'; what these say of themselves is shown.
+            # Not hashed: the identities of the features contain those of their encoders.
             "encoder": one_of("encoder", hashed=False),
             "referee": one_of("encoder", hashed=False, optional=True),
             "samples": one_of("samples", hashed=False),
@@ -88,12 +88,12 @@ class Evaluation(Stage[EvaluationSettings]):
 
     @classmethod
     def version(cls, settings: EvaluationSettings) -> int:
-        """Raised with what an evaluation holds."""
+        """Return 4; raised whenever the content of an evaluation changes."""
         return 4
 
     @classmethod
     def make(cls, task: Task[EvaluationSettings]) -> Facts:
-        """Measure every classifier and the generated images."""
+        """Evaluate every classifier and measure the generated images."""
         import torch
 
         torch.set_num_threads(threads(task.compute))
@@ -113,7 +113,7 @@ class Evaluation(Stage[EvaluationSettings]):
 
 @dataclass(frozen=True)
 class Measured:
-    """A method's classifier (C, dim) and what to note of its setting."""
+    """A method's classifier weights (C, dim) and a note on its setting."""
 
     method: str
     weights: np.ndarray
@@ -121,7 +121,7 @@ class Measured:
 
 
 def _classifiers(task: Task[EvaluationSettings]) -> list[Measured]:
-    """Return the controls, and stage 3 as configured and as chosen."""
+    """Return the classifiers of the controls, and of stage 3 as configured and as chosen."""
     retrain = task.settings.retrain
     if "retrained" not in task.inputs or retrain is None:
         return []
@@ -132,7 +132,7 @@ def _classifiers(task: Task[EvaluationSettings]) -> list[Measured]:
 
 
 def _chosen(sweep: Artifact) -> list[Measured]:
-    """Return the setting of each method that validation prefers."""
+    """Return the classifier of each method's best setting on validation."""
     found, trials = [], sweep.manifest["chosen"]
     for key, method in CHOSEN.items():
         if chosen := trials.get(key):
@@ -147,7 +147,7 @@ def _chosen(sweep: Artifact) -> list[Measured]:
 def _paired_gain(probe: Artifact, classifiers: Sequence[Measured], real: RealRows) -> Gain | None:
     """Return DPT's gain over the probe on the same test images, with its paired standard error.
 
-    Both are with the setting chosen on validation, or the configured one where nothing was chosen.
+    Both have the setting chosen on validation, or the configured one where nothing was chosen.
     """
     test = real.of_split("test")
     named = {"probe": load_classifier(probe)} | {found.method: found.weights for found in classifiers}
@@ -169,7 +169,7 @@ def _paired_gain(probe: Artifact, classifiers: Sequence[Measured], real: RealRow
 
 
 def _distances(task: Task[EvaluationSettings]) -> list[MetricRow]:
-    """Return two rows for each encoder that measures: generated images, and real ones as the floor."""
+    """Return two rows for each measuring encoder: generated images, and real images as the floor."""
     rows = []
     for encoder, real, generated, what in EXTRACTORS:
         if generated in task.inputs:
@@ -179,7 +179,7 @@ def _distances(task: Task[EvaluationSettings]) -> list[MetricRow]:
 
 
 def _image_metrics(task: Task[EvaluationSettings]) -> MetricsResult:
-    """Return rows of FID and its like, and what is left out and why."""
+    """Return FID and the other metrics, and why some are left out."""
     if "image_metrics" not in task.inputs:
         return {"rows": [], "left_out": [NOT_COMPUTED]}
     return read_metrics(task.inputs["image_metrics"])

@@ -1,10 +1,10 @@
-"""extract: one streaming pass and one decode per image, for all that is wanted of the same images.
+"""extract: one streaming pass with one decode per image, for all outputs of the same images.
 
-Each output is an artifact of its own: features by an encoder, or moments by an autoencoder (training
-images only). A work unit is read and decoded by a task and computed and written by an actor.
-Images that cannot be read are set aside in `quarantine.parquet`, and too many of them end the run.
-Numbers that are not finite end it at once: they are the model's fault or its precision's, rarely an
-image's, and a single such row spoils every fit and moment that it enters.
+An output is an artifact: the features of an encoder, or the moments of an autoencoder (training images
+only). A task reads and decodes a work unit; an actor computes and publishes it.
+Unreadable images are listed in `quarantine.parquet`, and too many of them end the run. Non-finite numbers
+end it at once: the cause is the model or its precision, rarely an image, and one such row corrupts every
+fit and mean that includes it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dpt_ray.models.autoencoder import Autoencoder
 
 QUARANTINE = "quarantine.parquet"
-NAMED = 5  # unreadable images that an error names
+NAMED = 5  # unreadable images named in an error
 
 IMAGES = one_of("index", "samples", "augmented")
 
@@ -49,13 +49,13 @@ class FeatureSettings(Settings):
 
 
 class MomentSettings(FeatureSettings):
-    """How moments are computed; `flips`: of the mirrored image as well."""
+    """How moments are computed; `flips` adds those of the mirrored image."""
 
     flips: bool
 
 
 class Features(Stage[FeatureSettings]):
-    """Rows of `id` and `feature`, of images of every split."""
+    """Rows of `id` and `feature` for the images of every split."""
 
     artifact = "features"
     settings = FeatureSettings
@@ -74,7 +74,7 @@ class Features(Stage[FeatureSettings]):
 
 
 class Moments(Stage[MomentSettings]):
-    """Rows of `id` and `moments` (mean and log-variance of the latents), of the training images."""
+    """Rows of `id` and `moments` (mean and log-variance of the latents) for the training images."""
 
     artifact = "moments"
     settings = MomentSettings
@@ -93,14 +93,14 @@ class Moments(Stage[MomentSettings]):
 
 
 class Extracted(Result):
-    """What an actor tells of a unit: which outputs it filled, and how many images could not be read."""
+    """The result of a unit: the outputs it was published to and its number of unreadable images."""
 
     wanted: list[str]
     bad: int
 
 
 class Wanted(TypedDict):
-    """A work unit, and the outputs (by name) that it is missing in."""
+    """A work unit and the names of the outputs that lack it."""
 
     shard: str
     unit: Unit
@@ -122,7 +122,7 @@ class Decoded(TypedDict):
 
 @dataclass(frozen=True)
 class Output:
-    """One artifact to fill: by which model (an encoder's or autoencoder's folder), and how."""
+    """An artifact to fill; `model` is the URI of the encoder's or autoencoder's folder."""
 
     name: str
     out: Artifact
@@ -135,7 +135,7 @@ class Output:
 
 
 def extract(tasks: Sequence[Task[FeatureSettings]]) -> list[Facts]:
-    """Publish the missing shards of every output in one pass over the images that they share."""
+    """Publish the missing shards of every output in one pass over their images."""
     first = tasks[0]
     images = first.inputs["images"]
     outputs = [_output(task) for task in tasks]
@@ -165,7 +165,7 @@ def extract(tasks: Sequence[Task[FeatureSettings]]) -> list[Facts]:
 
 
 class DecodeUnit:
-    """Reads and decodes a unit: uint8 pixels for each output's crop, and what is unreadable."""
+    """Read and decode a unit: uint8 pixels for each output's crop, and the unreadable images."""
 
     def __init__(self, images: Artifact, crops: dict[str, Crop]) -> None:
         self.images, self.crops = images, crops
@@ -173,13 +173,13 @@ class DecodeUnit:
 
     @naming_shard
     def __call__(self, work: Wanted) -> Decoded:
-        """The unit with `ids`, `bad` and, under the name of each distinct crop, pixels (n, H, W, C).
+        """Return the decoded unit.
 
-        Arrays pass to the actor without a copy, bytes would take several.
+        Pixels are arrays because Ray Data passes them to the actor without a copy; bytes would be copied.
         """
         wanted = {repr(crop): crop for crop in (self.crops[name] for name in work["wanted"])}
         ids, pixels, bad = decode_unit(self.images, work["unit"], wanted, self.mode)
-        # Every row has the same columns, and no column is empty.
+        # All rows need the same columns, and none may be empty.
         none = np.zeros((1, 1, 1, 1), np.uint8)
         columns = {repr(crop): none for crop in self.crops.values()}
         decoded: Decoded = {
@@ -193,7 +193,7 @@ class DecodeUnit:
 
 
 class ExtractUnit:
-    """An actor that runs the models over a unit and publishes its shards."""
+    """An actor that runs the models on a unit and publishes its shards."""
 
     def __init__(self, outputs: list[Output], batch_size: int, threads: int) -> None:
         import torch
@@ -218,7 +218,7 @@ class ExtractUnit:
 
     @naming_shard
     def __call__(self, unit: Decoded) -> Extracted:
-        """Publish the unit's shard of every output that wants it."""
+        """Publish the unit's shard in every output that lacks it."""
         started = time.perf_counter()
         for name in unit["wanted"]:
             self._publish(self.outputs[name], unit)
@@ -250,7 +250,7 @@ class ExtractUnit:
         output.out.publish_shard(unit["shard"], suffix, len(ids), payload, bad=bad, shape=shape)
 
     def _compute(self, output: Output, pixels: np.ndarray) -> np.ndarray:
-        """Features (n, dim), or moments (n, variants, 2C, H, W), of a unit, batch by batch."""
+        """Return the features (n, dim) or moments (n, variants, 2C, H, W) of a unit, computed in batches."""
         import torch
 
         model, images = self.compute[output.name], torch.from_numpy(pixels.copy())
@@ -267,7 +267,7 @@ def _pixels(unit: Decoded, crop: Crop) -> np.ndarray:
 
 
 def _moments_of(autoencoder: Autoencoder, flips: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the function from images (n, H, W, C) to their moments (n, variants, 2C, h, w)."""
+    """Return the function from images (n, H, W, C) to moments (n, variants, 2C, h, w)."""
     import torch
 
     variants = (False, True) if flips else (False,)
@@ -279,7 +279,7 @@ def _moments_of(autoencoder: Autoencoder, flips: bool) -> Callable[[torch.Tensor
 
 
 def check_finite(output: Output, ids: list[str], values: np.ndarray) -> None:
-    """Raises ValueError, naming an image and the remedy, unless `values` (n, ...) are finite when stored."""
+    """Raise ValueError, naming an image and the remedy, unless `values` (n, ...) are finite as stored."""
     most = np.finfo(np.float32 if output.is_encoder else np.float16).max
     fits = (np.abs(values) <= most).reshape(len(values), -1).all(axis=1)  # False for NaN
     if fits.all():
@@ -313,15 +313,15 @@ def _output(task: Task[FeatureSettings]) -> Output:
 
 
 def _wants(output: Output, unit: Unit) -> bool:
-    """Moments are what the denoiser trains on: never of validation or test images."""
+    """Return whether the output includes the unit: moments are of training images only."""
     return output.is_encoder or split_of(unit) == "train"
 
 
 class BadImages:
-    """The unreadable images of a pass, counted to end it as soon as there are too many for certain."""
+    """Counts unreadable images, to end the pass as soon as there are certainly too many."""
 
     def __init__(self, outputs: Sequence[Output], images: Artifact) -> None:
-        """Start with those of earlier passes. Raises ConfigError where they are too many already."""
+        """Start with the count of earlier passes. Raises ConfigError if it is too high already."""
         self._outputs = {output.name: output for output in outputs}
         self._images = dict.fromkeys(self._outputs, 0)
         self._found = dict.fromkeys(self._outputs, 0)
@@ -335,7 +335,7 @@ class BadImages:
             self._check(name)
 
     def count(self, result: Extracted) -> None:
-        """Count those of a unit's result. Raises ConfigError where they are too many now."""
+        """Add the unreadable images of a unit. Raises ConfigError if there are too many."""
         for name in result["wanted"] if result["bad"] else ():
             self._found[name] += result["bad"]
             self._check(name)
@@ -348,7 +348,7 @@ class BadImages:
 
 
 def _collect(output: Output, images: Artifact, facts: Facts) -> Facts:
-    """The facts of a complete output. Raises ConfigError where too many images are unreadable."""
+    """Return the facts of a complete output. Raises ConfigError if too many images are unreadable."""
     published = output.out.shards()
     shards = [published[unit["shard"]] for unit in list_units(images) if _wants(output, unit)]
     bad = [entry for shard in shards for entry in shard["bad"]]
@@ -365,7 +365,7 @@ def _collect(output: Output, images: Artifact, facts: Facts) -> Facts:
 
 
 def _quarantine(output: Output, bad: list[list[str]], images: int, so_far: str = "") -> None:
-    """Publish (id, reason) of the unreadable images, which may be `max_bad_fraction` of all."""
+    """Publish (id, reason) of the unreadable images. Raises ConfigError above `max_bad_fraction`."""
     columns = list(zip(*bad, strict=True)) or [(), ()]
     table = pa.table([pa.array(column, pa.string()) for column in columns], ["id", "reason"])
     with output.out.writing(QUARANTINE) as path:

@@ -17,14 +17,14 @@ from dpt_ray.store.records import Facts
 
 
 class MetricSettings(Settings):
-    """The reference statistics, and (for the table) how images were resized: the inputs' to decide."""
+    """The reference statistics; `resize` is only shown, the inputs depend on it."""
 
     reference: Annotated[str | None, HashedFile(key="evaluate.reference")] = None
     resize: Annotated[Resize, NotHashed]
 
 
 class ImageMetrics(Stage[MetricSettings]):
-    """`image_metrics.json`: rows (see `Metric`) and why others are left out."""
+    """`image_metrics.json`: a row for each metric, and why some are left out."""
 
     artifact = "image_metrics"
     settings = MetricSettings
@@ -38,14 +38,14 @@ class ImageMetrics(Stage[MetricSettings]):
 
     @classmethod
     def make(cls, task: Task[MetricSettings]) -> Facts:
-        """Compute all measures that the statistics and the reference allow."""
+        """Compute all metrics that the statistics and the reference allow."""
         import torch
 
         from dpt_ray.evaluation.image_metrics import Reference, image_metrics
 
         torch.set_num_threads(threads(task.compute))
         generated = read_statistics(task.inputs["inception_samples"])
-        assert generated is not None  # a class has one generated image at least
+        assert generated is not None  # every class has a generated image
         reference = None
         if source := task.settings.reference:
             reference = Reference.load(local_copy(source), source.rpartition("/")[2])

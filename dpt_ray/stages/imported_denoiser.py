@@ -1,4 +1,4 @@
-"""import: a published U-ViT becomes a denoiser of this project's own."""
+"""import: convert a published U-ViT to this project's format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpt_ray.store.records import Facts
 
 
 class ImportedDenoiserSettings(Settings):
-    """The file of weights, and what it was trained to do."""
+    """The file of weights and how it was trained."""
 
     weights: Annotated[str, HashedFile(key="diffusion.weights")]
     model: Denoiser
@@ -23,7 +23,7 @@ class ImportedDenoiserSettings(Settings):
 
 
 class ImportedDenoiser(Stage[ImportedDenoiserSettings]):
-    """A denoiser that others have trained, on the true labels of the classes of these images or on none."""
+    """A published denoiser, trained on true labels of the same classes or without labels."""
 
     artifact = "denoiser"
     settings = ImportedDenoiserSettings
@@ -31,7 +31,7 @@ class ImportedDenoiser(Stage[ImportedDenoiserSettings]):
 
     @classmethod
     def make(cls, task: Task[ImportedDenoiserSettings]) -> Facts:
-        """Publish the denoiser's folder; weights of another network than the configured are a ConfigError."""
+        """Publish the denoiser's folder. Raises ConfigError for weights of another network."""
         try:
             return _make(task)
         except ValueError as error:
@@ -54,7 +54,7 @@ def _make(task: Task[ImportedDenoiserSettings]) -> Facts:
         in_channels=channels,
         num_classes=0 if without_labels else classes,
         **settings.model.model_dump(),
-        **{key: found[key] for key in ("mlp_ratio", "time_mlp", "qkv_bias")},  # no setting says these
+        **{key: found[key] for key in ("mlp_ratio", "time_mlp", "qkv_bias")},  # no settings for these
     )
     if differing := [key for key, value in asdict(wanted).items() if found[key] != value]:
         named = ", ".join(f"{key} {found[key]} (here {getattr(wanted, key)})" for key in differing)
@@ -72,7 +72,7 @@ def _make(task: Task[ImportedDenoiserSettings]) -> Facts:
                 "prediction": settings.prediction,
                 "latent_scale": autoencoder["scale"],
                 "condition": settings.condition,
-                "steps": None,  # not known of an imported one
+                "steps": None,  # unknown for an imported denoiser
                 "classes": classes,
             },
         )

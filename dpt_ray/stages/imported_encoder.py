@@ -1,4 +1,4 @@
-"""import: a published encoder becomes a folder of this project's own (safetensors and JSON)."""
+"""import: convert a published encoder to this project's format (safetensors and JSON)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpt_ray.store.records import CropFields, Facts
 
 
 class EncoderSettings(Settings):
-    """Which encoder; its weights count by their content."""
+    """The encoder; its weights are hashed by content."""
 
     kind: Literal["msn", "timm"]
     name: Annotated[str | None, Hashed] = None
@@ -23,14 +23,14 @@ class EncoderSettings(Settings):
 
 
 class ImportedEncoder(Stage[EncoderSettings]):
-    """A frozen encoder made from published weights."""
+    """A frozen encoder with published weights."""
 
     artifact = "encoder"
     settings = EncoderSettings
 
     @classmethod
     def make(cls, task: Task[EncoderSettings]) -> Facts:
-        """Publish the encoder's folder; weights that cannot be read are a ConfigError."""
+        """Publish the encoder's folder. Raises ConfigError for unreadable weights."""
         from dpt_ray.models.encoder import open_encoder, save_encoder
 
         settings = task.settings

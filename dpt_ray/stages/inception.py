@@ -1,4 +1,4 @@
-"""import: FID's Inception-v3, published where every actor reaches it."""
+"""import: FID's Inception-v3, published where every actor can read it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class InceptionSettings(Settings):
 
 
 class Inception(Stage[InceptionSettings]):
-    """Inception-v3 as FID was defined with it."""
+    """The Inception-v3 that FID is defined with."""
 
     artifact = "inception"
     settings = InceptionSettings
 
     @classmethod
     def make(cls, task: Task[InceptionSettings]) -> Facts:
-        """Publish the weights; a file that cannot be read is a ConfigError."""
+        """Publish the weights. Raises ConfigError for an unreadable file."""
         from dpt_ray.evaluation.inception import load_inception
         from dpt_ray.models.weights import save_weights
 

@@ -1,8 +1,8 @@
-"""inception: what Inception-v3 says of the generated and of the real test images, part by part.
+"""inception: statistics of Inception-v3 on the generated and on the real test images, part by part.
 
-A part is a fixed range of images, read, decoded and measured by one actor, which publishes their
-statistics (moments, sums of the Inception Score, some features): never all features. More generated
-images add parts and measure none again but the last.
+A part is a fixed range of images that one actor reads, decodes and measures. It publishes their statistics
+(mean and covariance sums, sums for the Inception Score, some features), never all features. More generated
+images add parts and repeat only the last one.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
 
     from dpt_ray.evaluation.image_statistics import ImageStatistics
 
-PART = 4096  # images at least; the co-moments of a part take 66 MB, whatever their number
-KEPT_FEATURES = 10_000  # images whose features stay, for KID, precision and recall
-BATCH = 64  # at most: at 299 x 299 the first layers of an image take 20 MB
+PART = 4096  # minimum images of a part; its co-moments take 66 MB for any number of images
+KEPT_FEATURES = 10_000  # images whose features are kept, for KID, precision and recall
+BATCH = 64  # maximum: at 299 x 299 the first layers take 20 MB per image
 
 T = TypeVar("T")
 
 
 class StatisticsSettings(Settings):
-    """How images are cropped and resized; of generated ones `images` are meant, the extent's to say.
+    """How images are cropped and resized; `images` is the number of generated images (from the extent).
 
-    With `label_seed` as many of each class as uniformly drawn labels ask for, else the first of all.
+    With `label_seed` the number of each class follows uniformly drawn labels, else the first are taken.
     """
 
     resize: Resize
@@ -57,7 +57,7 @@ class StatisticsSettings(Settings):
 
 
 class InceptionStatistics(Stage[StatisticsSettings]):
-    """Statistics of Inception's features and predictions, a shard for each part."""
+    """Statistics of Inception's features and predictions, one shard per part."""
 
     artifact = "inception_statistics"
     settings = StatisticsSettings
@@ -103,7 +103,7 @@ class InceptionStatistics(Stage[StatisticsSettings]):
 
 
 class Part(TypedDict):
-    """A run of units `units[0]` .. `units[1] - 1`, whose first image is the set's image `start`."""
+    """The units `units[0]` .. `units[1] - 1`; their first image is number `start` of the set."""
 
     shard: str
     units: list[int]
@@ -111,17 +111,17 @@ class Part(TypedDict):
 
 
 class PartOfSet(Part):
-    """A part, and which set it is of."""
+    """A part and the name of its set."""
 
     set: str
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One set of images to measure: the generated ones (all, the first or drawn), or the test images.
+    """A set of images to measure: the generated ones (all, the first or drawn), or the test images.
 
-    `units` are the work units that hold them, in their order. Of each the `drawn` images are meant, or the
-    first `rows` where none are drawn.
+    `units` are its work units in order. Of each unit the `drawn` images are measured, or the first `rows`
+    where `drawn` is None.
     """
 
     out: Artifact
@@ -135,10 +135,7 @@ class Measured:
 
 
 def list_parts(units: Sequence[Unit], ending: str = "") -> list[Part]:
-    """Return runs of units with at least PART images each, the last with what is left.
-
-    Their names end in `ending`.
-    """
+    """Return parts of at least PART images each, the last with the rest; names end in `ending`."""
     parts: list[Part] = []
     ends = list(accumulate(unit["rows"] for unit in units))
     first = start = 0
@@ -168,18 +165,18 @@ class InceptionPart:
         """Publish the statistics of the images of a part."""
         started = time.perf_counter()
         measured = self.sets[part["set"]]
-        with self.computing:  # a part is published while the next is measured
+        with self.computing:  # one part is published while the next is measured
             statistics, bad = self._measure(measured, part)
 
         def write(path: Path) -> None:
-            with path.open("wb") as file:  # numpy would add a suffix to a name
+            with path.open("wb") as file:  # numpy would append a suffix to a path
                 statistics.save(file)
 
         measured.out.publish_shard(part["shard"], ".npz", statistics.count, write, unreadable=bad)
         return {"seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory()}
 
     def _measure(self, measured: Measured, part: Part) -> tuple[ImageStatistics, int]:
-        """Return the statistics of the images that can be read, and how many cannot."""
+        """Return the statistics of the readable images and the number of unreadable ones."""
         import torch
 
         from dpt_ray.evaluation.image_statistics import ImageStatistics
@@ -193,7 +190,7 @@ class InceptionPart:
         units = measured.units[first:last]
         for unit, (ids, pixels, unreadable) in zip(units, self._decoded(measured, units), strict=True):
             for batch in torch.from_numpy(pixels).split(self.batch_size):
-                # An empty unit has no size to be resized from.
+                # The pixels of an empty unit have no size.
                 found += [activations(self.network, batch, measured.resize)] if len(batch) else []
             split, place = _splits_and_places(measured, unit, ids, position)
             splits.append(split)
@@ -208,7 +205,7 @@ class InceptionPart:
     def _decoded(
         self, measured: Measured, units: Sequence[Unit]
     ) -> Iterator[tuple[list[str], np.ndarray, int]]:
-        """Yield (ids, pixels, number of unreadable images) of each unit, decoded ahead by threads."""
+        """Yield (ids, pixels, number of unreadable images) of each unit, prefetched by threads."""
         mode = measured.images.manifest["mode"]
 
         def decode(unit: Unit) -> tuple[list[str], np.ndarray, int]:
@@ -225,10 +222,10 @@ class InceptionPart:
 def _splits_and_places(
     measured: Measured, unit: Unit, ids: Sequence[str], position: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the split of the Inception Score and the place in the order of the images `ids` of a unit.
+    """Return the Inception Score's split and the place in the overall order of a unit's images `ids`.
 
-    Of generated images the split counts off class + index, so splits are equally large and of all
-    classes, and in their order every class comes once before any comes twice.
+    Generated images are split by class + index, so that splits are of equal size and contain all classes,
+    and ordered by (index, class).
     """
     import torch
 
@@ -243,7 +240,7 @@ def _splits_and_places(
 
 
 def _kept(measured: Measured, order: Tensor) -> Tensor:
-    """Return whose features stay: of the first generated images, of real ones evenly over all."""
+    """Return a mask of the kept features: the first generated images, or evenly spread real images."""
     import torch
 
     from dpt_ray.evaluation.image_statistics import some_positions
@@ -257,7 +254,7 @@ def _kept(measured: Measured, order: Tensor) -> Tensor:
 def _ahead(
     pool: ThreadPoolExecutor, call: Callable[[Unit], T], units: Iterable[Unit], count: int
 ) -> Iterator[T]:
-    """Yield call(unit) in order, with `count` of them under way; unlike `pool.map`, never all."""
+    """Yield call(unit) in order with at most `count` running ahead; `pool.map` would start all."""
     waiting: deque[Future[T]] = deque()
     for unit in units:
         waiting.append(pool.submit(call, unit))
@@ -269,7 +266,7 @@ def _ahead(
 
 def _measured(task: Task[StatisticsSettings]) -> Measured:
     settings, images = task.settings, task.inputs["images"]
-    generated = not is_index(images.manifest)  # what an index lists is real
+    generated = not is_index(images.manifest)  # an index lists real images
     units = list_units(images)
     drawn = None
     if not generated:
@@ -282,7 +279,7 @@ def _measured(task: Task[StatisticsSettings]) -> Measured:
 
 
 def _counts(task: Task[StatisticsSettings], images: int, seed: int) -> np.ndarray:
-    """Return how many images of each class are drawn; an error where a class has fewer."""
+    """Return the number of drawn images of each class. Raises ValueError where a class has fewer."""
     from dpt_ray.evaluation.label_draw import check_counts, images_of_each_class
 
     counts = images_of_each_class(images, _classes(task), seed).numpy()
@@ -293,9 +290,9 @@ def _counts(task: Task[StatisticsSettings], images: int, seed: int) -> np.ndarra
 def _some_units(
     images: Artifact, units: Sequence[Unit], classes: int, count: int, counts: np.ndarray | None
 ) -> tuple[list[Unit], frozenset[str] | None]:
-    """Return the units that hold the first `count` images of all, or the drawn ones and which these are.
+    """Return the units with the first `count` images (which come first in each unit), or the drawn images.
 
-    The first of all come first in each unit.
+    The second value is the ids of the drawn images.
     """
     found: list[Unit] = []
     drawn: set[str] = set()
@@ -313,7 +310,7 @@ def _some_units(
 
 
 def _part_names(task: Task[StatisticsSettings]) -> str:
-    """Return the ending of the names of parts of which other numbers of `images` take other images."""
+    """Return a suffix for parts whose images depend on `images` or on the drawn labels."""
     most = task.settings.images
     elsewhere = _classes(task) > CLASSES_PER_SHARD or task.settings.label_seed is not None
     return f"-n{most}" if most and elsewhere else ""

@@ -1,4 +1,4 @@
-"""index: one row per image, saying where its bytes are, its split and its true label if known."""
+"""index: one row per image with the location of its bytes, its split and its true label if known."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dpt_ray.store.records import Facts
 
 
 class IndexSettings(Data):
-    """The images as they are: the source's `fingerprint`, digests and format of the `keep_in_train` lists."""
+    """Adds the source's `fingerprint`, and the digests and format of the `keep_in_train` lists."""
 
     fingerprint: str
     lists: Annotated[tuple[str, ...] | None, HashedIfSet] = None
@@ -28,7 +28,7 @@ class IndexSettings(Data):
 
 
 class Index(Stage[IndexSettings]):
-    """The images and their classes; later stages read its row groups."""
+    """The table of images, read by row group, and the class names."""
 
     artifact = "index"
     settings = IndexSettings

@@ -22,7 +22,7 @@ class Labels(Stage[LabelSettings]):
 
     @classmethod
     def make(cls, task: Task[LabelSettings]) -> Facts:
-        """Publish the table; a bad list or too large a draw is a ConfigError."""
+        """Publish the table. Raises ConfigError for a bad list or a draw of more labels than are known."""
         labels = task.settings
         index, classes = read_index(task.inputs["index"]), task.inputs["index"].read_json("classes.json")
         try:

@@ -1,4 +1,4 @@
-"""probe: stage 1 by itself, the linear probe on validation and test images and the pseudo-labels it gives."""
+"""probe: stage 1 alone, the linear probe on validation and test images and its pseudo-labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dpt_ray.store.records import Facts
 
 
 class Probe(Stage[NoSettings]):
-    """`probe.json`; every number carries how many images it rests on."""
+    """`probe.json`; every number comes with its number of images."""
 
     artifact = "probe"
     inputs = reads(
@@ -33,7 +33,7 @@ class Probe(Stage[NoSettings]):
 
     @classmethod
     def make(cls, task: Task[NoSettings]) -> Facts:
-        """Measure the probe and, where true labels are known, its pseudo-labels."""
+        """Evaluate the probe and, where true labels are known, its pseudo-labels."""
         import torch
 
         torch.set_num_threads(threads(task.compute))

@@ -1,8 +1,8 @@
 """pseudo-label: a label, a confidence and the five best classes for every image.
 
-Confidences are those of the row-normalised features, at a temperature fitted on validation (Guo et al.
-2017, arXiv 1706.04599); DPT's public code scores features that are not normalised, which leaves the
-labels alone and saturates the probabilities.
+Confidences come from row-normalised features at a temperature fitted on validation (Guo et al. 2017,
+arXiv 1706.04599). DPT's public code scores unnormalised features, which gives the same labels and
+saturated probabilities.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOP = 5
 
 
 class Scored(TypedDict):
-    """A work unit: a shard of features, of images of one split."""
+    """A work unit: a shard of features, whose images are of one split."""
 
     shard: str
     split: str
@@ -36,7 +36,7 @@ class Scored(TypedDict):
 
 
 class PseudoLabels(Stage[NoSettings]):
-    """One Parquet table with a row for each image whose features are known."""
+    """One Parquet table with a row for each image that has features."""
 
     artifact = "pseudo_labels"
     inputs = reads(
@@ -68,7 +68,7 @@ class PseudoLabels(Stage[NoSettings]):
 
 
 class ScoreShard:
-    """Label one feature shard."""
+    """Labels one shard of features."""
 
     def __init__(
         self, features: Artifact, out: Artifact, W: np.ndarray, temperature: float, classes: Sequence[str]
@@ -141,7 +141,7 @@ def _calibrate(W: np.ndarray, real: RealRows) -> Calibration:
 
 
 def _merge(out: Artifact, shards: Sequence[Shard]) -> None:
-    """Write one table in shard order, a shard at a time."""
+    """Concatenate the shards into one table, holding one shard at a time."""
     published = out.shards()
     with out.writing(PSEUDO_LABELS_FILE) as path:
         writer: pq.ParquetWriter | None = None

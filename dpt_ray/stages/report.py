@@ -1,4 +1,4 @@
-"""report: one page with what ran and what it cost, the numbers and the pictures."""
+"""report: one HTML page with the stages and their cost, the results and example images."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from dpt_ray.store.records import Calibration, Facts, Manifest
 from dpt_ray.training.log import read_log
 
 PAGE = "report.html"
-PICTURES = 8  # of each kind for each class
+PICTURES = 8  # per class, of real and of generated images
 
 
 class ReportSettings(Settings):
-    """The run's name, and its whole configuration to be shown."""
+    """The run's name, and its configuration to be shown."""
 
     title: str
     config: Annotated[str, NotHashed]
 
 
 class Report(Stage[ReportSettings]):
-    """`report.html`, made from everything that the run made."""
+    """`report.html`, from all artifacts of the run."""
 
     artifact = "report"
     settings = ReportSettings
@@ -57,7 +57,7 @@ class Report(Stage[ReportSettings]):
 
     @classmethod
     def make(cls, task: Task[ReportSettings]) -> Facts:
-        """Gather what the page shows, and publish it."""
+        """Collect the data of the page and publish it."""
         data = _gather(task)
         task.out.write_bytes(PAGE, page.render_report(data).encode())
         return {"rows": len(data.stages)}
@@ -123,7 +123,7 @@ def _trials(manifest: Manifest) -> list[page.SweepRow]:
             trial["images_per_class"],
             trial["real_weight"],
             trial["l2"],
-            trial["validation_top1"] or 0.0,  # there are validation images where this is shown
+            trial["validation_top1"] or 0.0,  # shown only where there are validation images
             trial["shard"] in chosen,
         )
         for trial in manifest["trials"]
@@ -159,7 +159,7 @@ def _warnings(stage1: Artifact) -> list[str]:
 
 
 def _curve_note(denoiser: Artifact) -> str:
-    """What the Frechet distances of the training's log are distances of, where it has some."""
+    """Return how the Frechet distances in the training's log were measured, "" where there are none."""
     if not denoiser.exists(TRAINING_FRECHET_FILE):
         return ""
     facts = denoiser.read_json(TRAINING_FRECHET_FILE)

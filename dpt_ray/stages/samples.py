@@ -1,7 +1,7 @@
 """generate: images for each class, from the flat list of (class, index).
 
-A shard is a fixed range of indices x classes, so asking for more images per class adds shards and makes
-none again. The noise of an image is drawn on the CPU from a hash of (seed, class, index).
+A shard is a fixed range of indices x classes, so more images per class add shards and repeat none. The
+noise of an image is drawn on the CPU from a hash of (seed, class, index).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dpt_ray.store.records import Facts
 
 
 class Samples(Stage[SampleSettings]):
-    """Generated images: lossless, with their class, index, seed, guidance and denoiser."""
+    """Generated images, lossless, with class, index, seed, guidance and the denoiser's identity."""
 
     artifact = "samples"
     settings = SampleSettings
@@ -34,16 +34,16 @@ class Samples(Stage[SampleSettings]):
 
     @classmethod
     def version(cls, settings: SampleSettings) -> int:
-        """In version 1 the denoiser sampled in float32 whatever the precision was."""
+        """Return the version; in version 1 the denoiser sampled in float32 at any precision."""
         return 1 if settings.precision == "float32" else 2
 
     @classmethod
     def make(cls, task: Task[SampleSettings]) -> Facts:
-        """Publish the shards that are missing for the extent asked for."""
+        """Publish the missing shards of the extent."""
         told = task.inputs["denoiser"].read_json(CONFIG)
         classes = int(told.get("classes") or told["model"]["num_classes"])
         images_per_class = task.node.extent.images_per_class
-        assert images_per_class is not None  # the flow gives this node's extent
+        assert images_per_class is not None  # set by the flow
         units = class_ranges(images_per_class, task.settings.indices_per_shard, classes)
         done = task.out.shards()
         missing = [unit for unit in units if unit["shard"] not in done]
@@ -64,7 +64,7 @@ class Samples(Stage[SampleSettings]):
 
 @dataclass(frozen=True)
 class Sampler:
-    """What an actor needs to know to sample."""
+    """The arguments of an actor that samples."""
 
     out: Artifact
     denoiser: str
@@ -153,7 +153,7 @@ class GenerateUnit:
         def compute(start: int, stop: int) -> torch.Tensor:
             batch = chosen[start:stop]
             noise = torch.stack([image_noise(settings.seed, *item, shape) for item in batch])
-            # An unconditional denoiser knows the null class only.
+            # An unconditional denoiser has the null class only.
             known = self.config["condition"] != "none"
             labels = torch.tensor([label if known else null_class for label, _ in batch])
             latents = sample(self.model, noise.to(self.device), labels.to(self.device), null_class, sampling)

@@ -1,9 +1,9 @@
 """sweep: stage 3 and its controls over images per class, real weight and lambda, chosen on validation.
 
-With the controls also the probe of stage 1 over lambda, so that what DPT is held against chooses too.
+With the controls the probe of stage 1 is swept over lambda too, so that the baseline is also tuned.
 
-Trials only read features. Each publishes its classifier under its own settings, so a trial that is
-started again, or a sweep that is resumed, finds what is done.
+Trials only read features. Each publishes its classifier under the name of its settings, so a restarted
+trial or a resumed sweep finds what is done.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts, TrialShard
 
 TRIALS = "trials.parquet"
-# Each method with further rows: the input that has their features, and the one that has their classes.
+# Methods that add images: the inputs with the features and with the classes of these images.
 IMAGES = {
     "generated": ("sample_features", "samples"),
     "augmented": ("augmented_features", "augmented"),
 }
-# What is worth knowing of a trial besides where its file lies.
+# The settings and results of a trial, without the fields of its shard.
 KNOWN = (
     *("method", "images_per_class", "real_weight", "l2"),
     *("validation_top1", "validation_nll", "objective", "iterations", "labelled"),
@@ -52,7 +52,7 @@ KNOWN = (
 
 
 class SweepSettings(SweepSection):
-    """The grid of stage 3 and, with the controls, that of the probe's penalty."""
+    """The grid of stage 3 and, with the controls, of the probe's penalty."""
 
     probe_l2: Annotated[
         Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] | None, HashedIfSet
@@ -60,7 +60,7 @@ class SweepSettings(SweepSection):
 
 
 class Trial(TypedDict):
-    """One setting of one method; the probe and self-training have no images per class."""
+    """A setting of a method; the probe and self-training have no images per class."""
 
     method: str
     images_per_class: int | None
@@ -69,7 +69,7 @@ class Trial(TypedDict):
 
 
 class Sweep(Stage[SweepSettings]):
-    """The table of trials and, for each method, the classifier that validation prefers."""
+    """The table of trials, and for each method its best classifier on validation."""
 
     artifact = "sweep"
     settings = SweepSettings
@@ -89,7 +89,7 @@ class Sweep(Stage[SweepSettings]):
 
     @classmethod
     def make(cls, task: Task[SweepSettings]) -> Facts:
-        """Run the trials that are missing, and choose."""
+        """Run the missing trials and choose the best of each method."""
         check_choice(task, task.inputs["index"])
         real = RealRows(task.inputs["index"], task.inputs["features"], ("validation",))
         trials = grid(task.settings, task.inputs, choosing=bool(len(real.validation)))
@@ -113,7 +113,7 @@ class Sweep(Stage[SweepSettings]):
 
 
 def check_choice(task: Task[SweepSettings] | Node, index: Artifact) -> None:
-    """Raise ConfigError where a method has several settings, and no image to choose among them on."""
+    """Raise ConfigError where a method has several settings but there are no labelled validation images."""
     trials = grid(cast(SweepSettings, task.settings), task.inputs, choosing=False)
     several = max(Counter(trial["method"] for trial in trials).values())
     table = read_index(index, ["split", "label"])
@@ -127,9 +127,9 @@ def check_choice(task: Task[SweepSettings] | Node, index: Artifact) -> None:
 
 
 def grid(settings: SweepSettings, inputs: Collection[str], *, choosing: bool) -> list[Trial]:
-    """Return every trial of every method whose input there is.
+    """Return all trials of the methods whose inputs exist.
 
-    Without validation images the probe has no trials: its one setting is stage 1's.
+    Without validation images (`choosing` false) the probe has no trials: stage 1 has its one setting.
     """
     trials: list[Trial] = [
         {"method": "probe", "images_per_class": None, "real_weight": 1.0, "l2": l2}
@@ -151,9 +151,9 @@ def trial_key(trial: Trial) -> str:
 
 
 def choose(results: Sequence[TrialShard]) -> TrialShard:
-    """Return the trial of highest validation accuracy; of equal ones (validation is small) the lowest NLL.
+    """Return the trial of highest validation accuracy; ties (validation is small) go to the lower NLL.
 
-    Without validation images there is one setting only (see `check_choice`).
+    Without validation images there is only one setting (see `check_choice`).
     """
 
     def quality(result: TrialShard) -> tuple[float, float]:
@@ -163,7 +163,7 @@ def choose(results: Sequence[TrialShard]) -> TrialShard:
 
 
 def _run(task: Task[SweepSettings], trials: Sequence[Trial]) -> float:
-    """Run what is missing; return the start-up time in seconds."""
+    """Run the missing trials; return the start-up time in seconds."""
     done = task.out.shards()
     missing = [trial for trial in trials if trial_key(trial) not in done]
     if not missing:
@@ -179,7 +179,7 @@ def _run(task: Task[SweepSettings], trials: Sequence[Trial]) -> float:
 def run_trial(
     trial: Trial, inputs: Mapping[str, Artifact], out: Artifact, threads: int
 ) -> dict[str, float | None]:
-    """Fit one trial and publish its classifier; return what Tune shows."""
+    """Fit one trial and publish its classifier; return the metrics for Tune."""
     import torch
 
     from dpt_ray.learners.linear_probe import fit_stage
@@ -209,7 +209,7 @@ def run_trial(
 
 
 def _read(trial: Trial, inputs: Mapping[str, Artifact]) -> tuple[RealRows, Rows, Rows | None]:
-    """Return all real rows, the labelled ones, and the further ones of the trial's method if it has any."""
+    """Return the real rows, the labelled rows, and the rows that the method adds (None for the probe)."""
     self_training = trial["method"] == "self_training"
     splits = ("train", "validation") if self_training else ("validation",)
     real = _real(inputs["index"], inputs["features"], splits, inputs["labels"])
@@ -222,7 +222,7 @@ def _read(trial: Trial, inputs: Mapping[str, Artifact]) -> tuple[RealRows, Rows,
     return real, labelled, _images(inputs[features], inputs[images]).first(trial["images_per_class"])
 
 
-# Features are read once in each process.
+# Cached: features are read once per process.
 @lru_cache(maxsize=1)
 def _real(index: Artifact, features: Artifact, splits: tuple[str, ...], labels: Artifact) -> RealRows:
     return RealRows(index, features, splits, labels)
@@ -238,7 +238,7 @@ def _known(result: TrialShard) -> dict[str, object]:
 
 
 def _write_table(out: Artifact, results: Sequence[TrialShard]) -> None:
-    """Publish what is known of all trials as Parquet; a column has one type, so weights are text."""
+    """Publish the settings and results of all trials as Parquet, with weights as text ("balanced")."""
     rows = [{**_known(result), "real_weight": str(result["real_weight"])} for result in results]
     with out.writing(TRIALS) as path:
         pq.write_table(pa.Table.from_pylist(rows), path)
