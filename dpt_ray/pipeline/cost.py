@@ -1,6 +1,6 @@
-"""What a run costs, computed before it starts: rows, bytes, floating-point operations, time.
+"""The cost of a run, computed before it starts: rows, bytes, floating-point operations, time.
 
-A multiply-add counts as two operations. What no formula is at hand for is None.
+A multiply-add counts as two operations. Costs without a formula are None.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from dpt_ray.config.sections import Pretrain
 from dpt_ray.pipeline.speed import Rates
 from dpt_ray.stages.inception_statistics import KEPT_FEATURES, PART
 
-# One H200: the dense bfloat16 rate measured for an 8192 matrix product, and the share of it that
-# training code usually reaches (published anchors): the worse and the better end.
+# One H200: the dense bfloat16 rate measured with an 8192 matrix product, and the range of the share that
+# training code usually reaches (published anchors).
 PEAK_FLOPS = 790e12
 LEAST_UTILISATION, UTILISATION = 0.2, 0.4
 
-# By the start of the published file's name: operations per image at 224 pixels, and feature length.
+# By the prefix of the published file's name: operations per image at 224 pixels, and feature length.
 MSN = {"vitb4": (0.896e12, 768), "vitl7": (0.723e12, 1024)}
-# Stable Diffusion's autoencoder at 256 pixels; at other sizes in proportion to the pixels.
+# Stable Diffusion's autoencoder at 256 pixels; proportional to the pixels at other sizes.
 KL_ENCODE, KL_DECODE, KL_CHANNELS, KL_FACTOR = 0.273e12, 0.622e12, 4, 8
-INCEPTION = 11.4e9  # at its 299 pixels
+INCEPTION = 11.4e9  # at 299 pixels
 INCEPTION_BYTES = 8 * (2048**2 + 2023**2)  # the two co-moments of a part, float64
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`rows` of an artifact, its `bytes` on disk and the floating-point operations that make it.
+    """The `rows` of an artifact, its `bytes` on disk and the floating-point operations to make it.
 
-    Operations are those of convolutional networks and of transformers, which machines do at other rates.
+    Operations are split into convolutional networks and transformers, whose rates differ on a machine.
     """
 
     rows: int | None = None
@@ -41,27 +41,27 @@ class Cost:
 
     @property
     def flops(self) -> float | None:
-        """All operations."""
+        """Return all operations."""
         known = [flops for flops in (self.conv, self.transformer) if flops is not None]
         return sum(known) if known else None
 
     @property
     def gpu_hours(self) -> float | None:
-        """Hours on one H200 at the better end: `UTILISATION` of `PEAK_FLOPS`."""
+        """Return the hours on one H200 at `UTILISATION` of `PEAK_FLOPS`, the better end."""
         return None if self.flops is None else self.flops / (UTILISATION * PEAK_FLOPS) / 3600
 
     def seconds(self, rates: Rates) -> float | None:
-        """Seconds on a machine of these rates."""
+        """Return the seconds on a machine with these rates."""
         if self.flops is None:
             return None
         return (self.conv or 0.0) / rates.conv + (self.transformer or 0.0) / rates.transformer
 
 
 def costs(config: Config, images: Mapping[str, int] | None, classes: int | None) -> dict[str, Cost]:
-    """Return the cost of the stages that work on images, by node name, in the order of the run.
+    """Return the cost of the stages that process images, by node name in the order of the run.
 
-    `images` counts the images of each split; None where they are unknown, as `classes`.
-    Sizes of generated images are those before compression, an upper bound.
+    `images` counts the images of each split; None where unknown, as `classes`. Sizes of generated images
+    are those before compression, an upper bound.
     """
     everything = sum(images.values()) if images else None
     train = images.get("train", 0) if images else None
@@ -81,7 +81,7 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     found["features"] = features.cost(everything)
     found["moments"] = _times(train, moment_bytes, conv=variants * encode)
     if not config.diffusion.weights:
-        # A backward pass costs two forward ones.
+        # A backward pass costs two forward passes.
         found["denoiser"] = Cost(train, transformer=3 * forward * batches)
     found["samples"] = _times(generated, pixel_bytes, conv=decode, transformer=passes * forward)
     if config.diffusion.condition != "none":
@@ -102,7 +102,7 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
 
 
 def total_seconds(found: Mapping[str, Cost], rates: Rates) -> float:
-    """Return the seconds of all stages whose operations are known."""
+    """Return the total seconds of the stages whose operations are known."""
     return sum(cost.seconds(rates) or 0.0 for cost in found.values())
 
 
@@ -114,13 +114,13 @@ def _inception(rows: int | None) -> Cost:
 
 
 def _pretraining(section: Pretrain, rows: int | None, forward: float | None, views: int) -> Cost:
-    assert forward is not None  # of a network that is built here
+    assert forward is not None  # known: the network was built here
     return Cost(rows, conv=3 * views * forward * section.steps * section.batch_size)
 
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Of an encoder: the length of its features, and its operations for one image."""
+    """The feature length of an encoder and its operations per image."""
 
     dim: int | None = None
     conv: float | None = None
@@ -158,7 +158,7 @@ class _Encoder:
 
         from dpt_ray.training.throughput import forward_flops
 
-        if not timm.is_model(name):  # the flow says so
+        if not timm.is_model(name):  # reported by the flow
             return cls()
         with torch.device("meta"):
             network = timm.create_model(name, num_classes=0)
@@ -169,7 +169,7 @@ class _Encoder:
 def _times(
     rows: int | None, bytes: float | None, conv: float | None = None, transformer: float | None = None
 ) -> Cost:
-    """Return the cost of so many rows of known cost each."""
+    """Return the cost of `rows` rows from the cost of one."""
     if rows is None:
         return Cost()
     each = (None if value is None else rows * value for value in (bytes, conv, transformer))
@@ -177,7 +177,7 @@ def _times(
 
 
 def _autoencoder_flops(config: Config) -> tuple[float, float]:
-    """Operations to encode and to decode one image."""
+    """Return the operations to encode and to decode one image."""
     if config.autoencoder.kind == "identity":
         return 0.0, 0.0
     share = (config.data.image_size / 256) ** 2
@@ -185,14 +185,14 @@ def _autoencoder_flops(config: Config) -> tuple[float, float]:
 
 
 def _latents(config: Config) -> tuple[int, int]:
-    """Channels and side of the latents."""
+    """Return the channels and the side of the latents."""
     if config.autoencoder.kind == "identity":
         return 1 if config.data.mode == "L" else 3, config.data.image_size
     return KL_CHANNELS, config.data.image_size // KL_FACTOR
 
 
 def _denoiser_flops(config: Config) -> float:
-    """Operations of one forward pass for one image."""
+    """Return the operations of one forward pass for one image."""
     from dpt_ray.models.uvit import UViTConfig, flops
 
     channels, side = _latents(config)

@@ -1,4 +1,4 @@
-"""The flow of a run as nodes: which artifact is made from which settings and which other artifacts."""
+"""The flow of a run as nodes: each artifact with its settings and the artifacts it is made from."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def flow(config: Config) -> Nodes:
 
 
 class _Run:
-    """The nodes of a run so far. Each part adds some, in the order of the paper."""
+    """Builds the nodes of a run, part by part in the order of the paper."""
 
     def __init__(self, config: Config, text: str) -> None:
-        """`text` is the configuration as the user wrote it, for the report."""
+        """`text` is the configuration before precisions are resolved, for the report."""
         self.config, self.text = config, text
         self.nodes: Nodes = {}
         self.extent = Extent(images_per_class=config.generate.images_per_class)
@@ -69,14 +69,14 @@ class _Run:
         extent: Extent | None = None,
         group: str = "",
     ) -> Node:
-        """Add a node; inputs that there are not (None) are left out."""
+        """Add a node; inputs that are None are left out."""
         given = {key: node for key, node in inputs.items() if node}
         chosen = settings or NoSettings()
         self.nodes[name] = Node.of(name, stage, chosen, given, _content, extent=extent, group=group)
         return self.nodes[name]
 
     def images_and_models(self) -> None:
-        """Index, labels, and the networks that are frozen or trained without labels."""
+        """Add index, labels, and the networks that are frozen or trained without labels."""
         config, data = self.config, self.config.data
         index = self.add("index", Index, {}, _index_settings(config))
         self.add("labels", Labels, {"index": index}, config.labels)
@@ -100,7 +100,7 @@ class _Run:
             self.add("inception", Inception, {}, InceptionSettings(inception=config.evaluate.inception))
 
     def first_stage(self) -> None:
-        """Stage 1: features, the classifier of the few labels, and a pseudo-label for every image."""
+        """Add stage 1: features, the classifier of the few labels, and a pseudo-label for every image."""
         config, nodes = self.config, self.nodes
         index, labels = nodes["index"], nodes["labels"]
         features = self.features("features", index, nodes["encoder"])
@@ -118,7 +118,7 @@ class _Run:
         self.add("probe", Probe, {**scored, "pseudo_labels": pseudo_labels})
 
     def second_stage(self) -> None:
-        """Stage 2: the denoiser, and images for each class."""
+        """Add stage 2: the denoiser, and generated images for each class."""
         config, nodes = self.config, self.nodes
         sampling = SampleSettings(
             **config.generate.model_dump(include=set(Sampling.model_fields)),
@@ -134,13 +134,13 @@ class _Run:
         self.add("samples", Samples, sources, sampling, extent=self.extent)
 
     def train_denoiser(self, sampling: SampleSettings) -> Node:
-        """Add the training of the denoiser and what is looked at meanwhile."""
+        """Add the training of the denoiser, with its previews and Frechet distances."""
         config, nodes = self.config, self.nodes
         diffusion = config.diffusion
-        looked_at = diffusion.preview_every or diffusion.frechet_every
+        samples_while_training = diffusion.preview_every or diffusion.frechet_every
         settings = DenoiserSettings(
             **diffusion.model_dump(),
-            sampling=sampling if looked_at else None,
+            sampling=sampling if samples_while_training else None,
             features_precision=resolved(config.encoder.precision) if diffusion.frechet_every else None,
         )
         from_pseudo_labels = diffusion.condition == "pseudo_labels"
@@ -155,7 +155,7 @@ class _Run:
         return self.add("denoiser", Denoiser, sources, settings)
 
     def third_stage(self) -> None:
-        """Stage 3: the classifier again, with generated images, and what it is held against."""
+        """Add stage 3: the classifier retrained with generated images, and its controls."""
         config, nodes = self.config, self.nodes
         labelled = {key: nodes[key] for key in ("index", "features", "labels")}
         samples = nodes["samples"]
@@ -163,11 +163,11 @@ class _Run:
         generated["samples"] = samples
         self.add("retrained", Retrained, {**labelled, **generated}, config.retrain)
         controls = self.controls() if config.evaluate.controls else {}
-        # Without either there is nothing to choose, and no validation image is needed.
+        # Without sweep and controls nothing is chosen, and no validation images are needed.
         if config.sweep or controls:
             settings = (config.sweep or config.retrain_grid).model_dump()
             if controls:
-                # lambda = l2 / n, and stage 3 has hundreds of times the probe's n: room to choose as little.
+                # lambda = l2 / n, and n of stage 3 is hundreds of times the probe's: let the probe reach it.
                 settings["probe_l2"] = tuple(config.classifier.l2 / 10**decade for decade in range(4))
             sources = {**labelled, **generated, **controls}
             self.add("sweep", SweepStage, sources, SweepSettings(**settings))
@@ -191,7 +191,7 @@ class _Run:
         }
 
     def measuring(self) -> None:
-        """The test images: distances, accuracies, and the page that shows it all."""
+        """Add the measurements on test images: distances, accuracies, and the report."""
         config, nodes = self.config, self.nodes
         if config.evaluate.referee:
             referee = self.pretrain("referee", config.evaluate.referee, "supervised")
@@ -206,10 +206,10 @@ class _Run:
         self.add("report", Report, {**nodes}, settings)
 
     def inception_metrics(self) -> None:
-        """What Inception says of generated and test images, and the metrics that follow from it."""
+        """Add the Inception statistics of generated and test images, and the metrics from them."""
         asked, nodes, inception = self.config.evaluate, self.nodes, self.nodes["inception"]
         size = self.config.data.image_size
-        # As with images per class: fewer of the same images are another extent.
+        # As with images per class, fewer of the same images are another extent.
         some = Extent(self.extent.images_per_class, asked.images)
         uniform = asked.labels == "uniform"
         label_seed = self.config.generate.seed if uniform else None
@@ -227,7 +227,7 @@ class _Run:
                 ("inception_reference", "index", None, None, None),
             )
         }
-        # Inception comes first: a file that cannot serve is told before any training.
+        # Inception is an input of its own, so that a bad file is reported before any training.
         metrics = MetricSettings(reference=asked.reference, resize=asked.resize)
         self.add("image_metrics", ImageMetrics, {"inception": inception, **found}, metrics)
 
@@ -238,7 +238,7 @@ class _Run:
         return self.add(name, PretrainedEncoder, {"index": self.nodes["index"]}, settings)
 
     def features(self, name: str, images: Node, encoder: Node) -> Node:
-        """Add the features of some images; all that one run wants of the same images is one pass."""
+        """Add the features of `images`; all outputs of the same images share one pass."""
         settings = FeatureSettings(
             precision=resolved(self.config.encoder.precision),
             max_bad_fraction=self.config.data.max_bad_fraction,
@@ -283,12 +283,12 @@ def _timm_weights(name: str) -> str:
 
 
 def _content(key: str, source: str) -> str:
-    """Return the digest of a file of the user's. Raises ConfigError where it cannot be used."""
+    """Return the digest of a user's file. Raises ConfigError where it cannot be used."""
     try:
         digest = sha256(weight_file(source))
         if key == "evaluate.reference":
             check_reference(source)
-    except Exception as error:  # every kind of storage has errors of its own
+    except Exception as error:  # each storage raises errors of its own
         said = " ".join(str(error).split()) or type(error).__name__
         hint = f". {WHERE}" if key == "evaluate.inception" else ""
         raise ConfigError(f"{key}: {source}: {said.removeprefix(f'{source}: ')}{hint}") from error

@@ -1,4 +1,4 @@
-"""Where a run publishes: its output, found or refused before any work."""
+"""The output of a run, resolved and checked before any work."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from dpt_ray.store.artifact import Artifact, Store
 
 
 def find_store(config: Config) -> Store:
-    """The store of a run's output. Raises ConfigError for one that would be lost or cannot be read."""
+    """Return the store of a run's output. Raises ConfigError if it would be lost or cannot be read."""
     store = Store(_output(config))
     holds_runs(store)
     return store
 
 
 def holds_runs(store: Store) -> bool:
-    """Whether anything was published to a store. Raises ConfigError if it cannot be read."""
+    """Return whether anything was published to a store. Raises ConfigError if it cannot be read."""
     try:
         return Artifact(store.uri).exists("store")
-    except Exception as error:  # every kind of storage has errors of its own
+    except Exception as error:  # each storage raises errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
             f"output: {store.uri!r} cannot be read ({reason}); check the URI and the credentials"
@@ -29,7 +29,7 @@ def holds_runs(store: Store) -> bool:
 
 
 def expanded(output: str) -> str:
-    """A folder or URI with the home folder for `~`, which no shell replaces in `output=~/dpt`."""
+    """Return a folder or URI with `~` expanded, which the shell does not do in `output=~/dpt`."""
     return output if "://" in output else str(Path(output).expanduser())
 
 
@@ -42,25 +42,25 @@ def _output(config: Config) -> str:
         return output
     if in_job:
         raise ConfigError(
-            f"output: {output!r} is relative, and the folder that a submitted job runs in is removed "
-            "after it; give an absolute path or URI that all nodes reach, as output=s3://..."
+            f"output: {output!r} is relative, and the working folder of a submitted job is removed after it; "
+            "give an absolute path or URI that all nodes reach, such as output=s3://..."
         )
     return str(Path(output).absolute())
 
 
 def _output_of_job(config: Config) -> str:
-    """The home folder keeps what a job publishes, where no other machine has to reach it."""
+    """Return a folder in the home folder, which outlives the job; on several nodes raise ConfigError."""
     nodes = alive_nodes(config.compute)
     if nodes > 1:
         raise ConfigError(
             f"output: missing, and the cluster has {nodes} nodes; give an absolute path or URI that all of "
-            "them reach, as output=s3://..."
+            "them reach, such as output=s3://..."
         )
     return str(Path.home() / "dpt_ray_outputs")
 
 
 def open_store(config: Config) -> Store:
-    """The store of a run's output. Raises ConfigError if it cannot be written or would be lost."""
+    """Return the store of a run's output. Raises ConfigError if it would be lost or cannot be written."""
     store = find_store(config)
     try:
         store.check_writable()

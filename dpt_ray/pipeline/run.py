@@ -1,4 +1,4 @@
-"""A run: its flow carried out, what is missing made and what is there reused."""
+"""Execute a run: make the missing nodes and reuse the published ones."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dpt_ray.pipeline.run_folder import PLANNED, link, node_references
 from dpt_ray.stages.sweep import check_choice
 from dpt_ray.store.artifact import Store
 
-# What of the bytes that cost.py counts is written at the least: a PNG of a photograph has about
-# half of its pixels' bytes.
+# The minimum share of the bytes in cost.py that is written: a PNG of a photograph has about half of the
+# bytes of its pixels.
 SIZED = {"features": 1.0, "moments": 1.0, "samples": 0.5, "sample_features": 1.0}
 
 
 def run(config: Config, display: Display, targets: Sequence[str] = ("report",)) -> tuple[Outcome, Store]:
-    """Makes what is missing for the targets (names of nodes) and points the run's folder at it."""
+    """Make the missing nodes for `targets` (node names) and link the results in the run's folder."""
     store = open_store(config)
     if note := emulation_note(config):
         display.console.print(note, highlight=False, soft_wrap=True)
@@ -38,11 +38,11 @@ def run(config: Config, display: Display, targets: Sequence[str] = ("report",)) 
             raise ConfigError(nodes[name].missing)
     wanted = [nodes[name] for name in targets]
     required, checks = needed(wanted), {}
-    if nodes["labels"] in required:  # a bad label list is told before any work
+    if nodes["labels"] in required:  # report a bad label list before any work
         wanted = [nodes["labels"], *wanted]
-    if "sweep" in nodes and nodes["sweep"] in required:  # and that there is nothing to choose on
+    if "sweep" in nodes and nodes["sweep"] in required:  # and missing validation images
         checks["index"] = partial(check_choice, nodes["sweep"])
-    # From here on, all that this run will rest on is in use, however far it comes.
+    # From here on every artifact of this run counts as used, even if the run fails.
     store.run_folder(config.name).write_json(PLANNED, node_references(nodes))
     to_write = partial(_bytes_to_write, config, nodes, store)
     outcome = execute(wanted, store, config.compute, display, checks, to_write)
@@ -51,7 +51,7 @@ def run(config: Config, display: Display, targets: Sequence[str] = ("report",)) 
 
 
 def _bytes_to_write(config: Config, nodes: Mapping[str, Node], store: Store, node: Node) -> float:
-    """About how many bytes the node still writes: 0 where no formula is at hand or the images are unknown."""
+    """Return the estimated bytes that the node still writes, 0 where they are unknown."""
     index = nodes["index"].artifact(store)
     if node.name not in SIZED or not index.published:
         return 0.0
@@ -59,5 +59,5 @@ def _bytes_to_write(config: Config, nodes: Mapping[str, Node], store: Store, nod
     for unit in index.manifest["units"]:
         images[unit["split"]] += unit["rows"]
     cost = costs(config, images, index.manifest["classes"]).get(node.name, Cost())
-    there = sum(shard["bytes"] for shard in node.artifact(store).shards().values())
-    return max(0.0, (cost.bytes or 0.0) * SIZED[node.name] - there)
+    written = sum(shard["bytes"] for shard in node.artifact(store).shards().values())
+    return max(0.0, (cost.bytes or 0.0) * SIZED[node.name] - written)

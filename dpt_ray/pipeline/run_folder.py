@@ -1,4 +1,4 @@
-"""`runs/NAME/`, where a person finds what a run has made without knowing a hash."""
+"""`runs/NAME/`: links to the results of a run, so that nobody needs to know hashes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.output import find_store
 from dpt_ray.store.artifact import Artifact, Store, local_copy
 
-# Which artifacts a run rests on, by node: those it will, while it goes, and those it does.
+# STAGE/IDENTITY of the artifacts of a run by node: while it runs, and after it.
 PLANNED = "planned.json"
 MADE = "artifacts.json"
 
-# Where a person finds an artifact, by node: (name in the run's folder, file of the artifact or all of it).
+# Links to artifacts by node: (name in the run's folder, file of the artifact or "" for all of it).
 SHOWN = {
     "report": ("report.html", "report.html"),
     "pseudo_labels": ("pseudo_labels.parquet", "pseudo_labels.parquet"),
     "probe": ("probe.json", "probe.json"),
     "retrained": ("classifier", ""),
-    "sweep": ("classifier", "generated"),  # where there is one, it takes the place of the configured one
+    "sweep": ("classifier", "generated"),  # replaces the retrained one where there is a sweep
     "denoiser": ("denoiser", ""),
     "samples": ("samples", ""),
     "evaluation": ("evaluation.json", "evaluation.json"),
@@ -35,17 +35,17 @@ SHOWN = {
 
 
 def link(config: Config, nodes: dict[str, Node], store: Store) -> Artifact:
-    """Writes `runs/NAME/`: the resolved configuration, what each node is, and the way to the results."""
+    """Write `runs/NAME/`: the configuration, the artifact of each node, and links to the results."""
     folder = store.run_folder(config.name)
     published = {name: node for name, node in nodes.items() if is_published(node, store)}
     folder.write_bytes("config.yaml", to_yaml(config).encode())
     folder.write_json(MADE, node_references(published))
     if folder.exists(PLANNED):
         folder.fs.rm_file(folder.path(PLANNED))
-    there = {SHOWN[name][0]: (name, SHOWN[name][1]) for name in SHOWN if name in published}
+    links = {SHOWN[name][0]: (name, SHOWN[name][1]) for name in SHOWN if name in published}
     for shown, _ in SHOWN.values():
-        if shown in there:
-            name, file = there[shown]
+        if shown in links:
+            name, file = links[shown]
             _refer(folder, shown, published[name].artifact(store), file)
         else:
             _forget(folder, shown)
@@ -53,11 +53,12 @@ def link(config: Config, nodes: dict[str, Node], store: Store) -> Artifact:
 
 
 def sets_made(config: Config) -> Iterator[dict[str, Artifact]]:
-    """What a run has made, by node: with this configuration and its images as they are, and as recorded.
+    """Yield the published artifacts of a run by node: first for the present images, then as recorded.
 
-    What was made before images were added, moved or removed belongs together, and stays of use: the
-    second set is what the run of this name rested on, if its configuration was the same but for where
-    images lie and how it was computed. Raises ConfigError if the images cannot be listed and there is none.
+    The recorded set was made before images were added, moved or removed; it is consistent in itself and
+    remains usable. It is yielded if the run of this name had the same configuration except for the
+    location of the images and `compute`. Raises ConfigError if the images cannot be listed and no set is
+    recorded.
     """
     store, unlisted = find_store(config), None
     try:
@@ -74,30 +75,30 @@ def sets_made(config: Config) -> Iterator[dict[str, Artifact]]:
 
 
 def _settings(text: str | bytes) -> dict[str, Any]:
-    """What of a configuration says what is made of the images."""
+    """Return the settings that affect results, without the location of the images."""
     sections = {key: value for key, value in yaml.safe_load(text).items() if key not in ("compute", "output")}
     return sections | {"data": {**sections["data"], "uri": None}}
 
 
 def shown_uri(folder: Artifact, shown: str) -> str:
-    """The URI of what a run's folder shows under a name (see `_refer`)."""
+    """Return the URI behind a name in a run's folder (see `_refer`)."""
     return folder.file_uri(shown) if folder.is_local else str(folder.read_json(f"{shown}.json")["uri"])
 
 
 def shown_json(folder: Artifact, shown: str) -> Any:
-    """The content of a JSON file that a run's folder shows."""
+    """Return the content of a JSON file linked in a run's folder."""
     return json.loads(local_copy(shown_uri(folder, shown)).read_text())
 
 
 def is_published(node: Node, store: Store) -> bool:
-    """Return whether a node can be made and its artifact is complete."""
+    """Return whether the files of a node can be read and its artifact is published."""
     return not node.missing and node.artifact(store).published
 
 
 def node_references(nodes: Mapping[str, Node]) -> dict[str, str]:
     """Return STAGE/IDENTITY of each node whose files can be read."""
-    there = {name: node for name, node in nodes.items() if not node.missing}
-    return {name: f"{node.artifact_name}/{node.reference}" for name, node in there.items()}
+    readable = {name: node for name, node in nodes.items() if not node.missing}
+    return {name: f"{node.artifact_name}/{node.reference}" for name, node in readable.items()}
 
 
 def _referred(store: Store, reference: str) -> Artifact:
@@ -107,7 +108,7 @@ def _referred(store: Store, reference: str) -> Artifact:
 
 
 def _forget(folder: Artifact, shown: str) -> None:
-    """Removes the way to what an earlier configuration of the run's name had made."""
+    """Remove a link left by an earlier configuration of the same name."""
     if folder.is_local:
         Path(folder.path(shown)).unlink(missing_ok=True)
     elif folder.exists(f"{shown}.json"):
@@ -115,7 +116,7 @@ def _forget(folder: Artifact, shown: str) -> None:
 
 
 def _refer(folder: Artifact, shown: str, artifact: Artifact, file: str) -> None:
-    """A relative link on a local disk; elsewhere a small JSON file with the URI."""
+    """Link an artifact: a relative symlink on a local disk, elsewhere a JSON file with the URI."""
     target = artifact.file_uri(file) if file else artifact.uri
     if not folder.is_local:
         folder.write_bytes(f"{shown}.json", json.dumps({"uri": target}).encode())
@@ -128,7 +129,7 @@ def _refer(folder: Artifact, shown: str, artifact: Artifact, file: str) -> None:
 
 
 def references(store: Store) -> dict[str, list[str]]:
-    """The names of the runs that refer to each STAGE/HASH of a store."""
+    """Return the names of the runs that refer to each STAGE/HASH of a store."""
     root = Artifact(f"{store.uri.rstrip('/')}/runs")
     found: dict[str, set[str]] = {}
     folders = root.fs.ls(root.path(""), detail=False) if root.exists("") else []

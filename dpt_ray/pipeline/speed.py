@@ -1,4 +1,4 @@
-"""How fast this machine trains the networks of a run: a few real steps of each kind, in a second or two."""
+"""Measure how fast this machine trains the networks of a run, by a few real steps of each kind."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
     from dpt_ray.models.precision import Precision
 
-SECONDS = 0.1  # about as long as one measured step takes: short ones find a moment's peace on a busy machine
-ALL_SECONDS, STEPS = 1.0, 10  # that are measured of one network, with all threads and with one
+SECONDS = 0.1  # target of one measured step; on a busy machine short steps are less disturbed
+ALL_SECONDS, STEPS = 1.0, 10  # measured per network, at most, with all threads and with one
 GUESS = {"cpu": 30e9, "cuda": 30e12}  # FLOP/s that the size of the first step is chosen by
-LARGEST_SIDE = 32  # of the images that a convolutional network is measured on
-SHALLOW = 2  # depth of the transformer that is measured: its layers are alike
+LARGEST_SIDE = 32  # of the images for a convolutional network
+SHALLOW = 2  # depth of the measured transformer, whose layers are alike
 
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOP/s of training steps on `device`: of a convolutional network, and of a transformer.
+    """FLOP/s of training steps on `device` with a convolutional network and with a transformer.
 
-    Only the network's multiplications are counted and all of a step's time: augmentation and the gaps of
-    small networks make the rate lower, as they do the training.
+    They are the network's operations over the whole time of a step: augmentation and the overhead of small
+    networks lower the rate, as in the training itself.
     """
 
     conv: float
@@ -38,7 +38,7 @@ class Rates:
 
 
 def machine_rates(config: Config, threads: int) -> Rates:
-    """Return the rates of this machine for a run's own networks (precisions resolved)."""
+    """Return the rates of this machine for a run's networks; precisions must be resolved."""
     device = training_device(config)
     channels = 1 if config.data.mode == "L" else 3
     encoder = config.pretrain or Pretrain(steps=1, batch_size=128, learning_rate=1e-3)
@@ -112,13 +112,13 @@ def measure_denoiser(
 
 
 def _images_of(flops: float, batch_size: int, device: str, multiple: int) -> int:
-    """Return how many images a measured step takes: a batch of them, or what the time allows."""
+    """Return the number of images of a measured step: a batch, or fewer if it would take too long."""
     affordable = int(SECONDS * GUESS[device] / flops)
     return max(multiple, min(batch_size, affordable) // multiple * multiple)
 
 
 def _seconds(loss: Callable[[], torch.Tensor], precision: Precision, threads: int, device: str) -> float:
-    """Return the seconds of the fastest of some steps, forward and backward."""
+    """Return the seconds of the fastest of up to STEPS steps, forward and backward."""
     import torch
 
     best, before = float("inf"), torch.get_num_threads()
@@ -134,7 +134,7 @@ def _seconds(loss: Callable[[], torch.Tensor], precision: Precision, threads: in
     return best
 
 
-def _fastest(loss: Callable[[], torch.Tensor], precision: Any, device: str) -> float:
+def _fastest(loss: Callable[[], torch.Tensor], precision: Precision, device: str) -> float:
     import torch
 
     from dpt_ray.models.precision import autocast
@@ -155,7 +155,7 @@ def _fastest(loss: Callable[[], torch.Tensor], precision: Any, device: str) -> f
 
 
 def training_threads(config: Config) -> int:
-    """Return how many threads of this machine a training has, over its workers."""
+    """Return the threads of this machine that a training uses, over all its workers."""
     compute = config.compute
     if not compute.threads:  # the workers share all of them
         return cluster.threads(compute)

@@ -1,4 +1,4 @@
-"""What of a run is published, and why the rest is not."""
+"""The state of a run: which nodes are published, and why the others are not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dpt_ray.store.records import Manifest
 
 @dataclass(frozen=True)
 class Status:
-    """One node of a run: what it is; its manifest where it is published, else why it is not."""
+    """The state of a node: its manifest where it is published, else why it is not."""
 
     name: str
     artifact: str
