@@ -197,7 +197,7 @@ def test_a_plan_counts_the_images_before_the_first_run_and_after(dpt, tmp_path):
         assert cost("features")[:2] == ["1,797", "460.0 kB"]  # 64 numbers of 4 bytes each
         assert cost("moments")[:2] == ["997", "255.2 kB"]  # training images only
         assert cost("samples")[0] == cost("augmented")[0] == "1,280"
-        for name in ("encoder", "denoiser", "referee", "what is to do"):
+        for name in ("encoder", "denoiser", "referee", "total to do"):
             assert cost(name)[3] == "< 0.01"
             assert re.fullmatch(r"\d+ (s|min|h|h \d+ min)", cost(name)[4])
         assert dpt("index", DIGITS, f"output={output}")[0] == 0
@@ -209,7 +209,7 @@ def test_a_plan_of_so_many_images_leaves_out_what_it_cannot_know(dpt, tmp_path):
     assert row(out, "features")[1:3] == ["1,000", "256.0 kB"]
     assert row(out, "inception_reference")[1:] == ["-"] * 5
     code, _, err = dpt("plan", DIGITS, *weights, "--classes", 10)
-    assert code == 2 and err.startswith("error: --classes 10 is for --images") and err.count("\n") == 1
+    assert code == 2 and err.startswith("error: --classes 10 needs --images") and err.count("\n") == 1
 
 
 def test_a_plan_compares_with_the_nearest_of_what_is_done(dpt, tmp_path):

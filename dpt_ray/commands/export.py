@@ -1,4 +1,4 @@
-"""export: a run's generated images or its denoiser for other tools, written whole or not at all."""
+"""export: write a run's generated images or its denoiser for other tools, atomically."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ MODEL_FORMATS = ("nnet_ema", "safetensors")
 
 
 def export_samples(config: Config, format: str, out: Path) -> int:
-    """Writes the run's generated images to `out` in one of `FORMATS`; returns how many.
+    """Write the run's generated images to `out` in one of `FORMATS`; return their number.
 
-    These are the first `generate.images_per_class` of each class. Images of a model that was trained
-    without classes carry none. Greyscale images stay so but in npz, which is RGB. Raises ConfigError
+    They are the first `generate.images_per_class` of each class, without classes if the denoiser was
+    trained without labels. Greyscale images stay greyscale except in npz, which is RGB. Raises ConfigError
     where they are not made yet, `out` exists or cannot be written, or the format is unknown.
     """
     if format not in FORMATS:
-        raise ConfigError(f"format: {format!r} is none of {', '.join(FORMATS)}")
+        raise ConfigError(f"format: {format!r} is unknown; use one of {', '.join(FORMATS)}")
     if format == "npz" and out.suffix != ".npz":
-        raise ConfigError(f"out: {str(out)!r} is no .npz file; name it so")
+        raise ConfigError(f"out: {str(out)!r} must end in .npz for format npz")
     made = next((made for made in sets_made(config) if "samples" in made), None)
     if not made:
         raise ConfigError(
@@ -68,19 +68,19 @@ def export_samples(config: Config, format: str, out: Path) -> int:
 
 
 def export_model(config: Config, format: str, out: Path) -> int:
-    """Writes the run's denoiser to the new folder `out`; returns its number of parameters.
+    """Write the run's denoiser to the new folder `out`; return its number of parameters.
 
-    `nnet_ema`: the published U-ViT's file, for `diffusion.weights` and the method's public code.
-    `safetensors`: `model.safetensors` and `config.json`, for `diffusion.init_from` and any reader.
+    `nnet_ema` is the published U-ViT's file, for `diffusion.weights` and the method's public code.
+    `safetensors` is `model.safetensors` and `config.json`, for `diffusion.init_from` and any reader.
     Raises ConfigError where it is not trained yet, `out` exists or cannot be written, or the format is
-    unknown or has no place for the network (modulation in nnet_ema).
+    unknown or cannot represent the network (modulation in nnet_ema).
     """
     from dpt_ray.models.denoiser import load_denoiser
     from dpt_ray.models.published import export_published_uvit
     from dpt_ray.models.saved import CONFIG, WEIGHTS
 
     if format not in MODEL_FORMATS:
-        raise ConfigError(f"format: {format!r} is none of {', '.join(MODEL_FORMATS)}")
+        raise ConfigError(f"format: {format!r} is unknown; use one of {', '.join(MODEL_FORMATS)}")
     denoiser = next((made["denoiser"] for made in sets_made(config) if "denoiser" in made), None)
     if not denoiser:
         raise ConfigError(
@@ -90,7 +90,7 @@ def export_model(config: Config, format: str, out: Path) -> int:
     model, _ = load_denoiser(denoiser.uri)
     if format == "nnet_ema" and model.config.modulation:
         raise ConfigError(
-            "format: nnet_ema is the published U-ViT's, which has no modulation; use safetensors, or train "
+            "format: nnet_ema is the published U-ViT, which has no modulation; use safetensors, or train "
             "with diffusion.model.modulation=false"
         )
     with _publishing(out) as part:
@@ -105,7 +105,7 @@ def export_model(config: Config, format: str, out: Path) -> int:
 
 @contextmanager
 def _publishing(out: Path) -> Iterator[Path]:
-    """A name beside `out` to write a file or folder under; `out` once the block is through."""
+    """Yield a temporary path beside `out` to write; rename it to `out` when the block ends without error."""
     if out.exists() or out.is_symlink():
         raise ConfigError(f"out: {str(out)!r} exists; remove it or choose another name")
     part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")

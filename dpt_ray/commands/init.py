@@ -1,4 +1,4 @@
-"""init: a starting configuration for one's own images, from a look at them and at the few labels."""
+"""init: a starting configuration for the user's images, from an inspection of images and labels."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from dpt_ray.models.precision import resolve_precisions
 from dpt_ray.pipeline.cost import costs
 from dpt_ray.pipeline.speed import Rates, machine_rates, training_threads
 
-LOOKED_AT = 64  # images whose size is read
+LOOKED_AT = 64  # number of images whose size is read
 SIDES = (8, 16, 32, 64, 128, 256)
-HELD_OUT = 1000  # at most, of validation and of test images
-MINUTES = 60.0  # that small images are given, unless asked otherwise
+HELD_OUT = 1000  # maximum number of validation and of test images
+MINUTES = 60.0  # default time for small images
 
 SMALL = """\
-# Small images: an encoder of their own and a denoiser on the pixels (see configs/digits.yaml).
+# Small images: an encoder trained on them and a denoiser on pixels (see configs/digits.yaml).
 encoder: {{precision: auto}}
 pretrain:
   steps: {encoding.steps}  # {encoder_epochs:.3g} epochs
@@ -76,7 +76,7 @@ retrain: {{images_per_class: {images_per_class}}}
 """
 
 LARGE = """\
-# Larger images: published weights, which you bring (see configs/imagenet256_base.yaml).
+# Larger images: published weights, which you provide (see configs/imagenet256_base.yaml).
 encoder: {{kind: msn, weights: weights/vitb4_300ep.pth.tar, precision: auto}}
 autoencoder: {{kind: kl, weights: weights/autoencoder_kl.pth, precision: auto}}
 diffusion:
@@ -94,14 +94,14 @@ retrain: {{images_per_class: 128}}
 """
 
 GPU = """\
-# One GPU for training, one for the other models; without a GPU leave this out.
+# One GPU for training, one for the other models; without a GPU remove this section.
 compute: {train_gpus: true, actor_gpus: 1}
 """
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a look at the images and the label list shows."""
+    """The result of inspecting the images and the label list."""
 
     source: str
     index: pa.Table
@@ -123,10 +123,10 @@ class Found:
 def write_config(
     uri: str, labels: str, out: Path | None, minutes: float | None = None
 ) -> tuple[Path, Found, str]:
-    """Write a configuration for the images at `uri`; return where it is, what was found and its time.
+    """Write a configuration for the images at `uri`; return its path, what was found and the run's time.
 
-    It fits the images and, on this machine, `minutes`: by default `MINUTES` for small images; larger ones
-    take the time they need. Raises ConfigError where the file exists, or the images or the label list
+    The run takes at most `minutes` on this machine, if possible: by default `MINUTES` for small images and
+    no limit for larger ones. Raises ConfigError where the file exists, or the images or the label list
     cannot be used.
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(uri.rstrip("/")).stem).strip("-._") or "images"
@@ -137,7 +137,7 @@ def write_config(
             raise ConfigError(f"out: {str(file)!r} exists; remove it or name another file with --out")
     try:
         found = look(uri, labels)
-    except Exception as error:  # every kind of storage has errors of its own
+    except Exception as error:  # each storage raises errors of its own
         raise ConfigError(f"init: {' '.join(str(error).split()) or type(error).__name__}") from error
     start = _data(name, uri, labels, found, kept)
     text, time = _fitted(start, found, minutes)
@@ -162,7 +162,7 @@ def _content(uri: str) -> bytes:
 
 
 def look(uri: str, labels: str) -> Found:
-    """The index of the images, the label list checked against it, and the images' usual size."""
+    """Index the images, check the label list against them and read the sizes of some images."""
     source = _source(uri)
     index, classes = INDEXERS[source](uri)
     named_by_list = not classes
@@ -174,7 +174,7 @@ def look(uri: str, labels: str) -> Found:
 
 
 def _source(uri: str) -> str:
-    """The kind of a source by the names of its files."""
+    """Return the kind of a source by the names of its files."""
     fs, root = open_root(uri)
     if fs.isfile(root):
         return "tar" if root.endswith(".tar") else "manifest"
@@ -185,7 +185,7 @@ def _source(uri: str) -> str:
 
 
 def _size(index: pa.Table) -> tuple[int, str]:
-    """The largest of SIDES that most images fill, and L where all are grey."""
+    """Return the largest of SIDES that at least half of the images fill, and "L" if all are greyscale."""
     step = max(1, index.num_rows // LOOKED_AT)
     shorter, modes = [], set()
     for data in read_bytes(index.take(list(range(0, index.num_rows, step))[:LOOKED_AT])):
@@ -194,30 +194,30 @@ def _size(index: pa.Table) -> tuple[int, str]:
                 shorter.append(min(image.size))
                 modes.add(image.mode)
         except (OSError, Image.DecompressionBombError):
-            continue  # unreadable images are the extract stage's to report
+            continue  # the extract stage reports unreadable images
     if not shorter:
-        raise ValueError("none of the images that were looked at can be read; check the source")
+        raise ValueError("none of the inspected images can be read; check the source")
     median = statistics.median(shorter)
     side = max((side for side in SIDES if side <= median), default=SIDES[0])
     return side, "L" if modes <= {"1", "L"} else "RGB"
 
 
 def _data(name: str, uri: str, labels: str, found: Found, kept: Path) -> dict[str, Any]:
-    """Return the part of the configuration that says where images and labels are."""
+    """Return the sections of the configuration about images and labels."""
     small = found.side <= LARGEST_IN_PIXELS
-    mode = found.mode if small else "RGB"  # published weights take colour
+    mode = found.mode if small else "RGB"  # published weights need colour images
     data: dict[str, Any] = {"source": found.source, "uri": uri, "mode": mode}
     data["image_size"] = found.side
     if found.named_by_list:
         data["classes"] = found.classes
     if held_out := _held_out(found):
-        # A list of its own: the split stays what it is while the list of labels grows.
+        # A copy of the list: the split stays the same while the list of labels grows.
         data |= {**held_out, "keep_in_train": [str(kept)]}
     return {"name": name, "output": "outputs", "data": data, "labels": {"file": labels}}
 
 
 def _fitted(start: dict[str, Any], found: Found, minutes: float | None) -> tuple[str, str]:
-    """Return the text of a configuration that fits the images and this machine, and the time it takes."""
+    """Return a configuration that fits the images and this machine as text, and the time of its run."""
     splits = Counter(found.index["split"].to_pylist())
     held_out = {key: start["data"].get(key, 0) for key in ("validation", "test")}
     for split, count in held_out.items():
@@ -237,7 +237,7 @@ def _fitted(start: dict[str, Any], found: Found, minutes: float | None) -> tuple
 
 
 def _time(spent: Mapping[str, float], minutes: float | None) -> str:
-    """Return the time of a run on this machine, in words."""
+    """Return the time of a run on this machine as text."""
     total = START + sum(spent.values())
     most = sorted(spent, key=lambda name: -spent[name])[:3]
     parts = ", ".join(f"{name} {duration(spent[name])}" for name in most)
@@ -248,11 +248,11 @@ def _time(spent: Mapping[str, float], minutes: float | None) -> str:
 
 
 def _small(data: str, images: Images, seconds: float | None) -> tuple[str, Rates]:
-    """Return the rest of the configuration of small images, and this machine's rates with its networks."""
+    """Return the other sections for small images, and this machine's rates with their networks."""
     assert seconds is not None
     rates = _rates(data + _small_text(choose(images, seconds, AVERAGE), images))
     rough = choose(images, seconds, rates)
-    rates = _rates(data + _small_text(rough, images))  # other networks, other rates
+    rates = _rates(data + _small_text(rough, images))  # rates depend on the networks
     return _small_text(lengths(images, seconds, rates, rough.width, rough.denoiser), images), rates
 
 
@@ -273,7 +273,7 @@ def _small_text(recipe: Recipe, images: Images) -> str:
 
 
 def _large(data: str, images: Images, seconds: float | None) -> tuple[str, Rates]:
-    """Return the rest of the configuration of larger images, and this machine's rates with its networks."""
+    """Return the other sections for larger images, and this machine's rates with their networks."""
     rates = _rates(data + _large_text(latent_recipe(images, None, AVERAGE), images))
     return _large_text(latent_recipe(images, seconds, rates), images), rates
 
@@ -298,12 +298,12 @@ def _parsed(text: str) -> Config:
 
 
 def has_gpu(devices: Path = Path("/dev")) -> bool:
-    """Whether this machine has an NVIDIA GPU, by the driver's files: torch takes seconds to import."""
+    """Return whether this machine has an NVIDIA GPU, by device files: importing torch takes seconds."""
     return any(devices.glob("nvidia[0-9]*"))
 
 
 def _held_out(found: Found) -> dict[str, int]:
-    """Return how many images to draw for each split that the source lacks: a tenth of the labelled ones."""
+    """Return how many images to draw for each missing split: a tenth of those with known labels."""
     splits = set(pc.unique(found.index["split"]).to_pylist())
     train = found.index.filter(pc.equal(found.index["split"], "train"))
     known = train.num_rows - train["label"].null_count

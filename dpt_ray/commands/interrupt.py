@@ -1,4 +1,4 @@
-"""Ctrl-C: one line and exit code 130, whatever a run is doing."""
+"""Ctrl-C: one line and exit code 130 at any time."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ STOPPED = "stopped; run the same command again to continue"
 
 
 class Group(TyperGroup):
-    """Commands that say how to go on where Ctrl-C ends them; typer would end without a word."""
+    """Commands that print how to continue after Ctrl-C; typer would print nothing."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command that was asked for."""
+        """Run the command."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -30,7 +30,7 @@ class Group(TyperGroup):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """The first Ctrl-C in the block closes everything in order, the second waits for nothing."""
+    """Make the first Ctrl-C in the block shut down in order, and the second exit at once."""
     before = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield

@@ -1,4 +1,4 @@
-"""plan: what a run would do, what is done already, why the rest is not, and what it costs."""
+"""plan: the state of each stage, why the missing ones are missing, and their cost."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ COLUMNS = ("rows", "size", "PFLOP", "H200 hours", "here")
 
 
 def plan_tables(config: Config, images: int | None, classes: int | None) -> list[Table]:
-    """Return the tables that `dpt plan` prints; nothing is written to the output.
+    """Return the tables of `dpt plan`; nothing is written to the output.
 
-    With `images`, the costs of so many training images of `classes` classes, whatever the data.
+    With `images`, return only the cost for this number of training images of `classes` classes.
     """
     if images is not None:
         return [_cost_table(config, {"train": images}, classes, done=())]
     if classes is not None:
-        raise ConfigError(f"--classes {classes} is for --images: give both, or neither")
+        raise ConfigError(f"--classes {classes} needs --images: give both, or neither")
     table = Table("stage", "artifact", "runs on", "state", "why")
     rows = {row.name: row for row in status(config)}
     for row in rows.values():
@@ -47,7 +47,7 @@ def plan_tables(config: Config, images: int | None, classes: int | None) -> list
 
 
 def _index_manifest(config: Config) -> Manifest:
-    """Return the manifest of the index, which is made in a temporary folder to count the images."""
+    """Make the index in a temporary folder to count the images; return its manifest."""
     index = flow(config)["index"]
     with tempfile.TemporaryDirectory(prefix="dpt_ray-plan-") as folder:
         store = Store(folder)
@@ -68,7 +68,7 @@ def _cost_table(
     if rates:
         left = Cost(conv=sum(cost.flops or 0.0 for cost in missing.values()))
         table.add_section()
-        table.add_row("what is to do", *_cells(left), duration(total_seconds(missing, rates)))
+        table.add_row("total to do", *_cells(left), duration(total_seconds(missing, rates)))
         table.caption = _caption(config, rates)
     return table
 
@@ -98,8 +98,8 @@ def _caption(config: Config, rates: Rates) -> str:
     device = "its GPU" if rates.device == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
     speed = f"{rates.conv / 1e9:,.0f} GFLOP/s in convolutions, {rates.transformer / 1e9:,.0f} in transformers"
     return (
-        "H200 hours: at 40 to 20% of the peak of one. here: on this machine, by training steps measured "
-        f"just now ({device}: {speed}). Start-up and stages without operations come on top."
+        "H200 hours: on one H200 at 40 to 20% of its peak. here: on this machine, from training steps "
+        f"measured just now ({device}: {speed}). Start-up and stages without operations are not included."
     )
 
 

@@ -1,6 +1,6 @@
-"""predict: label new images with what a run has learned: its encoder, its crop, its best classifier.
+"""predict: label new images with the encoder, the crop and the best classifier of a run.
 
-All in this process. An image that cannot be read is a row with its reason in `error`.
+Everything runs in this process. An unreadable image is a row with its reason in `error`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 WRITERS = {".csv": pyarrow.csv.write_csv, ".parquet": pq.write_table}
 TABLES = {".tar": index_tar, ".csv": index_manifest, ".parquet": index_manifest}
-# The methods with a classifier: (node, where in its artifact), in the order they are taken in where
-# validation does not say which is best.
+# The methods with a classifier: (node, folder in its artifact), in order of preference where there are no
+# validation images to choose on.
 CLASSIFIERS = {
     "dpt": ("sweep", "generated/"),
     "dpt_paper": ("retrained", ""),
@@ -68,10 +68,9 @@ SCHEMA = pa.schema(
 def predict_images(config: Config, images: str, out: Path) -> Predicted:
     """Write a row of `SCHEMA` for each image to `out` (.csv or .parquet).
 
-    `images` is what `list_images` takes. The classifier is the run's best on validation; column
-    `classifier` has its method. `confidence` is the probability of the label. Only stage 1's classifier
-    has a temperature fitted on validation; confidences of the others are the plain softmax. An existing
-    table is replaced, once the new one is whole.
+    `images` is as for `list_images`. The classifier is the run's best on validation; column `classifier`
+    has its method. `confidence` is the probability of the label, at the fitted temperature for stage 1's
+    classifier and from the plain softmax for the others. An existing table is replaced atomically.
     """
     if out.suffix not in WRITERS:
         raise ConfigError(f"out: {str(out)!r} must end in .csv or .parquet")
@@ -102,7 +101,7 @@ def predict_images(config: Config, images: str, out: Path) -> Predicted:
 
 @dataclass(frozen=True)
 class Choice:
-    """A method's classifier, and how good it is on `n_validation` images: one of `among` that the run has."""
+    """A method's classifier with its results on `n_validation` images; one of `among` in the run."""
 
     method: str
     artifact: Artifact
@@ -115,14 +114,14 @@ class Choice:
     def __str__(self) -> str:
         text = f"{self.method} ({METHODS[self.method].name})"
         if self.validation_top1 is None:
-            return f"{text}; the run has no labelled validation images to choose on"
+            return f"{text}; the run has no labelled validation images to select with"
         best = f", the best of {self.among} classifiers" if self.among > 1 else ""
         return f"{text}{best}: {self.validation_top1:.1%} right on {self.n_validation:,} validation images"
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What was written: so many of `images` got a label, by the classifier of `choice`."""
+    """What was written: `labelled` of `images` images got a label from the classifier of `choice`."""
 
     labelled: int
     images: int
@@ -136,7 +135,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Labeller:
-    """What labels an image: an encoder, the weights (C, dim) of a classifier and its temperature."""
+    """An encoder, the weights (C, dim) of a classifier and its temperature."""
 
     encoder: Encoder
     batches: Batches
@@ -147,7 +146,7 @@ class Labeller:
     temperature: float
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Probabilities (n, C) of cropped pixels (n, H, W, C) uint8."""
+        """Return probabilities (n, C) of cropped pixels (n, H, W, C) uint8."""
         import torch
 
         images, device = torch.from_numpy(pixels), self.encoder.mean.device
@@ -157,7 +156,7 @@ class Labeller:
 
 
 def load_labeller(config: Config) -> Labeller:
-    """The encoder and the best classifier that a run has published. Raises ConfigError if there is none."""
+    """Return the encoder and the best classifier of a run. Raises ConfigError if none is published."""
     import torch
 
     from dpt_ray.models.batches import Batches
@@ -171,7 +170,7 @@ def load_labeller(config: Config) -> Labeller:
     else:
         store = find_store(config)
         raise ConfigError(f"run {config.name} has no classifier in {store.uri}; run `dpt run CONFIG` first")
-    # Validation is small: ties go to the lower cross-entropy, where it is known.
+    # Validation is small, so ties occur; they go to the lower cross-entropy, where it is known.
     best = min(found, key=lambda choice: (-(choice.validation_top1 or 0.0), choice.validation_nll))
     temperature = 1.0
     if best.method == "probe" and "pseudo_labels" in made:
@@ -190,7 +189,7 @@ def load_labeller(config: Config) -> Labeller:
 
 
 def _classifiers(made: Mapping[str, Artifact]) -> list[Choice]:
-    """Return every classifier of a run, with what its artifact says of validation."""
+    """Return every classifier of a run with its validation results."""
     found = []
     for method, (node, prefix) in CLASSIFIERS.items():
         if node not in made:
@@ -198,7 +197,7 @@ def _classifiers(made: Mapping[str, Artifact]) -> list[Choice]:
         manifest, nll = made[node].manifest, None
         if prefix:
             trial = manifest["chosen"].get(prefix.rstrip("/"))
-            if trial is None:  # a method that this sweep does not have
+            if trial is None:  # this sweep lacks the method
                 continue
             top1, nll = trial["validation_top1"], trial["validation_nll"]
         else:
@@ -209,11 +208,11 @@ def _classifiers(made: Mapping[str, Artifact]) -> list[Choice]:
 
 
 def list_images(images: str) -> pa.Table:
-    """Columns id, uri, offset, length of the images of a path or URI, in sorted or listed order.
+    """Return id, uri, offset and length of the images at a path or URI, in sorted or listed order.
 
-    It is an image, a folder (with all below it) of images or of tar shards, a tar, or a manifest (.csv
-    or .parquet with a column `uri` or `id`). The id of a file is its path below the folder without
-    suffix. Raises ConfigError where nothing is there, or the tar or manifest is broken.
+    It is an image, a folder of images or tar shards (searched recursively), a tar, or a manifest (.csv or
+    .parquet with a column `uri` or `id`). The id of a file is its path below the folder without suffix.
+    Raises ConfigError where there is no image, or the tar or manifest is broken.
     """
     try:
         fs, root = open_root(images)
@@ -228,7 +227,7 @@ def list_images(images: str) -> pa.Table:
             root, files = str(path.parent), [(path.name, int(fs.size(root)))]
         else:
             raise ValueError("does not exist; check the path and the credentials")
-    except Exception as error:  # every kind of storage has errors of its own
+    except Exception as error:  # each storage raises errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"images: {images}: {reason}") from error
     found = [
@@ -237,7 +236,7 @@ def list_images(images: str) -> pa.Table:
     ]
     if not found:
         raise ConfigError(
-            f"images: {images} holds no image ({', '.join(IMAGE_SUFFIXES)}), .tar, .csv or .parquet"
+            f"images: {images} has no image ({', '.join(IMAGE_SUFFIXES)}), .tar, .csv or .parquet"
         )
     return pa.table(dict(zip(("id", "uri", "offset", "length"), zip(*found, strict=True), strict=True)))
 
@@ -247,7 +246,7 @@ def _is_image(file: tuple[str, int]) -> bool:
 
 
 def _batches(labeller: Labeller, rows: pa.Table, size: int, pool: ThreadPoolExecutor) -> Iterator[pa.Table]:
-    """A table of `SCHEMA` for each `size` rows."""
+    """Yield a table of `SCHEMA` for each `size` rows."""
     cut = partial(_pixels, mode=labeller.mode, how=labeller.encoder.crop)
     for start in range(0, rows.num_rows, size):
         batch = rows.slice(start, size)
@@ -273,7 +272,7 @@ def _batches(labeller: Labeller, rows: pa.Table, size: int, pool: ThreadPoolExec
 
 
 def _pixels(row: pa.Table, mode: Mode, how: Crop) -> np.ndarray | str:
-    """The cropped pixels of one image, or why there are none."""
+    """Return the cropped pixels of one image, or why it cannot be read."""
     try:
         return crop(decode(read_bytes(row)[0], mode), how)
     except (OSError, ValueError) as error:

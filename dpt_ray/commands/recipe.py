@@ -1,7 +1,7 @@
-"""Settings that fit one's own images: networks, and how long to train them, by number and size and time.
+"""Settings for the user's own images: networks and training lengths by number, size and available time.
 
-Rules of thumb: the largest network is taken that still sees each image often enough in the time there is,
-and no image is seen more often than helps.
+Rules of thumb: take the largest network that sees each image often enough in the available time, and see
+no image more often than helps.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from dpt_ray.config.sections import Denoiser
 from dpt_ray.pipeline.speed import Rates
 
-LARGEST_IN_PIXELS = 32  # of an image's side; above it latents and published weights are needed
-START = 60.0  # seconds of a run in which no network computes: Ray's start, reading, fits
-ENCODER, DENOISER, SAMPLES = 0.4, 0.4, 0.15  # of the time; features and metrics have the rest
+LARGEST_IN_PIXELS = 32  # side of an image; above it latents and published weights are needed
+START = 60.0  # seconds of a run without networks: Ray's start, reading, fits
+ENCODER, DENOISER, SAMPLES = 0.4, 0.4, 0.15  # shares of the time; features and metrics have the rest
 
-DIM = 128  # of the encoder's features
+DIM = 128  # length of the encoder's features
 WIDTHS = (64, 48, 32, 24, 16)  # of the encoder
 SHAPES = (
     (512, 12, 8),
@@ -24,24 +24,24 @@ SHAPES = (
     (192, 6, 3),
     (128, 4, 4),
 )  # dim, depth, heads of the denoiser
-# A network is too large that cannot see so many epochs (of few images: so many images); none sees more
-# than the most.
+# A network is too large if it cannot see this many epochs (and this many images); none sees more than the
+# maximum.
 ENCODER_EPOCHS, MOST_ENCODER_EPOCHS, ENCODED = 20, 100, 64_000
 DENOISER_EPOCHS, MOST_DENOISER_EPOCHS, DENOISED = 40, 200, 256_000
 FEWEST_STEPS, STEPS_BEFORE_BATCHES = 100, 1000
 PER_CLASS = (128, 64, 32, 16, 8)  # generated images
 NFE = 25
-# A processor of two cores: the networks of such a machine are what another is measured with.
+# A two-core processor; its networks are the ones with which any machine is measured first.
 AVERAGE = Rates(conv=80e9, transformer=120e9, device="cpu")
 
-# dim, depth, heads of the denoiser on latents of 8 x 8 pixels: of fewer images, and of more.
+# dim, depth, heads of the denoiser on latents, for fewer than MANY_IMAGES images and for more.
 LATENT_SHAPES, MANY_IMAGES = ((384, 10, 6), (512, 12, 8)), 20_000
 LATENT_EPOCHS, LEAST_LATENTS, MOST_LATENTS = 200, 2_560_000, 25_600_000
 
 
 @dataclass(frozen=True)
 class Images:
-    """What is trained on: `train` of `all` images of `side` pixels and some channels, in some classes."""
+    """The images: `train` of `all` are for training; `side` is in pixels."""
 
     train: int
     all: int
@@ -52,7 +52,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Training:
-    """How long to train, on how many images at a time, at which rate."""
+    """The length, batch size and learning rate of a training."""
 
     steps: int
     batch_size: int
@@ -60,18 +60,18 @@ class Training:
 
     @property
     def warmup_steps(self) -> int:
-        """A twentieth of the steps, 5,000 at most."""
+        """A twentieth of the steps, at most 5,000."""
         return min(5000, self.steps // 20)
 
     @property
     def ema_decay(self) -> float:
-        """The average is over about a tenth of the steps, 10,000 at most."""
+        """The EMA spans about a tenth of the steps, at most 10,000."""
         return max(0.9, min(0.9999, round(1 - 10 / self.steps, 4)))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The networks of a run on small images, their trainings and how many images to generate."""
+    """The networks of a run on small images, their trainings and the number of generated images."""
 
     width: int
     denoiser: Denoiser
@@ -81,7 +81,7 @@ class Recipe:
 
 
 def choose(images: Images, seconds: float, rates: Rates) -> Recipe:
-    """Return the largest networks that so many seconds at these rates can train, and their trainings."""
+    """Return the largest networks that can be trained in `seconds` at these rates, and their trainings."""
     widths = [width for width in WIDTHS if images.side >= 16 or width <= 32]
     least = max(ENCODED, ENCODER_EPOCHS * images.train)
     width = next((w for w in widths if _encoded(images, w, seconds, rates) >= least), widths[-1])
@@ -92,7 +92,7 @@ def choose(images: Images, seconds: float, rates: Rates) -> Recipe:
 
 
 def lengths(images: Images, seconds: float, rates: Rates, width: int, denoiser: Denoiser) -> Recipe:
-    """Return the recipe with these networks that takes so many seconds at most, if it can."""
+    """Return the recipe with these networks that takes at most `seconds`, if possible."""
     most = max(ENCODED, MOST_ENCODER_EPOCHS * images.train)
     encoded = min(most, _encoded(images, width, seconds, rates))
     most = max(DENOISED, MOST_DENOISER_EPOCHS * images.train)
@@ -110,14 +110,14 @@ def lengths(images: Images, seconds: float, rates: Rates, width: int, denoiser: 
 
 @dataclass(frozen=True)
 class LatentRecipe:
-    """The denoiser of larger images, in the latents of a published autoencoder, and its training."""
+    """The denoiser of larger images, on latents of a published autoencoder, and its training."""
 
     denoiser: Denoiser
     denoising: Training
 
 
 def latent_recipe(images: Images, seconds: float | None, rates: Rates) -> LatentRecipe:
-    """Return what suits as many images; the denoiser takes no more than `seconds`, where they are given."""
+    """Return the recipe for this number of images; the denoiser takes at most `seconds`, if given."""
     dim, depth, heads = LATENT_SHAPES[images.train >= MANY_IMAGES]
     denoiser = Denoiser(patch_size=2, dim=dim, depth=depth, heads=heads)
     latents = Images(images.train, images.all, images.side // 8, 4, images.classes)
@@ -132,7 +132,7 @@ def _training(seen: float, train: int, learning_rate: float) -> Training:
     while batch < 256 and 16 * batch <= train and seen >= 2 * batch * STEPS_BEFORE_BATCHES:
         batch *= 2
     steps = max(FEWEST_STEPS, int(seen / batch))
-    tens = 10 ** (len(str(steps)) - 2)  # two digits say enough
+    tens = 10 ** (len(str(steps)) - 2)  # round to two digits
     return Training(steps // tens * tens, batch, learning_rate)
 
 
@@ -141,13 +141,13 @@ def _left(seconds: float) -> float:
 
 
 def _encoded(images: Images, width: int, seconds: float, rates: Rates) -> float:
-    """Return how many images the encoder can see (two views, forward and back), and give features of all."""
+    """Return how many images the encoder can train on (two views) besides extracting all features."""
     forward = _encoder_flops(images, width)
     return max(0.0, ENCODER * _left(seconds) * rates.conv / forward - images.all) / 6
 
 
 def _denoised(images: Images, denoiser: Denoiser, seconds: float, rates: Rates) -> float:
-    """Return how many images the denoiser can see, forward and back."""
+    """Return how many images the denoiser can train on."""
     return DENOISER * _left(seconds) * rates.transformer / (3 * _denoiser_flops(images, denoiser))
 
 

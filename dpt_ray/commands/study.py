@@ -1,7 +1,7 @@
-"""study: ordinary runs over label draws, labels per class, encoder seeds and variants, and their tables.
+"""study: runs over label draws, labels per class, encoder seeds and variants, and their tables.
 
-Runs share every stage whose identity they share. Each process works through runs of its own; the lease
-of an artifact decides who makes what several of them need.
+Runs share every artifact whose identity they share. They are distributed over processes; the lease of an
+artifact decides which process makes what several of them need.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dpt_ray.pipeline.run_folder import shown_json
 
 
 def run_study(path: Path, overrides: Sequence[str], display: Display) -> str:
-    """Make what is missing of all runs; return the page and where it was written."""
+    """Execute all runs; return the page and where it was written."""
     study, configs = load_study(path, overrides)
     first = next(iter(configs.values()))
     open_store(first)
@@ -48,8 +48,8 @@ def run_study(path: Path, overrides: Sequence[str], display: Display) -> str:
 def show_study(path: Path, overrides: Sequence[str], results: Path, display: Display) -> str:
     """Write the page and the figure of a finished study from its `study.json`, without its runs.
 
-    Only the images of its first run are made, where they are missing, for the figure's pictures. Raises
-    ConfigError where `results` cannot be read or is of another study.
+    Only missing samples of the first run are made, for the figure. Raises ConfigError where `results`
+    cannot be read or is from another study.
     """
     study, configs = load_study(path, overrides)
     summary = _read_results(results)
@@ -70,13 +70,15 @@ def _read_results(path: Path) -> StudyResult:
             f"--results: {str(path)!r} cannot be read: {' '.join(str(error).split())}"
         ) from error
     if not isinstance(summary, dict) or not {"command", "seconds", "code", "runs"} <= summary.keys():
-        raise ConfigError(f"--results: {str(path)!r} is no study.json; give the one that `dpt study` wrote")
+        raise ConfigError(
+            f"--results: {str(path)!r} is not a study.json; give the one that `dpt study` wrote"
+        )
     return cast(StudyResult, summary)
 
 
 def _publish(study: Study, configs: Mapping[str, Config], summary: StudyResult) -> str:
     first_name, first = next(iter(configs.items()))
-    name = first_name.rsplit("-n", 1)[0]  # the base's runs come first
+    name = first_name.rsplit("-n", 1)[0]  # the runs of the base come first
     folder = open_store(first).run_folder(name)
     text = table(study, summary, name, first.sweep)
     picture = figure(study, summary["runs"], first, name)
@@ -96,13 +98,13 @@ def _run_all(configs: dict[str, Config], workers: int, display: Display) -> dict
                 name = waiting[future]
                 results[name] = _result(name, future, workers)
                 _show(name, results[name], f"[{number}/{len(configs)}]", display)
-        finally:  # after a failure or Ctrl-C the rest is not begun
+        finally:  # after a failure or Ctrl-C no further run starts
             pool.shutdown(cancel_futures=True)
     return {name: results[name] for name in configs}
 
 
 def _sharing(config: Config, runs: int) -> Config:
-    """Return the configuration with this machine's threads shared among so many runs at a time."""
+    """Return the configuration with this machine's threads shared by `runs` concurrent runs."""
     compute = config.compute
     if compute.threads or runs == 1:
         return config
@@ -113,10 +115,10 @@ def _sharing(config: Config, runs: int) -> Config:
 def _result(name: str, future: Future[StudyRun], workers: int) -> StudyRun:
     try:
         result = future.result()
-    except BrokenProcessPool as error:  # every run that was waiting ends with it, so none is named
+    except BrokenProcessPool as error:  # all waiting runs fail with it, so none is named
         raise StageError(
-            "a process of the study was killed, probably for lack of memory: use fewer at once "
-            f"(study.concurrent_runs, now {workers}, or compute.actors); what is finished is kept"
+            "a process of the study was killed, probably for lack of memory: lower study.concurrent_runs "
+            f"({workers}) or compute.actors; finished artifacts are kept"
         ) from error
     except ConfigError as error:
         raise ConfigError(f"run {name}: {error}") from error
@@ -124,8 +126,8 @@ def _result(name: str, future: Future[StudyRun], workers: int) -> StudyRun:
         raise StageError(f"run {name}: {error}") from error
     if not result["accuracy"][0]["n_test"]:
         raise ConfigError(
-            f"run {name}: there are no labelled test images to compare methods on; set data.test to "
-            "how many to draw from the labelled training images"
+            f"run {name}: no labelled test images to compare methods on; set data.test to how many to draw "
+            "from the labelled training images"
         )
     return result
 
@@ -137,7 +139,7 @@ def _show(name: str, result: StudyRun, count: str, display: Display) -> None:
 
 
 def _run_one(config: Config) -> StudyRun:
-    """One run, in a process of the study; what the evaluation says and what it rests on."""
+    """Execute one run in a process of the study; return its evaluation and its artifacts."""
     from rich.console import Console
 
     _, store = run(config, Display(Console(quiet=True)), ["evaluation"])

@@ -1,4 +1,4 @@
-"""A study's page and figure, from the results of its runs; draws are nested in encoder seeds."""
+"""The page and the figure of a study from the results of its runs; draws are nested in encoder seeds."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ from dpt_ray.report.study_page import (
     render_study,
 )
 
-# The two forms of DPT; what is chosen on validation comes first where there is any.
+# The two forms of DPT; the one chosen on validation comes first.
 DPT = ("dpt", "dpt_paper")
 OTHERS = tuple(method for method in METHODS if method not in DPT)
 TITLES = {"dpt": "DPT, chosen on validation", "dpt_paper": "DPT, the paper's setting"}
 PER_CLASS = "labels per class"
 
-# What the rows of a table of distances must have in common, or say of each.
+# The columns that the rows of a table of distances usually have in common.
 Compared = Literal["n_generated", "n_reference", "reference", "extractor", "resize"]
 
-# Of one method or distance, by (encoder seed, draw).
+# The values of one method or distance by (encoder seed, draw).
 Values = dict[tuple[int, int], float]
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a study reads of a run: the test accuracy by method, Frechet distances, what made them.
+    """The results of a run that a study shows: test accuracy by method, and Frechet distances.
 
     `gain` is (improved, baseline, standard error over test images) of DPT's gain in this run.
+    `extractor` is the artifact of the encoder in whose features distances are measured.
     """
 
     test: dict[str, float]
@@ -57,7 +58,7 @@ class RunResult:
 
     @classmethod
     def read(cls, stored: StudyRun) -> RunResult:
-        """The record of one of the runs in `study.json`."""
+        """Return the results of a run in `study.json`."""
         rows, artifacts = stored["accuracy"], stored["artifacts"]
         gain = stored.get("gain")
         return cls(
@@ -72,7 +73,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Results:
-    """The runs of a study by what was varied."""
+    """The results of all runs of a study."""
 
     study: Study
     name: str
@@ -80,26 +81,26 @@ class Results:
 
     @classmethod
     def read(cls, study: Study, name: str, stored: Mapping[str, StudyRun]) -> Results:
-        """The runs in `study.json` (its "runs"), by their names."""
+        """Return the results from "runs" of `study.json`."""
         return cls(study, name, {run: RunResult.read(result) for run, result in stored.items()})
 
     @cached_property
     def some(self) -> RunResult:
-        """The base's first run, whose methods all runs of the base have."""
+        """The first run of the base; all runs of the base have its methods."""
         return next(iter(self.by_name.values()))
 
     @cached_property
     def methods(self) -> tuple[str, ...]:
-        """The methods that the base's runs have, in the order of the columns."""
+        """The methods of the base's runs, in the order of the columns."""
         return tuple(method for method in METHODS if method in self.some.test)
 
     @cached_property
     def one_extractor(self) -> bool:
-        """Whether all runs measure distances with the same weights, without which they do not compare."""
+        """Whether all runs measure distances with the same weights; otherwise they are not comparable."""
         return len({result.extractor for result in self.by_name.values()}) == 1
 
     def of(self, per_class: int, variant: str = "") -> dict[tuple[int, int], RunResult]:
-        """The runs of one number of labels by (encoder seed, draw)."""
+        """Return the runs with `per_class` labels by (encoder seed, draw)."""
         return {
             (seed, draw): self.by_name[run_name(self.name, per_class, seed, draw, variant)]
             for seed in self.study.encoder_seeds
@@ -107,12 +108,12 @@ class Results:
         }
 
     def accuracies(self, per_class: int, variant: str = "") -> dict[str, Values]:
-        """Test accuracy by method."""
+        """Return the test accuracies by method."""
         found = self.of(per_class, variant)
         return {method: {at: run.test[method] for at, run in found.items()} for method in self.methods}
 
     def distances(self, per_class: int, variant: str = "") -> Values:
-        """Frechet distances, where there are any and they compare."""
+        """Return the Frechet distances, empty where there are none or they are not comparable."""
         found = self.of(per_class, variant)
         return {
             at: run.frechet[0]["value"] for at, run in found.items() if run.frechet and self.one_extractor
@@ -120,7 +121,7 @@ class Results:
 
 
 def spread(values: Values, less: Values | None = None) -> PairedGain:
-    """Mean and standard error of values (less others, paired), draws nested in encoder seeds."""
+    """Return mean and standard error of values (minus `less`, paired), draws nested in encoder seeds."""
     return paired_gain(
         [(seed, draw, v - (less[seed, draw] if less else 0)) for (seed, draw), v in values.items()]
     )
@@ -153,7 +154,7 @@ def table(study: Study, summary: StudyResult, name: str, sweep: Sweep | None) ->
 
 
 def _choice(results: Results, sweep: Sweep | None) -> Choice | None:
-    """What was chosen among; None without validation images or without methods that choose."""
+    """Return the grid of the choice; None without validation images or without methods that choose."""
     if sweep is None or not results.some.n_validation or not set(results.methods) - {"probe", "dpt_paper"}:
         return None
     return Choice(results.some.n_validation, sweep.images_per_class, sweep.real_weight, sweep.l2)
@@ -177,7 +178,7 @@ def _test_error(results: Results, per_class: int) -> TestError:
 
 
 def _comparison(results: Results, method: str) -> Comparison:
-    """The gains of `method` over all that is not DPT."""
+    """Return the gains of `method` over all methods that are not DPT."""
     others = tuple(other for other in OTHERS if other in results.methods)
     columns = tuple(f"over {'the ' * ('probe' in other)}{METHODS[other].short}" for other in others)
     over_all, by_seed = [], []
@@ -199,9 +200,9 @@ def _comparison(results: Results, method: str) -> Comparison:
 
 
 def _distances(results: Results) -> Distances | None:
-    """Frechet distances of the base, of the reference denoisers and of real against real images."""
+    """Return Frechet distances of the base, of the reference denoisers and of real to real images."""
     study = results.study
-    # The first two rows of a run are of the referee, where there is one: generated and real images.
+    # The first two rows of a run are the referee's, if it has one: generated and real images.
     rows = [row for result in results.by_name.values() for row in result.frechet[:2]]
     if not rows:
         return None
@@ -231,12 +232,12 @@ def _distances(results: Results) -> Distances | None:
 
 
 def _each(rows: list[MetricRow], key: Compared) -> str:
-    """The value that all rows have, or each of those that some have."""
+    """Return the distinct values of a column, joined by "or"."""
     return " or ".join(str(value) for value in dict.fromkeys(row[key] for row in rows))
 
 
 def _variants(results: Results) -> list[VariantRow]:
-    """The base and the variants at each number of labels; differences are run by run."""
+    """Return the base and the variants at each number of labels; differences are paired by run."""
     if not results.study.variants:
         return []
     return [
@@ -266,7 +267,7 @@ def _variant(results: Results, per_class: int, variant: str) -> VariantRow:
 
 
 def figure(study: Study, stored: Mapping[str, StudyRun], base: Config, name: str) -> bytes:
-    """Return the README's figure (PNG): accuracies with standard errors, beside real and generated images."""
+    """Return the README's figure (PNG): accuracies with standard errors, and real and generated images."""
     from dpt_ray.pipeline.flow import flow
     from dpt_ray.report.study_figure import StudyPoint, study_figure
     from dpt_ray.stages.report import picture_rows

@@ -192,7 +192,7 @@ def test_images_that_are_not_made_yet_are_asked_for(tmp_path: Path) -> None:
 
 def test_bad_requests_name_what_is_allowed(tmp_path: Path) -> None:
     config = publish_samples(tmp_path, classes=["cat", "cat/kitten", "dog"])
-    with pytest.raises(ConfigError, match="'zip' is none of webdataset, imagefolder, npz"):
+    with pytest.raises(ConfigError, match="'zip' is unknown; use one of webdataset, imagefolder, npz"):
         export_samples(config, "zip", tmp_path / "out")
     with pytest.raises(ConfigError, match=r"is no \.npz file"):
         export_samples(config, "npz", tmp_path / "out")

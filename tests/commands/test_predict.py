@@ -273,8 +273,8 @@ def test_bad_requests_name_what_is_wrong(tmp_path: Path) -> None:
         predict_images(config, str(tmp_path / "new"), tmp_path / "p.txt")
     for source, problem in {
         "nowhere": "does not exist",
-        "new": "holds no image",
-        "new/notes.txt": "holds no image",
+        "new": "has no image",
+        "new/notes.txt": "has no image",
         "torn.tar": "not a complete uncompressed tar",
         "list.csv": r"lists files that do not exist: .*lost\.png",
     }.items():

@@ -63,7 +63,7 @@ def test_a_killed_process_is_no_runs_fault(tmp_path, monkeypatch):
     [
         (None, "cannot be read: "),
         ("{", "cannot be read: "),
-        ("[]", "is no study.json; give the one that `dpt study` wrote"),
+        ("[]", "is not a study.json; give the one that `dpt study` wrote"),
         ('{"command": "", "seconds": 1, "code": "", "runs": {}}', "lacks run s-n1-e0-d0 (2 of 2 runs of "),
     ],
 )
