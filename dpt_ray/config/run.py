@@ -1,4 +1,4 @@
-"""One YAML file describes a run: checked as a whole before anything starts."""
+"""The configuration of a run: one YAML file, validated as a whole before anything starts."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from dpt_ray.config.yaml_file import build, merge, parse_overrides, read_yaml
 class Config(Section):
     """A whole run.
 
-    `output` is a folder or URI. Left out it is `outputs` below the current folder, and for a job on a
-    cluster of one machine `dpt_ray_outputs` in the home folder, since a job's own folder is removed.
+    `output` is a folder or URI. The default is `outputs` in the current folder; for a job on a one-machine
+    cluster it is `dpt_ray_outputs` in the home folder, because a job's working folder is removed.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -98,13 +98,13 @@ class Config(Section):
 
     @property
     def retrain_grid(self) -> Sweep:
-        """The sweep that holds stage 3's one fixed setting."""
+        """A sweep with stage 3's one configured setting."""
         r = self.retrain
         return Sweep(images_per_class=(r.images_per_class,), real_weight=(r.real_weight,), l2=(r.l2,))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The checked configuration in a YAML file with `key.path=value` overrides on top.
+    """Return the validated configuration in a YAML file, updated with `key.path=value` overrides.
 
     Raises ConfigError: one line naming the key, the value and what is allowed.
     """

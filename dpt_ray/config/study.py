@@ -1,4 +1,4 @@
-"""A study: a list of ordinary runs over label draws, labels per class, encoder seeds and variants."""
+"""The configuration of a study: runs over label draws, labels per class, encoder seeds and variants."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ VariantName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 
 class Study(Section):
-    """A list of ordinary runs: every number of labels x encoder seed x label draw, variants, references.
+    """Runs for every number of labels x encoder seed x label draw, with variants and references.
 
-    Label draws are nested in encoder seeds: no two seeds see the same draw. `variants` are other sections
-    by name, mostly of a line; each is run wherever the base is, on the same encoder, labels and noise.
-    `references` are runs whose denoiser is trained without labels ("none") or with all true labels, one
-    for each encoder seed.
+    Label draws are nested in encoder seeds: no two seeds share a draw. `variants` are changes of sections
+    by name; each is run for every run of the base, with the same encoder, labels and noise. `references`
+    are runs whose denoiser is trained without labels ("none") or with all true labels, one per encoder
+    seed.
     """
 
     labels_per_class: Counts
@@ -36,22 +36,24 @@ class Study(Section):
     def _sections(self) -> Study:
         varied = {key for changes in self.variants.values() for key in changes}
         if unknown := varied - Config.model_fields.keys():
-            raise ValueError(f"variants change {', '.join(sorted(unknown))}, which is no section of a run")
+            raise ValueError(
+                f"variants change {', '.join(sorted(unknown))}, which is not a section of a run; remove it"
+            )
         return self
 
 
 def run_name(study: str, per_class: int, seed: int, draw: int, variant: str = "") -> str:
-    """The name of one run of a study; the base has no variant."""
+    """Return the name of a run of a study; the base has no variant."""
     return f"{study}{variant and '-' + variant}-n{per_class}-e{seed}-d{draw}"
 
 
 def reference_name(study: str, condition: str, seed: int) -> str:
-    """The name of a reference run of a study."""
+    """Return the name of a reference run of a study."""
     return f"{study}-{condition.replace('_', '-')}-e{seed}"
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, dict[str, Config]]:
-    """The study in a YAML file (a run's sections and `study`) and its runs by name.
+    """Return the study in a YAML file (a run's sections and `study`) and its runs by name.
 
     Raises ConfigError as `load_config` does, and for a base whose labels or encoder a study cannot repeat.
     """
@@ -72,7 +74,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, 
 
 
 def _value(tree: dict[str, Any], section: str, key: str) -> Any:
-    """A value that nobody has checked yet; None where it is left out."""
+    """Return an unvalidated value, None where it is missing."""
     values = tree.get(section)
     return values.get(key) if isinstance(values, dict) else None
 
@@ -96,7 +98,7 @@ def _check_repeatable(tree: dict[str, Any], study: Study, path: str | Path) -> N
 
 
 def _repeat(tree: dict[str, Any], name: str, per_class: int, seed: int, draw: int) -> dict[str, Any]:
-    """A run of a study; the denoiser and the noise vary with the draw, so that draws are whole repeats."""
+    """Return a run of a study; denoiser and noise seeds follow the draw, so draws repeat all of it."""
     draw_seed = 1000 * seed + draw
     changes: dict[str, Any] = {
         "name": name,

@@ -20,7 +20,7 @@ class ConfigError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-4 as text; this loader reads it as the number it is."""
+    """A YAML loader that reads 2e-4 as a number; YAML 1.1 reads it as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -31,9 +31,9 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: str | Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file, laid over the file its `base` key names (relative to it), if any.
+    """Return the mapping in a YAML file, merged over the file of its `base` key (a relative path), if any.
 
-    `over` are the files that name this one as their base.
+    `over` is the chain of files that led to this one by `base`.
     """
     path = Path(path)
     try:
@@ -51,12 +51,12 @@ def read_yaml(path: str | Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = path.parent / str(tree.pop("base"))
     over = (*over, path.resolve())
     if base.resolve() in over:
-        raise ConfigError(f"{path}: base: {base} is laid over itself; leave out one `base`")
+        raise ConfigError(f"{path}: `base` is circular: {base} is already in the chain; remove one `base`")
     return merge(read_yaml(base, over), tree)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`; mappings are merged key by key, null brings back the default."""
+    """Return `base` updated with `over`: mappings are merged by key, null restores the default."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -65,7 +65,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """`["a.b=1"]` as `{"a": {"b": 1}}`; values are YAML."""
+    """Return `["a.b=1"]` as `{"a": {"b": 1}}`; values are YAML."""
     tree: dict[str, Any] = {}
     for override in overrides:
         key, sign, value = override.partition("=")
@@ -82,7 +82,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def build(model: type[T], tree: dict[str, Any], source: str) -> T:
-    """`model` from plain data; the first problem becomes a one-line ConfigError."""
+    """Return `model` from plain data. Raises a one-line ConfigError for the first problem."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -90,7 +90,7 @@ def build(model: type[T], tree: dict[str, Any], source: str) -> T:
 
 
 def to_yaml(config: BaseModel) -> str:
-    """The resolved configuration as YAML: itself a valid input."""
+    """Return the resolved configuration as YAML, a valid input itself."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
@@ -115,7 +115,7 @@ def _explain(model: type[BaseModel], tree: dict[str, Any], error: ValidationErro
 
 
 def _path(tree: Any, problem: Any) -> list[str]:
-    """The keys that lead to a problem, less the name of a union's member, which nobody wrote."""
+    """Return the keys of a problem, without pydantic's names of union members."""
     path: list[str] = []
     for part in problem["loc"]:
         if isinstance(tree, dict):

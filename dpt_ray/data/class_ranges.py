@@ -1,7 +1,6 @@
-"""Work units over classes: a fixed range of indices x classes, for generated and augmented images.
+"""Work units of generated and augmented images: fixed ranges of indices x classes.
 
-Asking for more images per class adds units and changes none. Within a unit, images are ordered by
-(index, class): every class comes once before any comes twice.
+More images per class add units and change none. The images of a unit are ordered by (index, class).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class ClassRange(TypedDict):
 
 
 def class_ranges(images_per_class: int, indices_per_shard: int, classes: int) -> list[ClassRange]:
-    """Return the units that hold the first so many images of every class."""
+    """Return the units with the first `images_per_class` images of every class."""
     return [
         {
             "shard": f"i{first:07d}-c{start:05d}",
@@ -39,12 +38,12 @@ def class_ranges(images_per_class: int, indices_per_shard: int, classes: int) ->
 
 
 def items(unit: ClassRange) -> list[tuple[int, int]]:
-    """Return (class, index) of each image of a unit, in its order."""
+    """Return (class, index) of each image of a unit in order."""
     return [(label, index) for index in range(*unit["indices"]) for label in range(*unit["classes"])]
 
 
 def image_columns(kind: str, unit: ClassRange) -> dict[str, pa.Array | list[str]]:
-    """Return the columns id, class and index of a unit's images; `kind` ("gen", "aug") begins the ids."""
+    """Return the columns id, class and index of a unit's images; ids begin with `kind` ("gen", "aug")."""
     found = items(unit)
     return {
         "id": [f"{kind}-{label:05d}-{index:07d}" for label, index in found],
@@ -54,12 +53,12 @@ def image_columns(kind: str, unit: ClassRange) -> dict[str, pa.Array | list[str]
 
 
 def read_class_and_index(images: Artifact) -> pa.Table:
-    """Return id, class and index of all images of an artifact (of its extent)."""
+    """Return id, class and index of all images of an artifact at its extent."""
     return read_columns(images, ["id", "class", "index"])
 
 
 def first_of_all(table: pa.Table, classes: int, count: int) -> np.ndarray:
-    """Return which rows (n,) are among the first `count` images of all by (index, class).
+    """Return the mask (n,) of the rows among the first `count` images by (index, class).
 
     `table` has the columns class and index.
     """

@@ -1,4 +1,4 @@
-"""Rows of features with their labels: joined by id, normalised as DPT and MSN do."""
+"""Rows of features with labels: joined by id, normalised as in DPT and MSN."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CHUNK_ROWS = 4096
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows `index` (n,) of row-normalised `matrix` (m, dim) float32 with their class ids `labels` (n,).
+    """Rows `index` (n,) of the row-normalised `matrix` (m, dim) float32 with class ids `labels` (n,).
 
-    `index` None means all rows; `weight` is each row's weight in a fit. The matrix is shared, so a
-    selection of features costs no more memory than its indices.
+    `index` None means all rows; `weight` is the weight of each row in a fit. The matrix is shared, so a
+    selection costs only the memory of its indices.
     """
 
     matrix: np.ndarray
@@ -60,7 +60,7 @@ def row_normalise(features: np.ndarray, out: np.ndarray | None = None) -> np.nda
 
 
 class RealRows:
-    """The features of real images, read once: those of whole splits, and those of labelled images."""
+    """The features of real images: of whole splits, and of the labelled images."""
 
     def __init__(
         self, index: Artifact, features: Artifact, splits: Collection[str], labels: Artifact | None = None
@@ -81,19 +81,19 @@ class RealRows:
 
     @cached_property
     def validation(self) -> Rows:
-        """The validation rows that have a true label."""
+        """The validation rows with a true label."""
         return self.of_split("validation")
 
     def of_split(self, split: str) -> Rows:
-        """The rows of a split that have a true label."""
+        """Return the rows of a split that have a true label."""
         chosen = pc.and_(pc.equal(self.split, split), pc.is_valid(self.label))
         rows = np.flatnonzero(chosen.to_numpy(zero_copy_only=False))
         return Rows(self.features, _int64(self.label.take(pa.array(rows))), rows)
 
     def labelled(self, labels: Artifact) -> Rows:
-        """The rows of a `labels` artifact whose images could be read.
+        """Return the rows of a `labels` artifact whose images are readable.
 
-        Raises ConfigError, naming the classes, where none of a class's labelled images could.
+        Raises ConfigError, naming the classes, where all labelled images of a class are unreadable.
         """
         table = pq.read_table(labels.local_file(LABELS_FILE))
         readable = table.filter(pc.is_in(table["id"], value_set=self.ids))
@@ -104,22 +104,24 @@ class RealRows:
             first = table["id"].filter(pc.equal(table["label"], lost[0]))[0].as_py()
             raise ConfigError(
                 f"labels: no labelled image of class {names} can be read ({len(lost)} such classes; "
-                f"{first} and others are in the features' quarantine.parquet); label another image of it, "
-                "draw more (labels.per_class) or otherwise (labels.seed)"
+                f"{first} and others are in the features' quarantine.parquet); label other images of it, "
+                "raise labels.per_class or change labels.seed"
             )
         return self.joined(readable)
 
     def pseudo_labelled(self, pseudo_labels: Artifact) -> Rows:
-        """The training rows with their pseudo-labels."""
+        """Return the training rows with their pseudo-labels."""
         table = pq.read_table(pseudo_labels.local_file(PSEUDO_LABELS_FILE), columns=["id", "split", "label"])
         return self.joined(table.filter(pc.equal(table["split"], "train")))
 
     def joined(self, table: pa.Table) -> Rows:
-        """The rows of the ids in `table`, with its labels. Raises ValueError for an id without features."""
+        """Return the rows of the ids in `table`, with its labels. Raises ValueError if features lack one."""
         where = pc.index_in(table["id"].combine_chunks(), self.ids)
         if where.null_count:
             lost = table["id"].filter(pc.is_null(where))[0].as_py()
-            raise ValueError(f"image {lost} has a pseudo-label but no features ({where.null_count} such)")
+            raise ValueError(
+                f"image {lost} has a pseudo-label but no features ({where.null_count} such images)"
+            )
         return Rows(self.features, _int64(table["label"]), where.to_numpy())
 
 
@@ -137,20 +139,20 @@ class ImageRows:
         self.label, self.index = (_int64(table[name].take(where)) for name in ("class", "index"))
 
     def first(self, images_per_class: int) -> Rows:
-        """Return the first so many images of each class, by class and index."""
+        """Return the first `images_per_class` images of each class, ordered by class and index."""
         rows = np.flatnonzero(self.index < images_per_class)
         rows = rows[np.lexsort((self.index[rows], self.label[rows]))]
         return Rows(self.features, self.label[rows], rows)
 
 
 class TrainingFeatures:
-    """The features of the images a denoiser trains on, row by row with their moments.
+    """The features of the training images of a denoiser, in the order of the moments.
 
-    One copy in memory: images x dim x 4 bytes, those of the other splits included.
+    They take images x dim x 4 bytes of memory, including the images of other splits.
     """
 
     def __init__(self, features: Artifact, ids: pa.Array) -> None:
-        """`ids` are the moments'. Raises ValueError for an id without features."""
+        """`ids` are those of the moments. Raises ValueError for an id without features."""
         found, self._features = read_features(features)
         where = pc.index_in(ids, found)
         if where.null_count:
@@ -169,7 +171,7 @@ class TrainingFeatures:
         return self._features.shape[1]
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """The features (n, dim) float32 of the given rows of the moments."""
+        """Return the features (n, dim) float32 of the given rows of the moments."""
         return self._features[self._where[rows]]
 
 

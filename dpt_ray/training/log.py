@@ -1,4 +1,4 @@
-"""What one watches of a training: `log.jsonl`, TensorBoard's event file and Ray's metrics."""
+"""The log of a training: `log.jsonl`, a TensorBoard event file and Ray metrics."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ EVENTS = "tensorboard/events.out.tfevents.0.training"
 
 
 def read_log(out: Artifact) -> list[dict[str, float]]:
-    """The logged records of a training, by step."""
+    """Return the logged records of a training in order of steps."""
     if not out.exists(LOG):
         return []
     return [json.loads(line) for line in out.read_bytes(LOG).decode().splitlines()]
 
 
 class TrainingLog:
-    """The records of a training, rewritten whole: those after the step that is resumed from are cut."""
+    """The log of a training. Each write replaces the file; resuming drops records after the resumed step."""
 
     EVERY = 1.0  # seconds between writes
 
     def __init__(self, out: Artifact, step: int, gauges: Mapping[str, Any] | None = None) -> None:
-        """`gauges` are Ray's, by the name of what they show."""
+        """`gauges` are Ray's, by the key of a record that they show."""
         self._out, self._written, self._gauges = out, 0.0, gauges or {}
         self._records = [record for record in read_log(out) if record["step"] <= step]
         self._note: dict[str, float] = {}
@@ -40,13 +40,13 @@ class TrainingLog:
         return dict(self._records[-1]) if self._records else {}
 
     def cut(self, step: int, note: dict[str, float]) -> None:
-        """Goes back to `step`; `note` goes into the next record."""
+        """Drop the records after `step` and add `note` to the next record."""
         self._records = [record for record in self._records if record["step"] <= step]
         self._note = note
         self.close()
 
     def add(self, record: dict[str, float]) -> None:
-        """Takes a record, and writes the log if that was not done just now."""
+        """Add a record; write the log unless it was written within the last second."""
         self._records.append(record | self._note)
         self._note = {}
         for name, gauge in self._gauges.items():
@@ -57,14 +57,14 @@ class TrainingLog:
             self._write()
 
     def amend(self, numbers: Mapping[str, float]) -> None:
-        """Puts more numbers into the newest record."""
+        """Add numbers to the newest record."""
         if numbers:
             self._records[-1].update(numbers)
             if self._events:
                 self._events.add({"step": self._records[-1]["step"], **numbers})
 
     def flush(self) -> None:
-        """Publishes the log and TensorBoard's event file."""
+        """Publish the log and the TensorBoard event file."""
         self._write()
         if self._events is None:
             self._events = Events()
@@ -73,7 +73,7 @@ class TrainingLog:
         self._out.write_bytes(EVENTS, self._events.content())
 
     def close(self) -> None:
-        """Ends TensorBoard's writer, whose thread would outlive its folder; `flush` begins another."""
+        """Close the TensorBoard writer, whose thread would outlive its folder; `flush` opens another."""
         if self._events:
             self._events.close()
         self._events = None
@@ -85,9 +85,10 @@ class TrainingLog:
 
 
 class Events:
-    """TensorBoard's event file of the records, one curve for each number; it grows in a scratch folder.
+    """A TensorBoard event file with a curve for each number in the records, written in a temporary folder.
 
-    One file of one name: that of a resumed training replaces the one before it, so no curve is doubled.
+    It is published under a fixed name: the file of a resumed training replaces the old one, so no curve
+    appears twice.
     """
 
     def __init__(self) -> None:
@@ -97,18 +98,18 @@ class Events:
         self._writer = SummaryWriter(self._folder.name, write_to_disk=True)
 
     def add(self, record: Mapping[str, float]) -> None:
-        """Takes a record."""
+        """Add a record."""
         for name, value in record.items():
             if name != "step":
                 self._writer.add_scalar(f"training/{name}", value, int(record["step"]))
 
     def content(self) -> bytes:
-        """The event file up to now."""
+        """Return the event file so far."""
         self._writer.flush()
         [file] = Path(self._folder.name).iterdir()
         return file.read_bytes()
 
     def close(self) -> None:
-        """Ends the writer and removes its folder."""
+        """Close the writer and remove its folder."""
         self._writer.close()
         self._folder.cleanup()

@@ -1,4 +1,4 @@
-"""The training loop. It knows no learner: it is handed a step function that returns a loss."""
+"""The training loop, independent of learners: a step function returns the loss."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from dpt_ray.training.sharding import averaging, gather, unwrapped, whole
 from dpt_ray.training.state import pack, restore
 from dpt_ray.training.workload import Batch, Checkpoint, Hooks, Worker, Workload
 
-SAVING_SHARE = 0.05  # of the time, at most, goes into the checkpoints that are made by time
+SAVING_SHARE = 0.05  # largest share of the time spent on checkpoints by time
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What a training run is; `batch_size` is the global batch, over all workers."""
+    """The settings of a training; `batch_size` is the global batch over all workers."""
 
     steps: int
     batch_size: int
@@ -51,7 +51,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The averaged weights under the model's state-dict names, and how many steps were skipped.
+    """The EMA weights by state-dict name and the number of skipped steps.
 
     The weights are whole and on the CPU; only rank 0 has them.
     """
@@ -67,14 +67,14 @@ def train(
     hooks: Hooks,
     resume: Checkpoint | None = None,
 ) -> TrainResult:
-    """Train the model in place, on the worker's device; where workers are several, it is DDP or sharded.
+    """Train the model in place on the worker's device; with several workers it is DDP or sharded.
 
     Records are logged every `log_every` steps and at the end. Checkpoints are made every `checkpoint_every`
-    steps or about every `checkpoint_seconds` where that is sooner, at the end, and where a worker asks for
-    one. With such a checkpoint (tensors, meta) given as `resume` to every rank, the run goes on as if it
-    had never stopped.
-    A step whose loss or gradient is not finite changes no weight. Raises NonFiniteLoss after
-    `max_bad_steps` of them in a row, and Diverged where the loss stays high (`guards.Divergence`).
+    steps or about every `checkpoint_seconds`, whichever is sooner, at the end, and when a worker asks for
+    one. Given a checkpoint (tensors, meta) as `resume` on every rank, the training continues as if it had
+    never stopped.
+    A step with a non-finite loss or gradient changes no weight. Raises NonFiniteLoss after `max_bad_steps`
+    consecutive ones, and Diverged if the loss stays high (`guards.Divergence`).
     """
     run = _Run(workload, settings, worker, hooks, resume)
     workload.model.train()
@@ -98,7 +98,7 @@ def train(
 
 @dataclass(frozen=True)
 class _Step:
-    """What one step came to."""
+    """The result of one step."""
 
     loss: Tensor
     grad_norm: Tensor
@@ -106,7 +106,7 @@ class _Step:
 
 
 class _Run:
-    """A training under way on one worker: all that its steps change."""
+    """The state of a training on one worker."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class _Run:
         self.saved_at, self.save_seconds, self.steps_between_saves = self.first, 0.0, settings.steps
 
     def _share_out(self) -> None:
-        """Find this worker's positions of the batch, and those of each accumulated part among them."""
+        """Set this worker's positions in the global batch and those of its accumulated parts."""
         batch_size, unit = self.settings.batch_size, self.workload.unit
         parts, workers = self.workload.gradient_accumulation, self.worker.world_size
         least = workers * parts * unit
@@ -141,7 +141,7 @@ class _Run:
             )
         self.lo, self.hi = share(batch_size, self.worker.rank, workers, unit)
         self.pieces = [share(self.hi - self.lo, part, parts, unit) for part in range(parts)]
-        # The mean over the workers of their sums over pieces is the mean over the global batch.
+        # With these weights the mean over workers of the sums over pieces is the mean over the global batch.
         self.weights = [workers * (b - a) / batch_size for a, b in self.pieces]
 
     def _restore(self, tensors: Mapping[str, Tensor], meta: CheckpointMeta) -> None:
@@ -149,7 +149,7 @@ class _Run:
         self.first = meta["step"]
         limits = self.settings.max_bad_steps, self.settings.diverged_above
         self.bad_steps = BadSteps(limits[0], meta["skipped_steps"], meta["bad_in_a_row"])
-        self.divergence = Divergence(limits[1], **meta.get("losses", {}))  # older ones have none
+        self.divergence = Divergence(limits[1], **meta.get("losses", {}))  # absent in older checkpoints
 
     def load(self, step: int) -> Batch:
         """Load this worker's part of the batch of `step`, pinned where a GPU will read it."""
@@ -162,7 +162,7 @@ class _Run:
         return {k: v.pin_memory() if self.device.type == "cuda" else v for k, v in batch.items()}
 
     def step(self, step: int, batch: Batch, waited: float) -> _Step:
-        """Take one step on a batch that was waited for so many seconds."""
+        """Take one step on a batch; `waited` is the seconds spent waiting for it."""
         settings = self.settings
         batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
         loss = self._accumulate_gradients(step, batch)
@@ -185,14 +185,14 @@ class _Run:
                 with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
                     loss = self.workload.step_fn(model, {k: v[a:b] for k, v in batch.items()}, random)
                 loss = loss.float() * weight
-                # A loss that is not finite makes all its gradients NaN, and the average carries them to
-                # every worker: all skip the step without asking each other.
+                # A non-finite loss makes all gradients NaN, and averaging spreads them to every worker: all
+                # skip the step without further communication.
                 loss.backward(torch.where(loss.isfinite(), 1.0, math.nan))
             total += loss.detach()
         return total
 
     def log(self, done: int, made: _Step) -> bool:
-        """Tell of the last step; return whether a worker asks for a checkpoint."""
+        """Log the last step; return whether a worker asks for a checkpoint."""
         loss, asked = self.agree(made.loss, self.hooks.save_asked())
         if self.worker.rank == 0:
             record = {"step": done, "loss": loss, "lr": made.lr, "grad_norm": made.grad_norm.item()}
@@ -202,31 +202,30 @@ class _Run:
         return asked
 
     def agree(self, loss: Tensor, asked: bool = False) -> tuple[float, bool]:
-        """Exchange with the other workers; return their mean loss and whether one asks for a checkpoint.
+        """Synchronise the workers; return their mean loss and whether one asks for a checkpoint.
 
-        Rank 0 tells all how many steps take `checkpoint_seconds` at its present speed, so that they save
-        at the same step without asking each other at every one. A checkpoint that takes long is made
-        less often.
+        Rank 0 broadcasts how many steps take `checkpoint_seconds` at its current speed, so that all save
+        at the same step without communicating at each one. Slow checkpoints are made less often.
         """
-        self.bad_steps.settle()  # waits for the device, whose speed it is
+        self.bad_steps.settle()  # waits for the device, so that its speed is measured
         seconds = max(self.settings.checkpoint_seconds, self.save_seconds / SAVING_SHARE)
         steps = self.meter.steps_in(seconds) if self.worker.rank == 0 else 0
         mean, asked, self.steps_between_saves = _over_workers(loss, asked, steps, self.worker.world_size)
         return mean, asked
 
     def is_save_due(self, done: int) -> bool:
-        """Return whether the time for a checkpoint has come: the same on all workers."""
+        """Return whether a checkpoint is due by time; the same on all workers."""
         return done - self.saved_at >= self.steps_between_saves
 
     def watch(self, done: int) -> None:
-        """Show the averages to whom they interest."""
+        """Pass the EMA weights to `on_watch`."""
         with self.meter.paused():
             averages = gather(self.ema.tensors, self.worker.rank == 0)
             if self.worker.rank == 0:
                 self.hooks.on_watch(done, averages)
 
     def save(self, done: int) -> None:
-        """Hand over a checkpoint."""
+        """Pass a checkpoint to `on_checkpoint`."""
         self.bad_steps.settle()
         started = time.perf_counter()
         with self.meter.paused():
@@ -242,15 +241,15 @@ class _Run:
 
 
 def _update_weights(optimizer: torch.optim.AdamW, learning_rate: float, grad_clip: float | None) -> Tensor:
-    """Takes one step, unless the gradient's norm (returned, before clipping) is not finite."""
+    """Take one step unless the gradient norm is not finite; return the norm before clipping."""
     [group] = optimizer.param_groups
     grads = [p.grad for p in group["params"] if p.grad is not None]
     grad_norm = whole(torch.nn.utils.get_total_norm(grads))
     if grad_clip is not None:
         torch.nn.utils.clip_grads_with_norm_(group["params"], grad_clip, grad_norm)
     group["lr"] = learning_rate
-    # Fused AdamW reads this flag on the device (it is there for loss scaling): where it is 1,
-    # weights, moments and their step count stay as they are, and the host need not wait to know.
+    # Fused AdamW reads this flag on the device (it exists for loss scaling). Where it is 1, weights, moments
+    # and step counts are unchanged, and the host need not wait for the result.
     vars(optimizer)["found_inf"] = (~grad_norm.isfinite()).float()
     optimizer.step()
     optimizer.zero_grad()
@@ -258,7 +257,7 @@ def _update_weights(optimizer: torch.optim.AdamW, learning_rate: float, grad_cli
 
 
 def _over_workers(loss: Tensor, asked: bool, number: int, world_size: int) -> tuple[float, bool, int]:
-    """Return the mean of the workers' losses, whether any has asked, and the sum of their numbers."""
+    """Return the mean loss over workers, whether any asked, and the sum of their numbers."""
     values = torch.stack([loss, torch.full_like(loss, asked), torch.full_like(loss, number)])
     if world_size > 1:
         torch.distributed.all_reduce(values)
@@ -267,7 +266,7 @@ def _over_workers(loss: Tensor, asked: bool, number: int, world_size: int) -> tu
 
 
 def prefetch(load: Callable[[int], Batch], steps: range) -> Generator[tuple[Batch, float], None, None]:
-    """Yields `load(step)` for each step, loaded one ahead, and the seconds it was waited for."""
+    """Yield `load(step)` for each step, loaded one step ahead, and the seconds spent waiting for it."""
     if not steps:
         return
     with ThreadPoolExecutor(max_workers=1) as thread:
@@ -281,11 +280,11 @@ def prefetch(load: Callable[[int], Batch], steps: range) -> Generator[tuple[Batc
             yield batch, waited
 
 
-MOST_STEPS = 1 << 24  # float32 holds the whole numbers up to it
+MOST_STEPS = 1 << 24  # float32 represents integers exactly up to it
 
 
 class Meter:
-    """Speed since the last reading."""
+    """Measures training speed since the last reading."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size, self.speed = batch_size, math.inf
@@ -295,25 +294,25 @@ class Meter:
         self.start, self.steps, self.waited = time.perf_counter(), 0, 0.0
 
     def add(self, waited: float) -> None:
-        """Counts one step that waited so many seconds for its data."""
+        """Count a step that waited `waited` seconds for its data."""
         self.steps += 1
         self.waited += waited
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves out the time of the block (writing a checkpoint is not training)."""
+        """Exclude the time of the block, for example writing a checkpoint."""
         begin = time.perf_counter()
         yield
         self.start += time.perf_counter() - begin
 
     def steps_in(self, seconds: float) -> int:
-        """Return how many steps so many seconds have at the newest speed: at least 1."""
-        if self.steps:  # else nothing has changed since
+        """Return how many steps fit into `seconds` at the latest speed, at least 1."""
+        if self.steps:  # else keep the last speed
             self.speed = self.steps / max(time.perf_counter() - self.start, 1e-9)
         return max(1, int(min(MOST_STEPS, seconds * self.speed)))
 
     def read(self, device: torch.device) -> dict[str, float]:
-        """`images_per_s`, `data_wait` (share of the time, 0..1), peak `memory` in bytes."""
+        """Return `images_per_s`, `data_wait` (share of the time, 0..1) and peak `memory` in bytes."""
         seconds = time.perf_counter() - self.start
         record = {
             "images_per_s": self.steps * self.batch_size / seconds,

@@ -154,7 +154,10 @@ def test_a_variant_of_a_study_is_the_base_but_for_what_it_names(tmp_path):
 @pytest.mark.parametrize(
     ("variants", "part"),
     [
-        ({"a": {"difusion": {}}}, "study: variants change difusion, which is no section of a run"),
+        (
+            {"a": {"difusion": {}}},
+            "study: variants change difusion, which is not a section of a run; remove it",
+        ),
         ({"A b": {}}, "study: variants"),
         ({"a": {"diffusion": {"dim": 3}}}, "s-a-n1-e4-d0: diffusion.dim: 3: unknown key"),
     ],
@@ -242,7 +245,7 @@ def test_a_base_that_is_not_there_or_goes_round_is_named(tmp_path):
     assert "gone.yaml: no such file" in message(write(tmp_path, base="gone.yaml"))
     one = write(tmp_path, "one.yaml", base="two.yaml")
     write(tmp_path, "two.yaml", base="one.yaml")
-    assert "laid over itself" in message(one)
+    assert "`base` is circular" in message(one)
 
 
 @pytest.mark.parametrize(
