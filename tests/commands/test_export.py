@@ -194,7 +194,7 @@ def test_bad_requests_name_what_is_allowed(tmp_path: Path) -> None:
     config = publish_samples(tmp_path, classes=["cat", "cat/kitten", "dog"])
     with pytest.raises(ConfigError, match="'zip' is unknown; use one of webdataset, imagefolder, npz"):
         export_samples(config, "zip", tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"is no \.npz file"):
+    with pytest.raises(ConfigError, match=r"must end in \.npz"):
         export_samples(config, "npz", tmp_path / "out")
     with pytest.raises(ConfigError, match="'cat/kitten' is no valid folder name"):
         export_samples(config, "imagefolder", tmp_path / "out")

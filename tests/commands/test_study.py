@@ -54,7 +54,7 @@ def test_a_killed_process_is_no_runs_fault(tmp_path, monkeypatch):
     path = write(tmp_path, draws=3, concurrent_runs=2)
     with pytest.raises(StageError) as caught:
         study.run_study(path, [f"output={tmp_path}"], quiet())
-    assert "killed" in str(caught.value) and "study.concurrent_runs, now 2" in str(caught.value)
+    assert "killed" in str(caught.value) and "lower study.concurrent_runs (2)" in str(caught.value)
     assert "s-n1" not in str(caught.value)
 
 

@@ -17,7 +17,8 @@ def test_the_gauges_of_a_training_are_at_the_nodes_metrics_port(cluster, tmp_pat
     @ray.remote(num_cpus=0.5)
     class Worker:
         def log(self, folder):
-            from dpt_ray.training.log import TrainingLog, ray_gauges
+            from dpt_ray.cluster.gauges import ray_gauges
+            from dpt_ray.training.log import TrainingLog
 
             self.log = TrainingLog(Artifact(folder), 0, ray_gauges("by hand"))
             self.log.add(RECORD)
