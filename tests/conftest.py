@@ -142,10 +142,10 @@ def dpt(monkeypatch, capsys):
 
 
 @pytest.fixture
-def no_credentials(monkeypatch, tmp_path):
-    """A home without AWS credentials, where nothing else gives them, and the current folder."""
+def no_credentials(monkeypatch, tmp_path, tmp_path_factory):
+    """A home without AWS credentials, where nothing else gives them, and an empty current folder."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.chdir(tmp_path)

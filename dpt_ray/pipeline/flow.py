@@ -80,11 +80,7 @@ class _Run:
         config, data = self.config, self.config.data
         index = self.add("index", Index, {}, _index_settings(config))
         self.add("labels", Labels, {"index": index}, config.labels)
-        if config.encoder.kind == "pretrain":
-            assert config.pretrain is not None  # checked by Config
-            self.pretrain("encoder", config.pretrain, "simclr")
-        else:
-            self.add("encoder", ImportedEncoder, {}, _encoder_settings(config))
+        # What is read from files comes before any training: a file that cannot serve is told first.
         self.add(
             "autoencoder",
             ImportedAutoencoder,
@@ -98,6 +94,11 @@ class _Run:
         )
         if config.evaluate.inception:
             self.add("inception", Inception, {}, InceptionSettings(inception=config.evaluate.inception))
+        if config.encoder.kind == "pretrain":
+            assert config.pretrain is not None  # checked by Config
+            self.pretrain("encoder", config.pretrain, "simclr")
+        else:
+            self.add("encoder", ImportedEncoder, {}, _encoder_settings(config))
 
     def first_stage(self) -> None:
         """Add stage 1: features, the classifier of the few labels, and a pseudo-label for every image."""
