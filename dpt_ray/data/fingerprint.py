@@ -29,7 +29,7 @@ def fingerprint(data: Data) -> str:
         if data.source == "manifest":
             return sha256(data.uri)[:16]
         one = [("", int(fs.size(root)), version(fs.info(root)))] if fs.isfile(root) else None
-        suffixes = SUFFIXES[data.source]
+        suffixes = SUFFIXES.get(data.source, "")  # "": every file
         listed = (file for file in walk_versions(fs, root) if file[0].lower().endswith(suffixes))
         for name, size, tag in one or listed:
             facts = [name, str(size), tag] if tag else [name, str(size)]

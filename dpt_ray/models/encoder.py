@@ -1,8 +1,6 @@
 """The frozen encoder of stages 1 and 3: uint8 pixels in, one feature row per image out."""
 
-import json
 import math
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,8 +10,9 @@ from torch import Tensor, nn
 
 from dpt_ray.data.crops import FILTERS, Crop
 from dpt_ray.models.conv import SmallConvNet
+from dpt_ray.models.encoder_spec import EncoderKind, EncoderSpec, Source
 from dpt_ray.models.precision import Precision, autocast
-from dpt_ray.models.weights import load_strict, load_weights, local_copy, save_weights
+from dpt_ray.models.weights import load_strict, load_weights, save_weights
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -21,42 +20,6 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 TIMM_CROPS: dict[str, Literal["eval", "squash"]] = {"center": "eval", "squash": "squash"}
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """An encoder's description besides its weights; `config.json` of an encoder folder.
-
-    `mean` and `std` are per channel, of pixels in [0, 1]. `width` is for kind conv, `heads` and
-    `blocks` (the feature concatenates the CLS tokens of the last `blocks` blocks) for kind msn.
-    """
-
-    kind: Literal["conv", "msn", "timm"]
-    name: str
-    dim: int
-    crop: Crop
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    width: int = 0
-    heads: int = 0
-    blocks: int = 1
-
-    def save(self, path: Path) -> None:
-        """Write the spec as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> "EncoderSpec":
-        """Return the spec of a JSON file. Raises ValueError where keys are missing or unknown."""
-        try:
-            values = json.loads(local_copy(path).read_text())
-            values["crop"] = Crop(**values["crop"])
-            values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
-            return cls(**values)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}: not an encoder's config.json ({error}); write it with save_encoder"
-            ) from error
 
 
 class Encoder(nn.Module):
@@ -106,7 +69,7 @@ def conv_encoder(network: SmallConvNet, crop: Crop, precision: Precision = "floa
 
 
 def open_encoder(
-    kind: Literal["msn", "timm"],
+    kind: str,
     *,
     name: str | None = None,
     weights: str | Path | None = None,
@@ -114,20 +77,15 @@ def open_encoder(
     heads: int | None = None,
     precision: Precision = "float32",
 ) -> Encoder:
-    """Return the encoder of a published MSN checkpoint or of timm's model `name`, with its crop.
+    """Return a published encoder of a kind of `ENCODERS`, with its crop; see `Source`.
 
-    `weights` is a path or URI; for a timm model it defaults to the published ones (`timm_weights`).
-    `blocks` and `heads` are for MSN only. Raises ValueError for arguments or weights that do not fit.
+    Raises ValueError for arguments or weights that do not fit.
     """
-    if kind == "msn":
-        if weights is None:
-            raise ValueError("encoder kind msn needs weights, such as vitb4_300ep.pth.tar")
-        return _open_msn(name, weights, blocks, heads, precision)
-    if kind == "timm":
-        if name is None:
-            raise ValueError("encoder kind timm needs name, such as vit_base_patch16_224.mae")
-        return _open_timm(name, weights, precision)
-    raise ValueError(f"encoder kind {kind!r} must be msn or timm")
+    openers = {name: kind.open for name, kind in ENCODERS.items() if kind.open}
+    if kind not in openers:
+        raise ValueError(f"encoder kind {kind!r} is unknown; use one of {', '.join(openers)}")
+    network, spec = openers[kind](Source(name, weights, blocks, heads))
+    return Encoder(network, spec, precision)
 
 
 def save_encoder(folder: str | Path, encoder: Encoder) -> None:
@@ -141,36 +99,44 @@ def save_encoder(folder: str | Path, encoder: Encoder) -> None:
 def load_encoder(folder: str | Path, precision: Precision = "float32") -> Encoder:
     """Return the encoder of a folder, local or a URI, that `save_encoder` wrote."""
     spec = EncoderSpec.load(f"{folder}/config.json")
-    source = f"{folder}/model.safetensors"
-    tensors = load_weights(source)
-    if spec.kind == "msn":
-        from dpt_ray.models.msn import msn_vit
-
-        return Encoder(msn_vit(tensors, source, spec.heads), spec, precision)
-    network: nn.Module
-    if spec.kind == "timm":
-        network = _timm_network(spec.name, len(spec.mean))
-    elif spec.kind == "conv":
-        network = SmallConvNet(len(spec.mean), spec.width, spec.dim)
-    else:
+    if spec.kind not in ENCODERS:
         raise ValueError(f"{folder}/config.json: unknown encoder kind {spec.kind!r}")
+    source = f"{folder}/model.safetensors"
+    return Encoder(ENCODERS[spec.kind].load(spec, load_weights(source), source), spec, precision)
+
+
+def _load_msn(spec: EncoderSpec, tensors: dict[str, Tensor], source: str) -> nn.Module:
+    from dpt_ray.models.msn import msn_vit
+
+    return msn_vit(tensors, source, spec.heads)
+
+
+def _load_timm(spec: EncoderSpec, tensors: dict[str, Tensor], source: str) -> nn.Module:
+    network: nn.Module = _timm_network(spec.name, len(spec.mean))
     load_strict(network, tensors, source)
-    return Encoder(network, spec, precision)
+    return network
 
 
-def _open_msn(
-    name: str | None, weights: str | Path, blocks: int, heads: int | None, precision: Precision
-) -> Encoder:
+def _load_conv(spec: EncoderSpec, tensors: dict[str, Tensor], source: str) -> nn.Module:
+    network = SmallConvNet(len(spec.mean), spec.width, spec.dim)
+    load_strict(network, tensors, source)
+    return network
+
+
+def _open_msn(given: Source) -> tuple[nn.Module, EncoderSpec]:
     from dpt_ray.models.msn import load_msn
 
-    network = load_msn(weights, heads)
+    weights, blocks = given.weights, given.blocks
+    if weights is None:
+        raise ValueError("encoder kind msn needs weights, such as vitb4_300ep.pth.tar")
+    network = load_msn(weights, given.heads)
     if not 1 <= blocks <= len(network.blocks):
         raise ValueError(f"encoder.blocks {blocks} must be 1 to {len(network.blocks)} for {weights}")
     # MSN's evaluation: short side to 8/7 of the crop (256 for 224), bilinear.
     size = network.image_size
     spec = EncoderSpec(
         kind="msn",
-        name=name or Path(weights).name,
+        name=given.name or Path(weights).name,
         dim=network.dim * blocks,
         crop=Crop("eval", size, round(size * 8 / 7), "bilinear"),
         mean=IMAGENET_MEAN,
@@ -178,7 +144,7 @@ def _open_msn(
         heads=network.heads,
         blocks=blocks,
     )
-    return Encoder(network, spec, precision)
+    return network, spec
 
 
 def timm_weights(name: str) -> str:
@@ -202,10 +168,13 @@ def _timm_config(name: str) -> "PretrainedCfg | None":
         return None
 
 
-def _open_timm(name: str, weights: str | Path | None, precision: Precision) -> Encoder:
+def _open_timm(given: Source) -> tuple[nn.Module, EncoderSpec]:
     import timm
 
-    weights = weights or timm_weights(name)
+    name = given.name
+    if name is None:
+        raise ValueError("encoder kind timm needs name, such as vit_base_patch16_224.mae")
+    weights = given.weights or timm_weights(name)
     network = _timm_network(name)
     load_strict(network, _without_classifier(load_weights(weights), network), weights)
     data: dict[str, Any] = timm.data.resolve_model_data_config(network)
@@ -225,7 +194,7 @@ def _open_timm(name: str, weights: str | Path | None, precision: Precision) -> E
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
     )
-    return Encoder(network, spec, precision)
+    return network, spec
 
 
 def _timm_network(name: str, channels: int = 3) -> Any:
@@ -244,3 +213,10 @@ def _without_classifier(tensors: dict[str, Tensor], network: Any) -> dict[str, T
     names = (heads,) if isinstance(heads, str) else heads
     prefixes = tuple(f"{name}." for name in names)
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+
+
+ENCODERS = {
+    "conv": EncoderKind(_load_conv),
+    "msn": EncoderKind(_load_msn, _open_msn),
+    "timm": EncoderKind(_load_timm, _open_timm),
+}

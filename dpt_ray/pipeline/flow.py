@@ -204,7 +204,8 @@ class _Run:
         retrain = config.retrain if "retrained" in nodes else None
         self.add("evaluation", Evaluation, measured, EvaluationSettings(retrain=retrain))
         settings = ReportSettings(title=config.name, config=self.text)
-        self.add("report", Report, {**nodes}, settings)
+        shown = {key: nodes.get(key) for key in Report.inputs}
+        self.add("report", Report, shown, settings)
 
     def inception_metrics(self) -> None:
         """Add the Inception statistics of generated and test images, and the metrics from them."""

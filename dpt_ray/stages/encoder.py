@@ -7,7 +7,7 @@ The encoder (objective "simclr") is trained on the training images without label
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -31,7 +31,7 @@ IN_MEMORY = 4 << 30  # bytes of decoded training images at most; beyond it use a
 class PretrainSettings(Pretrain):
     """The training, its objective and the side of the images."""
 
-    objective: Literal["simclr", "supervised"]
+    objective: str
     image_size: Count
 
 
@@ -62,39 +62,37 @@ def train(task: Task[PretrainSettings], worker: Worker) -> None:
     """Train on one worker; publish the encoder on rank 0."""
     import torch
 
-    from dpt_ray.learners.simclr import ProjectedEncoder, simclr_step
-    from dpt_ray.learners.supervised import LabelledEncoder, supervised_step
+    from dpt_ray.learners.objectives import OBJECTIVES
     from dpt_ray.models.conv import SmallConvNet
     from dpt_ray.models.encoder import conv_encoder, save_encoder
-    from dpt_ray.training.order import GROUP
     from dpt_ray.training.throughput import forward_flops
     from dpt_ray.training.workload import Workload
 
     settings = task.settings
     index = task.inputs["index"]
     pixels, labels = _load(task)
-    dim, strength = settings.dim, settings.augment_strength
     generator = torch.Generator().manual_seed(settings.seed)
-    network = SmallConvNet(pixels.shape[-1], settings.width, dim, generator)
-    model: torch.nn.Module
-    unit = GROUP
-    if settings.objective == "simclr":
-        model, unit = ProjectedEncoder(network, dim, generator), settings.contrast_group
-        step_fn, views = simclr_step(settings.temperature, settings.contrast_group, strength), 2
-    else:
-        model = LabelledEncoder(network, dim, index.manifest["classes"], generator)
-        step_fn, views = supervised_step(strength), 1
+    network = SmallConvNet(pixels.shape[-1], settings.width, settings.dim, generator)
+    classes = index.manifest["classes"]
+    objective = OBJECTIVES[settings.objective](network, settings, classes, generator)
 
     def load_batch(rows: np.ndarray, step: int) -> dict[str, torch.Tensor]:
         batch = {"image": _to_network(pixels[rows])}
-        return batch | {"label": labels[rows]} if settings.objective == "supervised" else batch
+        return batch | {"label": labels[rows]} if objective.labelled else batch
 
     # A backward pass costs two forward passes: the gradients of the weights and of the input.
-    flops = 3 * views * forward_flops(model, _to_network(pixels[:1]))
-    workload = Workload(model, step_fn, load_batch, len(pixels), unit, flops_per_image=flops)
+    flops = 3 * objective.views * forward_flops(objective.model, _to_network(pixels[:1]))
+    workload = Workload(
+        objective.model,
+        objective.step_fn,
+        load_batch,
+        len(pixels),
+        objective.unit,
+        flops_per_image=flops,
+    )
     ema = training.fit(task, worker, workload)
     if ema is not None:
-        model.load_state_dict(ema)
+        objective.model.load_state_dict(ema)
         encoder = conv_encoder(network, _crop(task))
         task.out.publish_files(lambda folder: save_encoder(folder, encoder))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Literal, cast
+from typing import Annotated, cast
 
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import Hashed, HashedFile, HashedIfSet, Settings
@@ -15,7 +15,7 @@ from dpt_ray.store.records import CropFields, Facts
 class EncoderSettings(Settings):
     """The encoder; its weights are hashed by content."""
 
-    kind: Literal["msn", "timm"]
+    kind: str
     name: Annotated[str | None, Hashed] = None
     weights: Annotated[str | None, HashedFile(key="encoder.weights")] = None
     heads: Annotated[Count | None, HashedIfSet] = None

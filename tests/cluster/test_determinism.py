@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from dpt_ray.cluster import session as stages_cluster
+from dpt_ray.cluster import units
 from dpt_ray.data.shards import read_features, read_images
 
 COMPUTED = ("features", "moments", "pseudo_labels", "samples")
@@ -18,14 +18,14 @@ COMPUTED = ("features", "moments", "pseudo_labels", "samples")
 
 @pytest.fixture
 def without_ray(monkeypatch):
-    """Work units one after the other in this process, by the code that the actors run."""
+    """Units of work one after the other in this process, by the code that the actors run."""
 
-    def in_process(units, read, actor, arguments, compute):
+    def in_process(work, read, actor, arguments, compute):
         worker = actor(**arguments)
-        for unit in units:
+        for unit in work:
             yield worker(read(unit) if read else unit)
 
-    monkeypatch.setattr(stages_cluster, "run_units", in_process)
+    monkeypatch.setattr(units, "stream_units", in_process)
 
 
 def test_two_actors_publish_the_bits_of_one(finished, tmp_path):

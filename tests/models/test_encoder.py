@@ -256,7 +256,7 @@ def test_a_timm_name_without_published_weights_is_told(name):
         ("timm", {"weights": MSN}, "needs name"),
         ("msn", {}, "needs weights"),
         ("msn", {"weights": MSN, "heads": HEADS, "blocks": 6}, r"encoder\.blocks 6 must be 1 to 5"),
-        ("dino", {"weights": MSN}, "'dino' must be msn or timm"),
+        ("dino", {"weights": MSN}, "'dino' is unknown; use one of msn, timm"),
     ],
 )
 def test_a_wrong_setting_is_named(kind, arguments, message):

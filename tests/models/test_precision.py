@@ -41,7 +41,7 @@ def test_auto_makes_the_artifacts_of_the_precision_that_is_faster_here(measured,
     assert {name: auto[name].reference for name in nodes} == {
         name: written_out[name].reference for name in nodes
     }
-    assert auto["denoiser"].settings["precision"] == auto["features"].settings["precision"] == chosen
+    assert auto["denoiser"].settings.precision == auto["features"].settings.precision == chosen
 
 
 def test_the_report_shows_the_configuration_as_it_was_written(measured):

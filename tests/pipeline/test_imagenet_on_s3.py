@@ -65,10 +65,10 @@ def odd_images(random):
     alpha = picture(random, 5)
     alpha.putalpha(100)
     return {
-        "cmyk": (0, encoded(picture(random, 0).convert("CMYK"))),
-        "grey": (1, encoded(picture(random, 1).convert("L"))),
+        "cmyk": (0, encoded(picture(random, 0).convert("CMYK"), "JPEG")),
+        "grey": (1, encoded(picture(random, 1).convert("L"), "JPEG")),
         "png": (2, encoded(picture(random, 2), "PNG")),
-        "exif": (3, encoded(picture(random, 3), exif=exif)),
+        "exif": (3, encoded(picture(random, 3), "JPEG", exif=exif)),
         "deep": (4, encoded(deep, "PNG")),
         "alpha": (5, encoded(alpha, "PNG")),
         "palette": (0, encoded(picture(random, 0).convert("P"), "GIF")),
@@ -77,7 +77,7 @@ def odd_images(random):
 
 def unreadable_images(random):
     """{what it is: (class, bytes)} of what nobody can read."""
-    whole = encoded(picture(random, 1))
+    whole = encoded(picture(random, 1), "JPEG")
     return {
         "truncated": (1, whole[: len(whole) // 2]),
         "empty": (2, b""),
@@ -114,7 +114,7 @@ def bucket_content():
     """{path in the bucket: bytes} of the images, the label list and the weights."""
     random = np.random.default_rng(0)
     numbered = [(f"{wnid}_{n}", c) for n in range(TRAIN + VAL) for c, wnid in enumerate(CLASSES)]
-    images = [(key, label, encoded(picture(random, label))) for key, label in numbered]
+    images = [(key, label, encoded(picture(random, label), "JPEG")) for key, label in numbered]
     train, val = images[: TRAIN * len(CLASSES)], images[TRAIN * len(CLASSES) :]
     odd = odd_images(random) | unreadable_images(random)
     train += [(f"{CLASSES[label]}_{kind}", label, data) for kind, (label, data) in odd.items()]
