@@ -99,7 +99,9 @@ def split(settings: Settings, content: Content) -> tuple[dict[str, Any], dict[st
 def differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     """Return what differs between two sets of hashed settings, a line each."""
     return [
-        f"{key} is {now.get(key)!r}, published with {before.get(key)!r}"
+        "the file's content differs"
+        if key == "sha256"
+        else f"{key} is {now.get(key)!r}, published with {before.get(key)!r}"
         for key in {**now, **before}
         if now.get(key) != before.get(key)
     ]

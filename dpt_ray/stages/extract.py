@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, TypedDict, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -48,48 +48,45 @@ class FeatureSettings(Settings):
     max_bad_fraction: Annotated[Fraction, NotHashed]
 
 
+S = TypeVar("S", bound=FeatureSettings)
+
+
 class MomentSettings(FeatureSettings):
     """How moments are computed; `flips` adds those of the mirrored image."""
 
     flips: bool
 
 
-class Features(Stage[FeatureSettings]):
+class _Extracted(Stage[S]):
+    """An artifact that one pass over the images makes together with others."""
+
+    runs_on = RunsOn.ACTORS
+
+    @classmethod
+    def make(cls, task: Task[S]) -> Facts:
+        """Publish the missing shards."""
+        return cls.make_together([task])[0]
+
+    @classmethod
+    def make_together(cls, tasks: Sequence[Task[FeatureSettings]]) -> list[Facts]:
+        """Publish the missing shards of all features and moments of the same images."""
+        return extract(tasks)
+
+
+class Features(_Extracted[FeatureSettings]):
     """Rows of `id` and `feature` for the images of every split."""
 
     artifact = "features"
     settings = FeatureSettings
     inputs = reads({"images": IMAGES, "encoder": one_of("encoder")})
-    runs_on = RunsOn.ACTORS
-
-    @classmethod
-    def make(cls, task: Task[FeatureSettings]) -> Facts:
-        """Publish the missing shards."""
-        return extract([task])[0]
-
-    @classmethod
-    def make_together(cls, tasks: Sequence[Task[FeatureSettings]]) -> list[Facts]:
-        """Publish the missing shards of several encoders' features, and of moments, in one pass."""
-        return extract(tasks)
 
 
-class Moments(Stage[MomentSettings]):
+class Moments(_Extracted[MomentSettings]):
     """Rows of `id` and `moments` (mean and log-variance of the latents) for the training images."""
 
     artifact = "moments"
     settings = MomentSettings
     inputs = reads({"images": IMAGES, "autoencoder": one_of("autoencoder")})
-    runs_on = RunsOn.ACTORS
-
-    @classmethod
-    def make(cls, task: Task[MomentSettings]) -> Facts:
-        """Publish the missing shards."""
-        return extract([task])[0]
-
-    @classmethod
-    def make_together(cls, tasks: Sequence[Task[FeatureSettings]]) -> list[Facts]:
-        """Publish the missing shards of moments, and of features, in one pass."""
-        return extract(tasks)
 
 
 class Extracted(Result):

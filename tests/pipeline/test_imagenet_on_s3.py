@@ -224,7 +224,7 @@ def test_a_class_that_loses_all_its_labels_ends_the_run_by_name(finished):
         finished.make("classifier", "name=unreadable", "labels.file=s3://dpt/unreadable.txt")
     text = str(caught.value)
     assert text.startswith("labels: no labelled image of class n01443537 can be read (1 such classes; ")
-    assert "n01443537_truncated" in text and "label another image" in text and "\n" not in text
+    assert "n01443537_truncated" in text and "label other images" in text and "\n" not in text
 
 
 def report(finished):
