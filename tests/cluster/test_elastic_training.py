@@ -21,6 +21,7 @@ from dpt_ray.training.log import read_log
 from tests.helpers import gated_training
 from tests.helpers.cluster import free_ports, ray_start
 from tests.helpers.gated_training import STEPS, function, gate, gated_task
+from tests.helpers.paths import ROOT
 from tests.helpers.processes import command_line, kill_session, session_pids
 
 # A node whose raylet refuses connections is dead after 1.5 s instead of 15, and so on.
@@ -112,7 +113,7 @@ class Training:
         script = gated_training.__file__
         self.process = subprocess.Popen(
             [sys.executable, script, str(self.folder), json.dumps(self.compute)],
-            env=os.environ | QUICK | {"RAY_ADDRESS": self.nodes.address},
+            env=os.environ | QUICK | {"RAY_ADDRESS": self.nodes.address, "PYTHONPATH": str(ROOT)},
             stdout=self.log.open("a"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
