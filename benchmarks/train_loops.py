@@ -42,12 +42,12 @@ def write_latents(folder: Path) -> None:
 
 
 def network(options: Options) -> Any:
-    """The network's configuration."""
+    """The network's configuration: that of a preset's name, or of `dim` and `depth`."""
     from dpt_ray.models.uvit import PRESETS, UViTConfig
 
-    heads = max(1, options.dim // 64)
-    small = UViTConfig(32, 2, 4, options.dim, options.depth, heads, num_classes=CLASSES)
-    return PRESETS[options.preset] if options.preset else small
+    if options.preset:
+        return PRESETS[options.preset]
+    return UViTConfig(32, 2, 4, options.dim, options.depth, max(1, options.dim // 64), num_classes=CLASSES)
 
 
 def build(options: Options) -> Any:

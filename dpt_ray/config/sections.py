@@ -331,7 +331,8 @@ class Compute(Section):
     be the same to the bit on another machine. `readers` are tasks that decode at a time (by default one
     for each actor, four where it has a GPU).
     `gradient_accumulation` (parts that a worker's batch is computed in) and `gradient_checkpointing` (a
-    third more work) save the memory of the denoiser's training; `compile` is torch.compile for all.
+    third more work) save the memory of the denoiser's training. `compile` is torch.compile for every
+    network that is trained, that computes features or moments, or that samples: worth it on a GPU.
     `fsdp`: two or more training workers share one copy of weights, averages and moments (FSDP2) where
     otherwise each has its own (DDP), for models that need it.
     """

@@ -46,6 +46,9 @@ class Autoencoder(nn.Module):
         """Return network pixels (B, C, H, W), not clamped, of scaled latents (B, C', h, w)."""
         raise NotImplementedError
 
+    def compile_networks(self) -> None:
+        """Have torch.compile compile encoder and decoder when they are first called."""
+
     @torch.no_grad()
     def encode_moments(self, pixels: Tensor, flip: bool = False) -> Tensor:
         """Return float32 moments (B, 2C', h, w) of pixels (B, H, W, C), or of their mirror images."""
@@ -117,6 +120,11 @@ class KLAutoencoder(Autoencoder):
         self.image_shape = (config.in_channels, size, size)
         self.latent_shape = (config.latent_channels, size // factor, size // factor)
         self.scale = float(config.scaling_factor)
+
+    def compile_networks(self) -> None:
+        """Have torch.compile compile encoder and decoder when they are first called."""
+        self.vae.encoder.compile()
+        self.vae.decoder.compile()
 
     def moments(self, x: Tensor) -> Tensor:
         """Return the posterior's mean and logvar, not clamped."""

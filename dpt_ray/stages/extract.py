@@ -129,6 +129,7 @@ class Output:
     precision: ResolvedPrecision
     max_bad_fraction: float
     flips: bool = False
+    compile: bool = False
 
 
 def extract(tasks: Sequence[Task[FeatureSettings]]) -> list[Facts]:
@@ -208,9 +209,13 @@ class ExtractUnit:
         for output in outputs:
             if output.is_encoder:
                 encoder = load_encoder(output.model, output.precision).to(self.device)
+                if output.compile:
+                    encoder.network.compile()
                 self.compute[output.name] = encoder
             else:
                 autoencoder = load_autoencoder(output.model, output.precision).to(self.device)
+                if output.compile:
+                    autoencoder.compile_networks()
                 self.compute[output.name] = _moments_of(autoencoder, output.flips)
 
     @naming_shard
@@ -306,6 +311,7 @@ def _output(task: Task[FeatureSettings]) -> Output:
         settings.precision,
         settings.max_bad_fraction,
         isinstance(settings, MomentSettings) and settings.flips,
+        task.compute.compile,
     )
 
 

@@ -73,6 +73,7 @@ class Sampler:
     batch_size: int
     threads: int
     settings: SampleSettings
+    compile: bool = False
 
 
 def _sampler(task: Task[SampleSettings], threads: int) -> Sampler:
@@ -84,6 +85,7 @@ def _sampler(task: Task[SampleSettings], threads: int) -> Sampler:
         task.compute.batch_size,
         threads,
         task.settings,
+        task.compute.compile,
     )
 
 
@@ -104,6 +106,10 @@ class GenerateUnit:
         self.model, self.config = load_denoiser(sampler.denoiser)
         self.model.to(self.device)
         self.autoencoder = load_autoencoder(sampler.autoencoder, sampler.settings.precision).to(self.device)
+        if sampler.compile:
+            self.autoencoder.compile_networks()
+            for block in self.model.blocks:
+                block.compile()  # equal blocks are compiled once
 
     @naming_shard
     def __call__(self, unit: ClassRange) -> Result:
