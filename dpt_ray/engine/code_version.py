@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import dpt_ray
@@ -13,11 +13,19 @@ import dpt_ray
 
 @cache
 def code_version() -> str:
-    """Return the git commit of the package's checkout at the first call, or the package version."""
+    """Return the git commit of the package's checkout at the first call, or the package version.
+
+    "unknown" where the code lies in a folder without git and is not installed.
+    """
     checkout = Path(dpt_ray.__file__).resolve().parents[1]
     # An installed package may be inside another project's repository.
     ours = _git(checkout, "rev-parse", "--show-toplevel") == str(checkout)
-    return (ours and _git(checkout, "describe", "--always", "--dirty")) or version("dpt_ray")
+    if ours and (described := _git(checkout, "describe", "--always", "--dirty")):
+        return described
+    try:
+        return version("dpt_ray")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _git(folder: Path, *arguments: str) -> str:

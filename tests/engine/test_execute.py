@@ -1,7 +1,7 @@
 """How a step is made and published, with a maker that is the test's."""
 
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
@@ -78,3 +78,12 @@ def test_without_git_the_code_is_the_version(installed_in, repository, made, mon
     monkeypatch.setenv("PATH", str(repository))
     installed_in(repository)
     assert made().manifest["code"] == version("dpt_ray")
+
+
+def test_a_folder_without_git_that_is_not_installed_has_no_version(installed_in, tmp_path, monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("dpt_ray.engine.code_version.version", missing)
+    installed_in(tmp_path)
+    assert code_version() == "unknown"
