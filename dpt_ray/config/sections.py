@@ -1,7 +1,7 @@
-"""The sections of a run's configuration: typed, frozen, each checked by itself.
+"""The sections of a run's configuration: typed, frozen, each validated on its own.
 
-They mirror the stages. `compute` says how to run and never changes a result, so it is never part of an
-artifact's identity. `guidance` is the diffusers convention w (1 = none; the paper's s = 0.4 is w = 1.4).
+They mirror the stages. `compute` sets how a run executes and never changes a result, so it is not part of
+any identity. `guidance` is the diffusers convention w (1 = none; the paper's s = 0.4 is w = 1.4).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Seed = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
-# "auto": bfloat16 on a GPU or on a processor that is faster with it, else float32 (models/precision.py).
+# "auto": bfloat16 on a GPU, or on a processor where it is faster; else float32 (models/precision.py).
 Precision = Literal["float32", "bfloat16", "auto"]
 ResolvedPrecision = Literal["float32", "bfloat16"]
 ListFormat = Literal["csv", "published"]
@@ -28,11 +28,12 @@ RealWeight = Annotated[float, Field(gt=0)] | Literal["balanced"]
 
 
 class Data(Settings):
-    """Where the images are. `validation` and `test` are drawn where the source has no such split.
+    """Where the images are and how they are split.
 
-    `splits` says what a folder's or shard's split name means here: ImageNet's 50,000 are `{val: test}`.
-    `classes` names the classes of a source that does not say them (images without true labels).
-    Images in the label lists `keep_in_train` (in the format of `labels.format`) are not drawn.
+    `validation` and `test` are the numbers of training images drawn for a split that the source lacks.
+    `splits` maps the source's split names to those used here: `{val: test}` for ImageNet's 50,000.
+    `classes` lists the class names of a source without true labels.
+    `keep_in_train` names label lists (in `labels.format`) whose images are never drawn.
     """
 
     source: Literal["digits", "folder", "tar", "parquet", "manifest"]
@@ -59,7 +60,7 @@ class Data(Settings):
 
 
 class Labels(Settings):
-    """The few labels: drawn (`per_class` of the known ones, by `seed`) or listed in a `file`."""
+    """The few labels: `per_class` of the true labels, drawn with `seed`, or a label list `file`."""
 
     per_class: Annotated[Count | None, Hashed] = None
     seed: Seed = 0
@@ -74,13 +75,14 @@ class Labels(Settings):
 
 
 class Optimisation(Settings):
-    """AdamW with warm-up, shared by every training stage. `batch_size` is the global batch.
+    """AdamW with warm-up, shared by every training stage. `batch_size` is the global batch size.
 
-    A checkpoint is made every `checkpoint_every` steps, or about every `checkpoint_seconds` where that is
-    sooner; those by time are made less often where they would take more than a twentieth of it.
+    A checkpoint is saved every `checkpoint_every` steps or about every `checkpoint_seconds`, whichever
+    comes first. Time-based checkpoints become less frequent if saving them would take more than 5% of the
+    time.
 
-    A training whose loss stays above `diverged_above` times the lowest it was, and above its first, is
-    rolled back once and then stopped.
+    If the loss stays above both its first value and `diverged_above` times its minimum, the training
+    returns to its last checkpoint once, and stops the second time.
     """
 
     steps: Count
@@ -101,7 +103,7 @@ class Optimisation(Settings):
 
 
 class Pretrain(Optimisation):
-    """Self-supervised encoder on the run's own images (SimCLR), for those who bring none."""
+    """SimCLR training of the encoder on the run's own images, used where no encoder is imported."""
 
     width: Count = 32
     dim: Count = 128
@@ -120,11 +122,11 @@ class Pretrain(Optimisation):
 
 
 class Encoder(Settings):
-    """The frozen encoder: trained here (`pretrain`) or loaded from published weights.
+    """The frozen encoder: trained by the run (`pretrain`) or loaded from published weights.
 
-    A timm model without `weights` has those that timm publishes under its `name` on the Hugging Face hub.
-    Of an MSN file `heads` (of attention) are width / 64 unless set, and the feature is the CLS tokens of
-    the last `blocks` (1) blocks.
+    For kind `timm`, `weights` defaults to those that timm publishes for `name` on the Hugging Face hub.
+    For kind `msn`, `heads` (attention heads) defaults to width / 64, and the feature is the concatenated
+    CLS tokens of the last `blocks` (default 1) blocks.
     """
 
     kind: Literal["pretrain", "msn", "timm"] = "pretrain"
@@ -146,11 +148,12 @@ class Encoder(Settings):
 
 
 class Autoencoder(Settings):
-    """Images to moments and latents back to images; `identity` trains on the pixels themselves.
+    """The autoencoder: images to moments, latents to images. `identity` trains on pixels.
 
-    `weights` is a file with LDM's names or a folder in diffusers' format, also on the Hugging Face hub:
-    `hf://stabilityai/sd-vae-ft-ema`. `precision` is that of the encoder and, where `generate.precision` is
-    left out, of both networks that make images (while the denoiser is trained, `diffusion.precision` is).
+    `weights` is a file with LDM's parameter names or a folder in the diffusers format, which may be on the
+    Hugging Face hub: `hf://stabilityai/sd-vae-ft-ema`.
+    `precision` is used to compute moments and is the default of `generate.precision`. Images sampled during
+    the denoiser's training use `diffusion.precision`.
     """
 
     kind: Literal["identity", "kl"] = "identity"
@@ -166,14 +169,17 @@ class Autoencoder(Settings):
 
 
 class Classifier(Settings):
-    """Multinomial logistic regression on row-normalised features: l2 = 0.0025 / n in the paper."""
+    """Multinomial logistic regression on row-normalised features.
+
+    The penalty's weight is lambda = `l2` / n for n rows; the paper's `l2` is 0.0025.
+    """
 
     l2: Positive = 0.0025
     max_iterations: Annotated[Count | None, Hashed] = None
 
 
 class Denoiser(Settings):
-    """The U-ViT. `modulation` (adaLN) off is the published network."""
+    """The U-ViT's architecture. The published networks have no `modulation` (adaLN)."""
 
     patch_size: Count = 2
     dim: Count
@@ -190,18 +196,21 @@ class Denoiser(Settings):
 
 
 class Diffusion(Optimisation):
-    """Stage 2: what the denoiser is, and how it is trained.
+    """Stage 2: the denoiser and its training.
 
-    With `weights` (a published U-ViT's `nnet_ema.pth`) it is taken as it is instead, and the training
-    settings are not used; it knows the classes it was trained on, whatever the labels here.
-    `init_from`: weights to start from, a published checkpoint or a denoiser of this project, also of
-    another number of classes. `min_snr_gamma`: weights of the loss (arXiv 2303.09556). `min_confidence`:
-    pseudo-labels below it train the null class only. `alignment`: the weight lambda of the alignment of
-    the middle block with the images' stage-1 features (REPA, arXiv 2410.06940, pooled; 0.5 there).
-    `preview_every`: steps between pictures. `frechet_every`: steps between small Frechet distances, in
-    the features of the run's encoder and with its guidance.
-    `shuffle_shards`: for moments that do not fit on a node's disk: rows are shuffled within windows of so
-    many of their shards (256 rows each), of which a node holds two, and not across all.
+    - `weights`: a published U-ViT (`nnet_ema.pth`) to use without training; the training settings are then
+      ignored, and the classes are those it was trained on.
+    - `init_from`: initial weights, a published checkpoint or a denoiser of this project; the number of
+      classes may differ.
+    - `min_snr_gamma`: gamma of the min-SNR loss weights (arXiv 2303.09556).
+    - `min_confidence`: images whose pseudo-label has a lower confidence train the null class only.
+    - `alignment`: weight lambda of the loss that aligns the middle block with the images' stage-1 features
+      (REPA, arXiv 2410.06940, pooled; the paper uses 0.5).
+    - `preview_every`: steps between previews, small grids of sampled images.
+    - `frechet_every`: steps between Frechet distances of a small sample, in the features of the run's
+      encoder and with the guidance of `generate`.
+    - `shuffle_shards`: for moments larger than a node's disk: shuffle rows within windows of this many
+      shards (256 rows each) rather than across all of them; a node holds two windows.
     """
 
     model: Denoiser
@@ -239,7 +248,7 @@ class Diffusion(Optimisation):
 
 
 class Sampling(Settings):
-    """How images are sampled from a denoiser."""
+    """Settings of the sampler that draws images from a denoiser."""
 
     guidance: Positive = 1.0
     guidance_interval: Annotated[Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None, Hashed] = (
@@ -258,15 +267,15 @@ class Sampling(Settings):
 
 
 class SampleSettings(Sampling):
-    """How images are sampled and decoded; `precision` is that of both networks."""
+    """Settings of sampling and decoding; `precision` applies to both networks."""
 
     precision: ResolvedPrecision
 
 
 class Generate(Sampling):
-    """Class-conditional sampling. `images_per_class` may grow later without making any image again.
+    """Class-conditional sampling. Raising `images_per_class` later adds images and repeats none.
 
-    `precision` of denoiser and decoder is `autoencoder.precision` where it is left out.
+    `precision` applies to denoiser and decoder; its default is `autoencoder.precision`.
     """
 
     images_per_class: Count
@@ -274,7 +283,7 @@ class Generate(Sampling):
 
 
 class Retrain(Settings):
-    """Stage 3: real labelled rows (weight `real_weight`) with generated rows (weight 1)."""
+    """Stage 3: the classifier of labelled rows (weight `real_weight`) and generated rows (weight 1)."""
 
     images_per_class: Count
     real_weight: RealWeight = 1.0
@@ -283,7 +292,7 @@ class Retrain(Settings):
 
 
 class Sweep(Settings):
-    """The grid of stage 3 (and of its controls), chosen on validation."""
+    """The grid of settings for stage 3 and its controls; the best is chosen on validation."""
 
     images_per_class: Counts
     real_weight: Annotated[tuple[RealWeight, ...], Field(strict=False, min_length=1)] = (1.0,)
@@ -291,16 +300,21 @@ class Sweep(Settings):
 
 
 class Evaluate(Section):
-    """What is measured. `referee` is an independent classifier, trained only to measure.
+    """What is measured.
 
-    `controls` are what DPT is held against: the sweep on augmented labelled and on pseudo-labelled images,
-    and the probe with its l2 chosen as theirs, from `classifier.l2` and three decades below it.
-    `inception` (the file of FID's Inception weights) has FID, sFID, Inception Score, KID, precision and
-    recall measured, of all generated images or of `images` of them: the first of each class ("balanced"
-    `labels`), or as many as "uniform" random labels ask for, as U-ViT and DPT draw them. `reference`
-    is an npz of `mu` and `sigma` (for sFID ADM's `mu_s` and `sigma_s`) for FID, in place of the run's own
-    test images. `resize` to Inception's 299 pixels: "tensorflow" is that of ADM's evaluator and its
-    statistics, "pytorch_fid" that of U-ViT's and DPT's numbers, "clean" is clean-fid.
+    - `controls`: compare DPT with the same sweep on augmented labelled images and on pseudo-labelled real
+      images, and with a probe whose l2 is chosen on validation too, among `classifier.l2` and that value
+      divided by 10, 100 and 1000.
+    - `referee`: training settings of an independent classifier that is used only to measure.
+    - `inception`: the file of FID's Inception weights; enables FID, sFID, Inception Score, KID, precision
+      and recall.
+    - `images`: how many generated images these measure (default: all).
+    - `labels`: how `images` are chosen. "balanced" takes the first of each class; "uniform" draws labels
+      uniformly at random, as U-ViT and DPT do, and takes as many of each class as were drawn.
+    - `reference`: an npz with `mu` and `sigma` (for sFID also ADM's `mu_s` and `sigma_s`) that replaces
+      the run's own test images in FID and sFID.
+    - `resize`: the filter to Inception's 299 pixels. "tensorflow" is that of ADM's evaluator and reference
+      statistics, "pytorch_fid" that of the published numbers of U-ViT and DPT, "clean" that of clean-fid.
     """
 
     controls: bool = True
@@ -320,21 +334,28 @@ class Evaluate(Section):
 
 
 class Compute(Section):
-    """How to run: recorded, never part of an identity.
+    """How a run executes: recorded in manifests, never part of an identity.
 
-    `train_workers: 0` trains in the driver's process, without Ray Train's worker processes (their
-    start-up costs more than a small training). With `min_train_workers` the training is elastic: it runs
-    with as many workers from that to `train_workers` as there is room for, looked at every
-    `resize_seconds`. `max_failures` counts those in a row without a new checkpoint. `threads` are per
-    worker and actor; by default each has its share of the CPUs of the machine or cluster, or of `cpus`.
-    Another number of threads changes the rounding of floats and nothing else: set it where results must
-    be the same to the bit on another machine. `readers` are tasks that decode at a time (by default one
-    for each actor, four where it has a GPU).
-    `gradient_accumulation` (parts that a worker's batch is computed in) and `gradient_checkpointing` (a
-    third more work) save the memory of the denoiser's training. `compile` is torch.compile for every
-    network that is trained, that computes features or moments, or that samples: worth it on a GPU.
-    `fsdp`: two or more training workers share one copy of weights, averages and moments (FSDP2) where
-    otherwise each has its own (DDP), for models that need it.
+    - `cpus`: CPUs that a run uses of the machine where it starts Ray itself (default: all).
+    - `threads`: threads of each worker and actor (default: an equal share of the cluster's CPUs). Their
+      number affects only the rounding of floats; set it for bit-identical results on another machine.
+    - `train_workers`: training processes. 0 trains in the driver, without Ray Train, whose start-up takes
+      longer than a small training.
+    - `min_train_workers`: makes trainings elastic: they use between this and `train_workers` workers, as
+      many as fit; Ray checks for room every `resize_seconds`.
+    - `max_failures`: failures in a row, without a new checkpoint in between, that a training survives.
+    - `actors`: maximum number of actors that run models over images, of `actor_cpus` and `actor_gpus`
+      each; `batch_size` is that of their forward passes.
+    - `readers`: maximum number of concurrent tasks that decode images (default: one for each actor, four
+      for each actor with a GPU).
+    - `gradient_accumulation` (number of parts of a worker's batch) and `gradient_checkpointing` (a third
+      more computation) reduce the memory of the denoiser's training.
+    - `compile`: apply torch.compile to every network that is trained, that computes features or moments, or
+      that samples; worth it on a GPU.
+    - `fsdp`: shard weights, their averages and the optimizer's moments across training workers (FSDP2)
+      rather than replicate them (DDP), for models that do not fit otherwise.
+    - `concurrent_trials`: maximum number of a sweep's trials that run at a time.
+    - `autoscaling`: the cluster adds nodes on demand, so do not require that the work fits at the start.
     """
 
     cpus: Count | None = None
