@@ -158,11 +158,10 @@ class _Run:
     def third_stage(self) -> None:
         """Add stage 3: the classifier retrained with generated images, and its controls."""
         config, nodes = self.config, self.nodes
-        labelled = {key: nodes[key] for key in ("index", "features", "labels")}
         samples = nodes["samples"]
-        generated = {"sample_features": self.features("sample_features", samples, nodes["encoder"])}
-        generated["samples"] = samples
-        self.add("retrained", Retrained, {**labelled, **generated}, config.retrain)
+        self.features("sample_features", samples, nodes["encoder"])
+        rows = {key: nodes[key] for key in ("index", "features", "labels", "sample_features", "samples")}
+        self.add("retrained", Retrained, rows, config.retrain)
         controls = self.controls() if config.evaluate.controls else {}
         # Without sweep and controls nothing is chosen, and no validation images are needed.
         if config.sweep or controls:
@@ -170,8 +169,7 @@ class _Run:
             if controls:
                 # lambda = l2 / n, and n of stage 3 is hundreds of times the probe's: let the probe reach it.
                 settings["probe_l2"] = tuple(config.classifier.l2 / 10**decade for decade in range(4))
-            sources = {**labelled, **generated, **controls}
-            self.add("sweep", SweepStage, sources, SweepSettings(**settings))
+            self.add("sweep", SweepStage, {**rows, **controls}, SweepSettings(**settings))
 
     def controls(self) -> dict[str, Node]:
         """Add augmented views of the labelled images; return the inputs of the sweep's controls."""

@@ -171,10 +171,11 @@ def _paired_gain(probe: Artifact, classifiers: Sequence[Measured], real: RealRow
 def _distances(task: Task[EvaluationSettings]) -> list[MetricRow]:
     """Return two rows for each measuring encoder: generated images, and real images as the floor."""
     rows = []
-    for encoder, real, generated, what in EXTRACTORS:
-        if generated in task.inputs:
-            extractor = Extractor(task.inputs[encoder], task.inputs[real], task.inputs[generated], what)
-            rows += frechet_rows(task.inputs["index"], task.inputs["samples"], extractor)
+    inputs = task.inputs
+    for encoder, features, sample_features, what in EXTRACTORS:
+        if sample_features in inputs:
+            extractor = Extractor(inputs[encoder], inputs[features], inputs[sample_features], what)
+            rows += frechet_rows(inputs["index"], inputs["samples"], extractor)
     return rows
 
 
