@@ -10,6 +10,7 @@ from rich.table import Table
 
 from dpt_ray.config import Config
 from dpt_ray.engine.progress import Display
+from dpt_ray.evaluation.methods import METHODS, key_of, method_of
 from dpt_ray.evaluation.records import EvaluationResult, MetricRow, MetricsResult, ProbeResult
 from dpt_ray.pipeline.run import run
 from dpt_ray.pipeline.run_folder import shown_json, shown_uri
@@ -56,9 +57,11 @@ def accuracy_table(result: ProbeResult) -> Table:
         table.add_column("test top-5", justify="right")
     for row in rows:
         values = [row["validation"], row["test"], *([row["test_top5"]] if has_top5 else [])]
-        table.add_row(row["name"], *("-" if value is None else f"{value:.3f}" for value in values))
+        table.add_row(method_of(row).name, *("-" if value is None else f"{value:.3f}" for value in values))
     if gain := result["gain"]:
-        table.caption = f"DPT - probe: {gain['gain']:+.3f} +- {gain['stderr']:.3f} ({gain['kind']})"
+        improved, baseline = (METHODS[key_of(gain[role])].short for role in ("improved", "baseline"))
+        value = f"{gain['gain']:+.3f} +- {gain['stderr']:.3f}"
+        table.caption = f"{improved} - {baseline}: {value} ({gain['kind']})"
     return table
 
 

@@ -21,7 +21,7 @@ from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.study import Study, load_study
 from dpt_ray.engine.execute import StageError, code_version
 from dpt_ray.engine.progress import Display
-from dpt_ray.evaluation.methods import METHODS, method_key
+from dpt_ray.evaluation.methods import method_of
 from dpt_ray.evaluation.records import EvaluationResult, StudyResult, StudyRun
 from dpt_ray.pipeline.output import open_store
 from dpt_ray.pipeline.run import run
@@ -133,7 +133,7 @@ def _result(name: str, future: Future[StudyRun], workers: int) -> StudyRun:
 
 
 def _show(name: str, result: StudyRun, count: str, display: Display) -> None:
-    accuracy = {METHODS[method_key(row)].short: row["test"] for row in result["accuracy"]}
+    accuracy = {method_of(row).short: row["test"] for row in result["accuracy"]}
     shown = ", ".join(f"{key} {value:.3f}" for key, value in accuracy.items())
     display.console.print(f"{count} {name}: {shown}", markup=False, highlight=False)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
@@ -51,7 +51,6 @@ def frechet_rows(index: Artifact, samples: Artifact, extractor: Extractor) -> li
     from dpt_ray.evaluation.frechet import frechet_distance
     from dpt_ray.evaluation.image_metrics import NAME, TEST_IMAGES
     from dpt_ray.evaluation.image_statistics import some_positions
-    from dpt_ray.evaluation.metric import Metric
 
     real, generated = extractor.real, extractor.generated
     splits = {unit["shard"]: unit["split"] for unit in index.manifest["units"]}
@@ -71,21 +70,20 @@ def frechet_rows(index: Artifact, samples: Artifact, extractor: Extractor) -> li
         TRAIN_IMAGES: _statistics(real, train, some_positions(_count(train), n)),
     }
     resize = str(Crop(**extractor.encoder.manifest["crop"]))
-    rows = [
-        Metric(
-            METRIC,
-            name,
-            frechet_distance(statistics, target),
-            None,
-            n,
-            n_reference,
-            extractor.name,
-            TEST_IMAGES,
-            resize,
-        )
+    return [
+        {
+            "metric": METRIC,
+            "name": name,
+            "value": frechet_distance(statistics, target),
+            "spread": None,
+            "n_generated": n,
+            "n_reference": n_reference,
+            "extractor": extractor.name,
+            "reference": TEST_IMAGES,
+            "resize": resize,
+        }
         for name, statistics in found.items()
     ]
-    return [cast(MetricRow, asdict(row)) for row in rows]
 
 
 def _first(

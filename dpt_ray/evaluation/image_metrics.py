@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import cast
+from dataclasses import dataclass
 
 import numpy as np
 
 from dpt_ray.evaluation.frechet import FeatureStatistics, NpzFile, frechet_distance
 from dpt_ray.evaluation.image_statistics import ImageStatistics, some_positions
 from dpt_ray.evaluation.kid import kernel_distance
-from dpt_ray.evaluation.metric import Metric
 from dpt_ray.evaluation.precision_recall import precision_recall
 from dpt_ray.evaluation.records import MetricRow
 
@@ -47,18 +45,30 @@ def image_metrics(
     extractor: str,
     resize: str,
 ) -> tuple[list[MetricRow], list[str]]:
-    """Return rows (see `Metric`) of FID, sFID, IS, KID, precision and recall, and why any are left out.
+    """Return rows of FID, sFID, IS, KID, precision and recall, and why any are left out.
 
     `reference` is a file's; without one FID and sFID compare with the `real` images. KID, precision and
     recall always do, since they compare single images, and use equally many of both sets.
     """
-    rows: list[Metric] = []
+    rows: list[MetricRow] = []
     left_out: list[str] = []
 
     def add(
         metric: str, value: float, spread: float | None, n: int, n_reference: int | None, against: str
     ) -> None:
-        rows.append(Metric(metric, NAME, value, spread, n, n_reference, extractor, against, resize))
+        rows.append(
+            {
+                "metric": metric,
+                "name": NAME,
+                "value": value,
+                "spread": spread,
+                "n_generated": n,
+                "n_reference": n_reference,
+                "extractor": extractor,
+                "reference": against,
+                "resize": resize,
+            }
+        )
 
     n = generated.count
     if reference is None and real is not None and real.count > 1:
@@ -95,4 +105,4 @@ def image_metrics(
         value, spread = generated.score.score()
         add(f"Inception Score, {splits} splits", value, spread, n, None, "none")
 
-    return [cast(MetricRow, asdict(row)) for row in rows], left_out
+    return rows, left_out

@@ -25,7 +25,7 @@ METHODS = {
     "dpt_paper": Method("DPT, the configured setting (stage 3)", "DPT, paper's setting"),
 }
 
-# Studies until 2026-11-22 stored the displayed text of that time.
+# Results until 2026-11-22, and gains until 2026-11-25, stored the displayed text of that time.
 _KEY_OF_OLD_NAME = {
     "Linear probe on the labels (stage 1)": "probe",
     "Linear probe, l2 chosen on validation": "tuned_probe",
@@ -37,7 +37,7 @@ _KEY_OF_OLD_NAME = {
 
 
 def key_of(stored: str) -> str:
-    """Return the method's key for a stored key or for the text in older studies.
+    """Return the method's key for a stored key or for the text in older results.
 
     Raises ValueError for a method that is not in METHODS.
     """
@@ -53,3 +53,8 @@ def method_key(row: Mapping[str, Any]) -> str:
     Rows store it as `method`; older ones have the displayed text only, as `name`.
     """
     return key_of(row.get("method") or row["name"])
+
+
+def method_of(row: Mapping[str, Any]) -> Method:
+    """Return the text of an accuracy row's method."""
+    return METHODS[method_key(row)]

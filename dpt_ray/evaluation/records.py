@@ -18,12 +18,12 @@ TRAINING_FRECHET_FILE = "frechet.json"
 class AccuracyRow(TypedDict):
     """The accuracy of one method's classifier, each on so many images; None without images.
 
-    `method` is a key of `methods.METHODS`; results of 2026-11-22 and before have the displayed `name`
-    only (see `methods.method_key`).
+    `method` is a key of `methods.METHODS`. Older results have a displayed `name`, those of 2026-11-22 and
+    before nothing else: read both with `methods.method_key`.
     """
 
     method: NotRequired[str]
-    name: str
+    name: NotRequired[str]
     note: str
     validation: float | None
     n_validation: int
@@ -33,7 +33,10 @@ class AccuracyRow(TypedDict):
 
 
 class Gain(TypedDict):
-    """The paired gain of `improved` over `baseline` (displayed names) and its standard error."""
+    """The paired gain of method `improved` over method `baseline` and its standard error.
+
+    Both are keys of `methods.METHODS`, in older results displayed names: read them with `methods.key_of`.
+    """
 
     baseline: str
     improved: str
@@ -60,7 +63,11 @@ class PseudoLabelQuality(TypedDict):
 
 
 class MetricRow(TypedDict):
-    """The fields of a `Metric`."""
+    """One metric of the images `name`, with what a comparison needs: N, extractor, reference, resize.
+
+    `spread` is the standard deviation over the subsets or splits that `metric` names. `n_reference` is
+    None for a reference file without its count and for a metric without a reference.
+    """
 
     metric: str
     name: str

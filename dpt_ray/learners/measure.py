@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from dpt_ray.data.rows import RealRows, Rows
-from dpt_ray.evaluation.methods import METHODS
 from dpt_ray.evaluation.records import AccuracyRow
 from dpt_ray.learners.linear_classifier import accuracy, logits
 
@@ -15,7 +14,6 @@ def measure(method: str, W: np.ndarray, real: RealRows, note: str) -> AccuracyRo
     validation, test = real.validation, real.of_split("test")
     return {
         "method": method,
-        "name": METHODS[method].name,
         "note": note,
         "validation": accuracy(W, validation),
         "n_validation": len(validation),

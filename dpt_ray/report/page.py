@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.filesize import decimal
 
-from dpt_ray.evaluation.metric import Metric
+from dpt_ray.evaluation.records import MetricRow
 from dpt_ray.report.pictures import GridRow, grid_png, scale_to
 from dpt_ray.report.plots import (
     MOST_BARS,
@@ -33,7 +33,6 @@ __all__ = [
     "ClassRow",
     "Gain",
     "GridRow",
-    "Metric",
     "ReportData",
     "StageRow",
     "SweepRow",
@@ -96,7 +95,7 @@ class ReportData:
     pseudo_label_classes: Sequence[ClassRow] = ()
     pseudo_label_accuracy: float | None = None
     calibration: Calibration | None = None
-    metrics: Sequence[Metric] = ()
+    metrics: Sequence[MetricRow] = ()
     metrics_left_out: Sequence[str] = ()
     grid: Sequence[GridRow] = ()
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)

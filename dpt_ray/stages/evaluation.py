@@ -20,7 +20,6 @@ from dpt_ray.data.rows import RealRows
 from dpt_ray.engine.node import Stage, Task, one_of, reads
 from dpt_ray.evaluation.distances import Extractor, frechet_rows
 from dpt_ray.evaluation.inception_files import NOT_COMPUTED
-from dpt_ray.evaluation.methods import METHODS
 from dpt_ray.evaluation.records import (
     EVALUATION_FILE,
     EvaluationResult,
@@ -160,8 +159,8 @@ def _paired_gain(probe: Artifact, classifiers: Sequence[Measured], real: RealRow
     # sd(d) / sqrt(n); it says nothing of other label draws or encoders.
     difference = hits[1] - hits[0]
     return {
-        "baseline": METHODS[baseline].name,
-        "improved": METHODS[dpt].name,
+        "baseline": baseline,
+        "improved": dpt,
         "gain": float(difference.mean()),
         "stderr": float(difference.std(ddof=1) / math.sqrt(len(difference))),
         "kind": "paired standard error over test images",

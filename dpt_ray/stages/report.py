@@ -12,7 +12,8 @@ from typing import Annotated
 
 from dpt_ray.config.hashing import NotHashed, Settings
 from dpt_ray.engine.node import Stage, Task, one_of, reads
-from dpt_ray.evaluation.records import TRAINING_FRECHET_FILE, read_evaluation
+from dpt_ray.evaluation.methods import METHODS, key_of, method_of
+from dpt_ray.evaluation.records import TRAINING_FRECHET_FILE, EvaluationResult, read_evaluation
 from dpt_ray.report import page
 from dpt_ray.report.picture_rows import picture_rows
 from dpt_ray.store.artifact import Artifact
@@ -67,9 +68,8 @@ def _gather(task: Task[ReportSettings]) -> page.ReportData:
     inputs, settings = task.inputs, task.settings
     evaluation = read_evaluation(inputs["evaluation"])
     sweep = inputs["sweep"].manifest if "sweep" in inputs else None
-    quality, gain = evaluation["pseudo_labels"], evaluation["gain"]
+    quality = evaluation["pseudo_labels"]
     calibration = inputs["pseudo_labels"].manifest["calibration"]
-    metrics = (*evaluation["frechet"], *evaluation["image_metrics"]["rows"])
     return page.ReportData(
         title=settings.title,
         config_yaml=settings.config,
@@ -80,18 +80,13 @@ def _gather(task: Task[ReportSettings]) -> page.ReportData:
         stages=[_stage(key, artifact, task.run_started) for key, artifact in inputs.items()],
         n_labels=evaluation["n_labels"],
         n_validation_labels=evaluation["accuracy"][0]["n_validation"],
-        accuracies=[
-            page.AccuracyRow(
-                row["name"], row["validation"], row["test"], row["n_test"], row["note"], row["test_top5"]
-            )
-            for row in evaluation["accuracy"]
-        ],
-        gain=page.Gain(gain["baseline"], gain["improved"], gain["stderr"], gain["kind"]) if gain else None,
+        accuracies=accuracy_rows(evaluation),
+        gain=headline(evaluation),
         sweep=_trials(sweep) if sweep and sweep["n_validation"] else (),
         pseudo_label_classes=[page.ClassRow(**row) for row in quality["classes"]] if quality else [],
         pseudo_label_accuracy=quality["accuracy"] if quality else None,
         calibration=_calibration(calibration) if calibration["n"] else None,
-        metrics=[page.Metric(**row) for row in metrics],
+        metrics=[*evaluation["frechet"], *evaluation["image_metrics"]["rows"]],
         metrics_left_out=evaluation["image_metrics"]["left_out"],
         grid=picture_rows(inputs["index"], inputs["samples"], PICTURES),
         curves=_curves(inputs),
@@ -99,6 +94,24 @@ def _gather(task: Task[ReportSettings]) -> page.ReportData:
         quarantined=inputs["features"].manifest["quarantined"],
         warnings=_warnings(inputs["classifier"]),
     )
+
+
+def accuracy_rows(evaluation: EvaluationResult) -> list[page.AccuracyRow]:
+    """Return the accuracies with the methods' names."""
+    return [
+        page.AccuracyRow(
+            method_of(row).name, row["validation"], row["test"], row["n_test"], row["note"], row["test_top5"]
+        )
+        for row in evaluation["accuracy"]
+    ]
+
+
+def headline(evaluation: EvaluationResult) -> page.Gain | None:
+    """Return the gain with the methods' names, as in `accuracy_rows`."""
+    if not (gain := evaluation["gain"]):
+        return None
+    baseline, improved = (METHODS[key_of(method)].name for method in (gain["baseline"], gain["improved"]))
+    return page.Gain(baseline, improved, gain["stderr"], gain["kind"])
 
 
 def _stage(name: str, artifact: Artifact, run_started: str) -> page.StageRow:

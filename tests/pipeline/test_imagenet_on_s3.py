@@ -260,7 +260,7 @@ def test_the_evaluation_counts_the_50k_as_test_images_and_needs_no_validation(fi
     assert probe["n_test"] == stage3["n_test"] == VAL * len(CLASSES)
     assert probe["n_validation"] == 0
     assert probe["test"] > 0.5  # colours are easy, whatever the weights
-    assert evaluation["gain"]["improved"] == stage3["name"]
+    assert evaluation["gain"]["improved"] == stage3["method"]
 
 
 def test_the_run_folder_points_at_the_results(finished):

@@ -56,13 +56,13 @@ def test_the_tuned_probe_is_the_one_that_validation_prefers(finished):
     validation, _, l2, tested = min(found)
     evaluation = finished.artifact("evaluation").manifest["result"]
     row = evaluation["accuracy"][1]
-    assert (row["name"], row["note"]) == (METHODS["tuned_probe"].name, f"labels only, l2 {l2:g}")
+    assert (row["method"], row["note"]) == ("tuned_probe", f"labels only, l2 {l2:g}")
     # An image on a border may fall to either side.
     assert row["validation"] == pytest.approx(-validation, abs=0.006)
     assert row["test"] == pytest.approx(tested, abs=0.004)
     dpt = evaluation["accuracy"][-1]
     gain = evaluation["gain"]
-    assert (gain["baseline"], gain["improved"]) == (METHODS["tuned_probe"].name, dpt["name"])
+    assert (gain["baseline"], gain["improved"]) == ("tuned_probe", dpt["method"])
     assert gain["gain"] == pytest.approx(dpt["test"] - row["test"])
     assert METHODS["tuned_probe"].name in (finished.output / "runs" / "digits" / "report.html").read_text()
 

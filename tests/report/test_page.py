@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from dpt_ray.evaluation.records import MetricRow
 from dpt_ray.report.page import (
     AccuracyRow,
     Calibration,
     ClassRow,
     Gain,
     GridRow,
-    Metric,
     ReportData,
     StageRow,
     SweepRow,
@@ -32,6 +32,10 @@ from tests.helpers.digit_rows import digit_rows
 
 PROBE, DPT = "Probe on labels only (stage 1)", "DPT (stage 3), chosen on validation"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+def metric(*values: Any) -> MetricRow:
+    return MetricRow(**dict(zip(MetricRow.__annotations__, values, strict=True)))
 
 
 def full_data() -> ReportData:
@@ -86,11 +90,11 @@ def full_data() -> ReportData:
             [(float(b), float(b + rng.normal(0, 0.03)), int(10 + 80 * b)) for b in bins],
         ),
         metrics=[
-            Metric("Fréchet distance", name, value, None, n, 600, "own encoder", "digits test", "none")
+            metric("Fréchet distance", name, value, None, n, 600, "own encoder", "digits test", "none")
             for name, value, n in (("generated", 18.4217, 2560), ("real against real (floor)", 2.113, 628))
         ] + [
-            Metric("FID", "generated", 7.5, None, 2560, None, "Inception", "adm.npz", "tensorflow"),
-            Metric("KID", "generated", 0.0123, 0.0021, 600, 600, "Inception", "digits test", "tensorflow"),
+            metric("FID", "generated", 7.5, None, 2560, None, "Inception", "adm.npz", "tensorflow"),
+            metric("KID", "generated", 0.0123, 0.0021, 600, 600, "Inception", "digits test", "tensorflow"),
         ],
         metrics_left_out=["sFID needs mu_s and sigma_s, which adm.npz has not"],
         grid=digit_rows(8),
