@@ -24,6 +24,7 @@ ListFormat = Literal["csv", "published"]
 ScheduleName = Literal["vp", "stable_diffusion", "cosine", "linear"]
 Prediction = Literal["noise", "v", "flow"]
 Resize = Literal["tensorflow", "pytorch_fid", "clean"]
+LabelChoice = Literal["balanced", "uniform"]
 RealWeight = Annotated[float, Field(gt=0)] | Literal["balanced"]
 
 
@@ -324,7 +325,7 @@ class Evaluate(Section):
     reference: str | None = None
     resize: Resize = "tensorflow"
     images: Count | None = None
-    labels: Literal["balanced", "uniform"] = "balanced"
+    labels: LabelChoice = "balanced"
 
     @model_validator(mode="after")
     def _drawn(self) -> Evaluate:

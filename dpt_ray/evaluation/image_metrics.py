@@ -14,6 +14,7 @@ from dpt_ray.evaluation.records import MetricRow
 
 TEST_IMAGES = "real test images"
 NAME = "Generated images"
+UNIFORM_NAME = f"{NAME}, labels drawn uniformly at random"
 SUBSETS, SUBSET_SIZE, NEIGHBOURS = 100, 1000, 3  # as published
 
 
@@ -44,11 +45,13 @@ def image_metrics(
     *,
     extractor: str,
     resize: str,
+    name: str = NAME,
 ) -> tuple[list[MetricRow], list[str]]:
     """Return rows of FID, sFID, IS, KID, precision and recall, and why any are left out.
 
     `reference` is a file's; without one FID and sFID compare with the `real` images. KID, precision and
-    recall always do, since they compare single images, and use equally many of both sets.
+    recall always do, since they compare single images, and use equally many of both sets. `name` says which
+    generated images are measured.
     """
     rows: list[MetricRow] = []
     left_out: list[str] = []
@@ -59,7 +62,7 @@ def image_metrics(
         rows.append(
             {
                 "metric": metric,
-                "name": NAME,
+                "name": name,
                 "value": value,
                 "spread": spread,
                 "n_generated": n,

@@ -228,7 +228,7 @@ class _Run:
             )
         }
         # Inception is an input of its own, so that a bad file is reported before any training.
-        metrics = MetricSettings(reference=asked.reference, resize=asked.resize)
+        metrics = MetricSettings(reference=asked.reference, resize=asked.resize, labels=asked.labels)
         self.add("image_metrics", ImageMetrics, {"inception": inception, **found}, metrics)
 
     def pretrain(self, name: str, section: Pretrain, objective: Literal["simclr", "supervised"]) -> Node:

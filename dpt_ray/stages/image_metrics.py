@@ -6,7 +6,7 @@ from typing import Annotated
 
 from dpt_ray.cluster.session import threads
 from dpt_ray.config.hashing import HashedFile, NotHashed, Settings
-from dpt_ray.config.sections import Resize
+from dpt_ray.config.sections import LabelChoice, Resize
 from dpt_ray.engine.differences import content_digest
 from dpt_ray.engine.node import Stage, Task, one_of, reads
 from dpt_ray.evaluation.inception_files import WEIGHTS_SHA256
@@ -17,10 +17,11 @@ from dpt_ray.store.records import Facts
 
 
 class MetricSettings(Settings):
-    """The reference statistics; `resize` is only shown, the inputs depend on it."""
+    """The reference statistics. The rest decides how the inputs are made, and is only shown here."""
 
     reference: Annotated[str | None, HashedFile(key="evaluate.reference")] = None
     resize: Annotated[Resize, NotHashed]
+    labels: Annotated[LabelChoice, NotHashed] = "balanced"
 
 
 class ImageMetrics(Stage[MetricSettings]):
@@ -41,7 +42,7 @@ class ImageMetrics(Stage[MetricSettings]):
         """Compute all metrics that the statistics and the reference allow."""
         import torch
 
-        from dpt_ray.evaluation.image_metrics import Reference, image_metrics
+        from dpt_ray.evaluation.image_metrics import NAME, UNIFORM_NAME, Reference, image_metrics
 
         torch.set_num_threads(threads(task.compute))
         generated = read_statistics(task.inputs["inception_samples"])
@@ -55,6 +56,7 @@ class ImageMetrics(Stage[MetricSettings]):
             reference,
             extractor=_extractor(content_digest(task.inputs["inception"])),
             resize=task.settings.resize,
+            name=UNIFORM_NAME if task.settings.labels == "uniform" else NAME,
         )
         result: MetricsResult = {"rows": rows, "left_out": left_out}
         return write_result(task.out, METRICS_FILE, result, len(rows))

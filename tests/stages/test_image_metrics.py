@@ -184,6 +184,7 @@ def test_as_many_images_of_each_class_are_measured_as_random_labels_ask_for(fini
     drawn = [index < counts[label] for index in range(10) for label in range(len(CLASSES))]
     rows, _ = run.rows()
     assert rows["FID"]["n_generated"] == 15
+    assert {row["name"] for row in rows.values()} == {"Generated images, labels drawn uniformly at random"}
     assert rows["FID"]["value"] == pytest.approx(frechet(pool[torch.tensor(drawn)], real_pool), rel=1e-4)
 
 
@@ -194,6 +195,7 @@ def test_every_number_carries_what_it_rests_on(finished, inception_weights):
     extractor = f"Inception-v3 {sha256(inception_weights)[:8]} (not FID's published weights)"
     assert {row["extractor"] for row in rows.values()} == {extractor}
     assert {row["resize"] for row in rows.values()} == {"tensorflow"}
+    assert {row["name"] for row in rows.values()} == {"Generated images"}
     counts = {name: (row["n_generated"], row["n_reference"]) for name, row in rows.items()}
     assert counts == {
         **{"FID": (30, 24), "sFID": (30, 24), "KID": (24, 24), "Precision": (24, 24), "Recall": (24, 24)},
