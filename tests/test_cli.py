@@ -197,6 +197,8 @@ def test_a_plan_counts_the_images_before_the_first_run_and_after(dpt, tmp_path):
         assert cost("features")[:2] == ["1,797", "460.0 kB"]  # 64 numbers of 4 bytes each
         assert cost("moments")[:2] == ["997", "255.2 kB"]  # training images only
         assert cost("samples")[0] == cost("augmented")[0] == "1,280"
+        assert cost("sweep")[0] == "32" and cost("sweep")[3] == "-"  # trials; fits use no GPU
+        assert re.fullmatch(r"\d+ s", cost("sweep")[4])
         for name in ("encoder", "denoiser", "referee", "total to do"):
             assert cost(name)[3] == "< 0.01"
             assert re.fullmatch(r"\d+ (s|min|h|h \d+ min)", cost(name)[4])

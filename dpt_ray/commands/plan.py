@@ -14,7 +14,7 @@ from dpt_ray.config import Config, ConfigError
 from dpt_ray.engine.execute import execute
 from dpt_ray.engine.progress import Display, duration
 from dpt_ray.models.precision import resolve_precisions
-from dpt_ray.pipeline.cost import Cost, costs, total_seconds
+from dpt_ray.pipeline.cost import FIT_PASSES, Cost, costs, fit_shape, total, total_seconds
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.speed import Rates, machine_rates, training_threads
 from dpt_ray.pipeline.status import status
@@ -60,31 +60,31 @@ def _cost_table(
 ) -> Table:
     found = costs(config, images, classes)
     missing = {name: cost for name, cost in found.items() if name not in done}
-    rates = _rates(config) if any(cost.flops for cost in missing.values()) else None
+    rates = None
+    if any(cost.flops for cost in missing.values()):
+        shape = fit_shape(config, images, classes) if "sweep" in missing else None
+        rates = machine_rates(resolve_precisions(config), training_threads(config), shape)
     table = Table("computed cost", *(Column(name, justify="right") for name in COLUMNS))
     for name, cost in found.items():
         here = "done" if name in done else _here(cost, rates)
         table.add_row(name, *_cells(cost), here)
     if rates:
-        left = Cost(conv=sum(cost.flops or 0.0 for cost in missing.values()))
         table.add_section()
-        table.add_row("total to do", *_cells(left), duration(total_seconds(missing, rates)))
+        table.add_row("total to do", *_cells(total(missing)), duration(total_seconds(missing, rates)))
         table.caption = _caption(config, rates)
     return table
 
 
-def _rates(config: Config) -> Rates:
-    return machine_rates(resolve_precisions(config), training_threads(config))
-
-
 def _cells(cost: Cost) -> list[str]:
-    best = cost.gpu_hours or 0.0
-    hours = f"{_number(best)} to {_number(2 * best)}" if best >= 0.005 else "< 0.01"
+    best = cost.gpu_hours
+    hours = "-"
+    if best:
+        hours = f"{_number(best)} to {_number(2 * best)}" if best >= 0.005 else "< 0.01"
     return [
         "-" if cost.rows is None else f"{cost.rows:,}",
         "-" if cost.bytes is None else decimal(int(cost.bytes)),
         _number(cost.flops / 1e15) if cost.flops else "-",
-        hours if cost.flops else "-",
+        hours,
     ]
 
 
@@ -97,6 +97,10 @@ def _caption(config: Config, rates: Rates) -> str:
     threads = training_threads(config)
     device = "its GPU" if rates.device == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
     speed = f"{rates.conv / 1e9:,.0f} GFLOP/s in convolutions, {rates.transformer / 1e9:,.0f} in transformers"
+    if rates.fit:
+        speed += (
+            f", {rates.fit / 1e9:,.1f} in the sweep's fits on CPU, of which {FIT_PASSES} passes are assumed"
+        )
     return (
         "H200 hours: on one H200 at 40 to 20% of its peak. here: on this machine, from training steps "
         f"measured just now ({device}: {speed}). Start-up and stages without operations are not included."

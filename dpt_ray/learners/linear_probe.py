@@ -111,7 +111,7 @@ def fit(
     """
     _check(blocks, num_classes)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    problem = _problem(blocks, num_classes, l2, where)
+    problem = problem_of(blocks, num_classes, l2, where)
     dim = blocks[0].matrix.shape[1]
 
     def objective_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -178,7 +178,7 @@ def _not_finite(blocks: Sequence[Rows]) -> str:
     return "the objective is not finite; the features or weights are too large"
 
 
-def _problem(blocks: Sequence[Rows], num_classes: int, l2: float, device: torch.device) -> Problem:
+def problem_of(blocks: Sequence[Rows], num_classes: int, l2: float, device: torch.device) -> Problem:
     """Return L over the blocks, with the features on the GPU if they fit, else streamed to it in chunks."""
     n, dim = sum(map(len, blocks)), blocks[0].matrix.shape[1]
     chunk_bytes = GPU_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES

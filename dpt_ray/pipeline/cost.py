@@ -11,8 +11,10 @@ from pathlib import Path
 
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.sections import Pretrain
-from dpt_ray.pipeline.speed import Rates
+from dpt_ray.pipeline.flow import sweep_settings
+from dpt_ray.pipeline.speed import FitShape, Rates
 from dpt_ray.stages.inception_statistics import KEPT_FEATURES, PART
+from dpt_ray.stages.sweep import grid
 
 # One H200: the dense bfloat16 rate measured with an 8192 matrix product, and the range of the share that
 # training code usually reaches (published anchors).
@@ -24,6 +26,8 @@ MSN = {"vitb4": (0.896e12, 768), "vitl7": (0.723e12, 1024)}
 # Stable Diffusion's autoencoder at 256 pixels; proportional to the pixels at other sizes.
 KL_ENCODE, KL_DECODE, KL_CHANNELS, KL_FACTOR = 0.273e12, 0.622e12, 4, 8
 INCEPTION = 11.4e9  # at 299 pixels
+# Passes over the rows of a fit: the mean by rows of the digits' 32 trials, which took 33 to 404 iterations.
+FIT_PASSES = 150
 INCEPTION_BYTES = 8 * (2048**2 + 2023**2)  # the two co-moments of a part, float64
 
 
@@ -31,30 +35,31 @@ INCEPTION_BYTES = 8 * (2048**2 + 2023**2)  # the two co-moments of a part, float
 class Cost:
     """The `rows` of an artifact, its `bytes` on disk and the floating-point operations to make it.
 
-    Operations are split into convolutional networks and transformers, whose rates differ on a machine.
+    Operations are split into convolutional networks, transformers, and the fits of the linear classifier
+    (double precision, on CPUs), whose rates differ on a machine.
     """
 
     rows: int | None = None
     bytes: float | None = None
     conv: float | None = None
     transformer: float | None = None
+    fit: float | None = None
 
     @property
     def flops(self) -> float | None:
         """Return all operations."""
-        known = [flops for flops in (self.conv, self.transformer) if flops is not None]
-        return sum(known) if known else None
+        return _sum(self.conv, self.transformer, self.fit)
 
     @property
     def gpu_hours(self) -> float | None:
-        """Return the hours on one H200 at `UTILISATION` of `PEAK_FLOPS`, the better end."""
-        return None if self.flops is None else self.flops / (UTILISATION * PEAK_FLOPS) / 3600
+        """Return the hours of the networks on one H200 at `UTILISATION` of `PEAK_FLOPS`, the better end."""
+        networks = _sum(self.conv, self.transformer)
+        return None if networks is None else networks / (UTILISATION * PEAK_FLOPS) / 3600
 
     def seconds(self, rates: Rates) -> float | None:
-        """Return the seconds on a machine with these rates."""
-        if self.flops is None:
-            return None
-        return (self.conv or 0.0) / rates.conv + (self.transformer or 0.0) / rates.transformer
+        """Return the seconds on a machine with these rates, as far as these are known."""
+        parts = ((self.conv, rates.conv), (self.transformer, rates.transformer), (self.fit, rates.fit))
+        return _sum(*(flops / rate if rate and flops is not None else None for flops, rate in parts))
 
 
 def costs(config: Config, images: Mapping[str, int] | None, classes: int | None) -> dict[str, Cost]:
@@ -89,6 +94,8 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
         if config.evaluate.controls:
             found["augmented"] = _times(generated, pixel_bytes)
             found["augmented_features"] = features.cost(generated)
+        if sweep_settings(config):
+            found["sweep"] = _sweep(config, images, classes, features.dim)
     if referee := config.evaluate.referee:
         network = _Encoder.small(referee, config)
         found["referee"] = _pretraining(referee, train, network.conv, views=1)
@@ -101,9 +108,52 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     return found
 
 
+def total(found: Mapping[str, Cost]) -> Cost:
+    """Return the operations of all stages, as far as they are known."""
+    return Cost(
+        conv=_sum(*(cost.conv for cost in found.values())),
+        transformer=_sum(*(cost.transformer for cost in found.values())),
+        fit=_sum(*(cost.fit for cost in found.values())),
+    )
+
+
 def total_seconds(found: Mapping[str, Cost], rates: Rates) -> float:
     """Return the total seconds of the stages whose operations are known."""
-    return sum(cost.seconds(rates) or 0.0 for cost in found.values())
+    return total(found).seconds(rates) or 0.0
+
+
+def fit_shape(config: Config, images: Mapping[str, int] | None, classes: int | None) -> FitShape | None:
+    """Return the shape of the sweep's largest fit; None without a sweep or where it is unknown."""
+    dim = _Encoder.of(config).dim
+    trials = _trial_rows(config, images, classes)
+    return FitShape(max(trials), dim, classes) if trials and dim and classes else None
+
+
+def _sweep(config: Config, images: Mapping[str, int] | None, classes: int | None, dim: int | None) -> Cost:
+    """Return the cost of the sweep's fits; its rows are trials, its bytes their classifiers."""
+    trials = _trial_rows(config, images, classes)
+    if not (trials and classes and dim):
+        return Cost()
+    # A pass has the logits F W^T and the gradient R^T F of n rows: 2 n dim C operations each.
+    flops = FIT_PASSES * sum(trials) * 4 * dim * classes
+    return Cost(len(trials), len(trials) * 4 * dim * classes, fit=flops)
+
+
+def _trial_rows(config: Config, images: Mapping[str, int] | None, classes: int | None) -> list[int]:
+    """Return the number of rows of each trial's fit; labelled images that a file lists are left out."""
+    settings = sweep_settings(config)
+    if settings is None or not images or classes is None:
+        return []
+    inputs = ["sample_features"]
+    if config.evaluate.controls:
+        inputs += ["augmented_features", "pseudo_labels"]
+    labelled, added = classes * (config.labels.per_class or 0), []
+    for trial in grid(settings, inputs, choosing=bool(images.get("validation"))):
+        if trial["method"] == "self_training":
+            added.append(images.get("train", 0))
+        else:
+            added.append(classes * (trial["images_per_class"] or 0))
+    return [labelled + more for more in added]
 
 
 def _inception(rows: int | None) -> Cost:
@@ -164,6 +214,12 @@ class _Encoder:
             network = timm.create_model(name, num_classes=0)
         image = torch.empty(1, *network.default_cfg["input_size"])
         return cls(network.num_features, transformer=forward_flops(network, image))
+
+
+def _sum(*values: float | None) -> float | None:
+    """Return the sum of the known values, None where all are unknown."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _times(

@@ -163,13 +163,8 @@ class _Run:
         rows = {key: nodes[key] for key in ("index", "features", "labels", "sample_features", "samples")}
         self.add("retrained", Retrained, rows, config.retrain)
         controls = self.controls() if config.evaluate.controls else {}
-        # Without sweep and controls nothing is chosen, and no validation images are needed.
-        if config.sweep or controls:
-            settings = (config.sweep or config.retrain_grid).model_dump()
-            if controls:
-                # lambda = l2 / n, and n of stage 3 is hundreds of times the probe's: let the probe reach it.
-                settings["probe_l2"] = tuple(config.classifier.l2 / 10**decade for decade in range(4))
-            self.add("sweep", SweepStage, {**rows, **controls}, SweepSettings(**settings))
+        if settings := sweep_settings(config):
+            self.add("sweep", SweepStage, {**rows, **controls}, settings)
 
     def controls(self) -> dict[str, Node]:
         """Add augmented views of the labelled images; return the inputs of the sweep's controls."""
@@ -246,6 +241,17 @@ class _Run:
         group = f"extract {images.name if images.extent != Extent() else 'images'}"
         sources = {"images": images, "encoder": encoder}
         return self.add(name, Features, sources, settings, extent=images.extent, group=group)
+
+
+def sweep_settings(config: Config) -> SweepSettings | None:
+    """Return the settings of the sweep; without sweep and controls nothing is chosen: None."""
+    if not (config.sweep or config.evaluate.controls):
+        return None
+    settings = (config.sweep or config.retrain_grid).model_dump()
+    if config.evaluate.controls:
+        # lambda = l2 / n, and n of stage 3 is hundreds of times the probe's: let the probe reach it.
+        settings["probe_l2"] = tuple(config.classifier.l2 / 10**decade for decade in range(4))
+    return SweepSettings(**settings)
 
 
 def _index_settings(config: Config) -> IndexSettings:

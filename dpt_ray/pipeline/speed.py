@@ -1,9 +1,9 @@
-"""Measure how fast this machine trains the networks of a run, by a few real steps of each kind."""
+"""Measure how fast this machine trains the networks of a run and fits its classifiers, by real steps."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,16 +29,27 @@ class Rates:
     """FLOP/s of training steps on `device` with a convolutional network and with a transformer.
 
     They are the network's operations over the whole time of a step: augmentation and the overhead of small
-    networks lower the rate, as in the training itself.
+    networks lower the rate, as in the training itself. `fit` is the rate of the linear classifier's fits, on
+    the CPU; None where it was not measured.
     """
 
     conv: float
     transformer: float
     device: str
+    fit: float | None = None
 
 
-def machine_rates(config: Config, threads: int) -> Rates:
-    """Return the rates of this machine for a run's networks; precisions must be resolved."""
+@dataclass(frozen=True)
+class FitShape:
+    """The rows, the length of a feature row and the classes of a fit of the linear classifier."""
+
+    rows: int
+    dim: int
+    classes: int
+
+
+def machine_rates(config: Config, threads: int, fit: FitShape | None = None) -> Rates:
+    """Return the rates of this machine for a run's networks and fits; precisions must be resolved."""
     device = training_device(config)
     channels = 1 if config.data.mode == "L" else 3
     encoder = config.pretrain or Pretrain(steps=1, batch_size=128, learning_rate=1e-3)
@@ -51,7 +62,7 @@ def machine_rates(config: Config, threads: int) -> Rates:
     transformer = measure_denoiser(
         diffusion.model, side, channels, resolved(diffusion.precision), threads, device
     )
-    return Rates(conv, transformer, device)
+    return Rates(conv, transformer, device, measure_fit(fit, threads) if fit else None)
 
 
 def training_device(config: Config) -> str:
@@ -111,6 +122,22 @@ def measure_denoiser(
     return per_image * images / _seconds(loss, precision, threads, device)
 
 
+def measure_fit(shape: FitShape, threads: int) -> float:
+    """Return the FLOP/s of passes over rows of this shape, or over some of them, in a fit on the CPU."""
+    import torch
+
+    from dpt_ray.data.rows import Rows
+    from dpt_ray.learners.linear_probe import problem_of
+
+    per_row = 4 * shape.dim * shape.classes
+    rows = max(1, min(shape.rows, int(SECONDS * GUESS["cpu"] / per_row)))
+    features = torch.rand(rows, shape.dim, generator=torch.Generator().manual_seed(0)).numpy()
+    labels = torch.arange(rows).remainder(shape.classes).numpy()
+    problem = problem_of([Rows(features, labels)], shape.classes, 0.0025, torch.device("cpu"))
+    W = torch.zeros(shape.classes, shape.dim, dtype=torch.float64)
+    return per_row * rows / _fastest(lambda: problem.objective_and_gradient(W), _tried(threads, "cpu"))
+
+
 def _images_of(flops: float, batch_size: int, device: str, multiple: int) -> int:
     """Return the number of images of a measured step: a batch, or fewer if it would take too long."""
     affordable = int(SECONDS * GUESS[device] / flops)
@@ -118,35 +145,49 @@ def _images_of(flops: float, batch_size: int, device: str, multiple: int) -> int
 
 
 def _seconds(loss: Callable[[], torch.Tensor], precision: Precision, threads: int, device: str) -> float:
-    """Return the seconds of the fastest of up to STEPS steps, forward and backward."""
-    import torch
-
-    best, before = float("inf"), torch.get_num_threads()
-    # Threads that wait for each other on a busy machine make single steps many times slower, and hardly a
-    # whole training: then the rate of one of them says more.
-    tried = (threads, 1) if threads > 1 and device == "cpu" else (threads,)
-    try:
-        for count in tried:
-            torch.set_num_threads(count)
-            best = min(best, _fastest(loss, precision, device))
-    finally:
-        torch.set_num_threads(before)
-    return best
-
-
-def _fastest(loss: Callable[[], torch.Tensor], precision: Precision, device: str) -> float:
+    """Return the seconds of the fastest step, forward and backward."""
     import torch
 
     from dpt_ray.models.precision import autocast
 
-    best, spent = float("inf"), 0.0
-    for _ in range(STEPS):
-        started = time.perf_counter()
+    def step() -> None:
         with autocast(torch.device(device), precision):
             value = loss()
         value.backward()
         if device == "cuda":
             torch.cuda.synchronize()
+
+    return _fastest(step, _tried(threads, device))
+
+
+def _tried(threads: int, device: str) -> tuple[int, ...]:
+    """Return the numbers of threads to measure with.
+
+    Threads that wait for each other on a busy machine make single steps many times slower, and hardly a
+    whole training: then the rate of one of them says more.
+    """
+    return (threads, 1) if threads > 1 and device == "cpu" else (threads,)
+
+
+def _fastest(step: Callable[[], object], tried: Sequence[int]) -> float:
+    """Return the seconds of the fastest of up to STEPS steps with each number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        return min(_with_threads(step, count) for count in tried)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _with_threads(step: Callable[[], object], threads: int) -> float:
+    import torch
+
+    torch.set_num_threads(threads)
+    best, spent = float("inf"), 0.0
+    for _ in range(STEPS):
+        started = time.perf_counter()
+        step()
         seconds = time.perf_counter() - started
         best, spent = min(best, seconds), spent + seconds
         if spent > ALL_SECONDS:

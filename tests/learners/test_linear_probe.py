@@ -79,7 +79,7 @@ def test_objective_and_gradient_do_not_depend_on_the_chunks(monkeypatch):
     loss = loss + 0.1 / 300 / 2 * W.square().sum()
     loss.backward()
     monkeypatch.setattr(linear_probe, "CHUNK_BYTES", 8 * (24 + 2 * 5) * 7)  # 7 rows
-    problem = linear_probe._problem([Rows(X, y)], 5, 0.1, torch.device("cpu"))
+    problem = linear_probe.problem_of([Rows(X, y)], 5, 0.1, torch.device("cpu"))
     on_device = [part.moved(problem.chunk, torch.device("cpu")) for part in problem.parts]
     for parts in (problem.parts, on_device):
         cut = linear_probe.Problem(parts, problem.chunk, problem.penalty)

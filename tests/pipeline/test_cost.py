@@ -3,8 +3,8 @@
 import pytest
 
 from dpt_ray.config import load_config
-from dpt_ray.pipeline.cost import Cost, costs, total_seconds
-from dpt_ray.pipeline.speed import Rates
+from dpt_ray.pipeline.cost import FIT_PASSES, Cost, costs, fit_shape, total_seconds
+from dpt_ray.pipeline.speed import FitShape, Rates
 from tests.helpers.paths import DIGITS
 
 IMAGES = {"train": 997, "validation": 200, "test": 600}
@@ -44,6 +44,29 @@ def test_what_a_run_does_not_do_costs_nothing():
     )
 
 
+def test_the_sweep_costs_passes_over_the_rows_of_its_fits():
+    config, pass_of_a_row = (
+        load_config(DIGITS),
+        2 * 2 * 64 * 10,
+    )  # logits and gradient: 64 features, 10 classes
+    sweep = costs(config, IMAGES, 10)["sweep"]
+    # By hand: 4 penalties of the probe on 10 labels; 2 real weights x 2 penalties of self-training on all
+    # training images, and of generated and of augmented images at 32, 64 and 128 per class.
+    rows = 4 * 10 + 4 * (10 + 997) + 2 * 4 * (3 * 10 + 320 + 640 + 1280)
+    assert sweep == Cost(32, 32 * 4 * 64 * 10, fit=FIT_PASSES * rows * pass_of_a_row)
+    assert fit_shape(config, IMAGES, 10) == FitShape(1290, 64, 10)
+    assert sweep.gpu_hours is None  # fits run on CPUs
+
+
+def test_without_controls_and_validation_the_sweep_is_that_of_generated_images():
+    one = ["evaluate.controls=false", "sweep={images_per_class: [128], real_weight: [1.0], l2: [0.0025]}"]
+    sweep = costs(load_config(DIGITS, one), {"train": 997, "test": 600}, 10)["sweep"]
+    assert (sweep.rows, sweep.fit) == (1, FIT_PASSES * 1290 * 4 * 64 * 10)
+    none = load_config(DIGITS, ["evaluate.controls=false", "sweep=null"])
+    assert "sweep" not in costs(none, IMAGES, 10) and fit_shape(none, IMAGES, 10) is None
+    assert costs(load_config(DIGITS), None, None)["sweep"] == Cost()
+
+
 def test_a_published_timm_model_costs_what_its_paper_says():
     """ViT-B/16 at 224 pixels: 17.6 GFLOPs of multiply-adds (arXiv 2010.11929's successors, DeiT Table 5)."""
     published = load_config(
@@ -60,4 +83,7 @@ def test_time_here_is_by_the_rate_of_each_kind_of_network():
     samples = Cost(10, conv=4e9, transformer=10e9)
     assert samples.seconds(rates) == 4.0
     assert Cost(10).seconds(rates) is None
+    fits = Cost(10, fit=6e9)
+    assert fits.seconds(rates) is None  # a rate that was not measured
+    assert fits.seconds(Rates(conv=2e9, transformer=5e9, device="cpu", fit=3e9)) == 2.0
     assert total_seconds({"a": samples, "b": Cost(10), "c": Cost(conv=2e9)}, rates) == 5.0

@@ -1,11 +1,14 @@
 """The speed of this machine, measured by real steps of a run's own networks."""
 
+import math
+
+import pytest
 import torch
 
 from dpt_ray.config import load_config
 from dpt_ray.config.sections import Denoiser
 from dpt_ray.pipeline import speed
-from dpt_ray.pipeline.speed import machine_rates, measure_denoiser
+from dpt_ray.pipeline.speed import FitShape, machine_rates, measure_denoiser, measure_fit
 from tests.helpers.paths import CONFIGS, DIGITS
 
 
@@ -13,7 +16,23 @@ def test_the_rates_are_measured_and_leave_the_threads_as_they_were():
     before = torch.get_num_threads()
     rates = machine_rates(load_config(DIGITS), threads=1)
     assert 1e6 < rates.conv < 1e16 and 1e6 < rates.transformer < 1e16
+    assert rates.fit is None
     assert torch.get_num_threads() == before
+
+
+def test_the_rate_of_fits_is_measured_on_no_more_rows_than_there_are(monkeypatch):
+    passes = []
+
+    def one_second(step, tried):
+        passes.append(step())
+        return 1.0
+
+    monkeypatch.setattr(speed, "_fastest", one_second)
+    assert measure_fit(FitShape(1290, 64, 10), threads=1) == 1290 * 4 * 64 * 10
+    large = measure_fit(FitShape(1_281_167, 768, 1000), threads=1)
+    assert 0.9 * speed.SECONDS * speed.GUESS["cpu"] < large <= speed.SECONDS * speed.GUESS["cpu"]
+    # At W = 0 every class is as likely: the loss is log C.
+    assert [float(value) for value, _ in passes] == pytest.approx([math.log(10), math.log(1000)])
 
 
 def test_a_published_network_is_measured_on_few_images_and_layers(monkeypatch):
