@@ -30,7 +30,7 @@ class Result(TypedDict):
     seconds: float
     peak_memory_bytes: int
     reader_peak_memory_bytes: NotRequired[int]
-    images: NotRequired[int]
+    images: int
 
 
 class TaskOptions(TypedDict):
@@ -53,15 +53,19 @@ def run_tasks(
     work: Callable[[int], Callable[[U], Result]],
     compute: Compute,
     progress: Report,
+    images: int,
 ) -> Facts:
-    """Run `work(threads)(unit)` on every unit in light tasks; return start-up time and memory peaks."""
+    """Run `work(threads)(unit)` on every unit in light tasks; return start-up time and memory peaks.
+
+    `images` is the number of images of all units, of which progress tells how many are done.
+    """
     started = time.perf_counter()
     connect(compute)
     import ray.data
 
     do = work(threads(compute, readers(compute)))
     data = ray.data.from_items(list(units)).map(do, **_light(compute))
-    return _follow(data.iter_rows(), len(units), progress, started)
+    return _follow(data.iter_rows(), images, progress, started)
 
 
 def run_actors(
@@ -70,15 +74,15 @@ def run_actors(
     arguments: Callable[[int], Mapping[str, object]],
     compute: Compute,
     progress: Report,
+    images: int,
     read: Callable[[U], D] | None = None,
     count: Callable[[ResultT], None] = lambda result: None,
-    images: int | None = None,
 ) -> Facts:
     """Run every unit through a pool of actors; return start-up time and memory peaks.
 
     `read(unit)`, if given, runs first as a task (decoding, on any CPU); its result goes to
     `actor(**arguments(threads))(unit)`, which returns a `Result`. `count(result)` may raise to end the
-    pass. Progress counts images if their total `images` is given, else shards.
+    pass. `images` is the number of images of all units, of which progress tells how many are done.
     """
     started = time.perf_counter()
     connect(compute)
@@ -89,7 +93,7 @@ def run_actors(
             count(result)
             yield result
 
-    return _follow(counted(), len(units), progress, started, images)
+    return _follow(counted(), images, progress, started)
 
 
 def stream_units(
@@ -138,23 +142,20 @@ def _light(compute: Compute) -> TaskOptions:
     return {"num_cpus": 0.25, "compute": ray.data.TaskPoolStrategy(size=readers(compute))}
 
 
-def _follow(
-    results: Iterable[Result], units: int, progress: Report, started: float, images: int | None = None
-) -> Facts:
+def _follow(results: Iterable[Result], images: int, progress: Report, started: float) -> Facts:
     """Drain results and report progress; return start-up time and memory peaks.
 
     `started` is the start of the stage by `time.perf_counter`; start-up is the time from it to the work on
     the first unit.
     """
-    startup, peak, reader_peak = 0.0, 0, 0
-    done, total, what = 0, images or units, "images" if images else "shards"
-    progress(0, total, what)
+    startup, peak, reader_peak, done = 0.0, 0, 0, 0
+    progress(0, images, "images")
     for result in results:
         startup = startup or time.perf_counter() - started - result["seconds"]
         peak = max(peak, result["peak_memory_bytes"])
         reader_peak = max(reader_peak, result.get("reader_peak_memory_bytes", 0))
-        done += result.get("images", 1) if images else 1
-        progress(done, total, what)
+        done += result["images"]
+        progress(done, images, "images")
     facts: Facts = {"startup_seconds": round(startup, 3), "peak_memory_bytes": peak}
     return facts | {"reader_peak_memory_bytes": reader_peak} if reader_peak else facts
 

@@ -62,6 +62,7 @@ class Augmented(Stage[AugmentSettings]):
                 lambda threads: AugmentUnit(task, by_class, rows, threads),
                 task.compute,
                 task.progress,
+                images=sum(len(items(unit)) for unit in missing),
             )
         return {**facts, **collect_shards(task.out, units), "mode": task.inputs["index"].manifest["mode"]}
 
@@ -113,7 +114,11 @@ class AugmentUnit:
             write_images(path, views, columns)
 
         self.out.publish_shard(unit["shard"], ".parquet", len(chosen), write)
-        return {"seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory()}
+        return {
+            "seconds": time.perf_counter() - started,
+            "peak_memory_bytes": peak_memory(),
+            "images": len(chosen),
+        }
 
     def _images(self, pairs: list[tuple[int, int]]) -> np.ndarray:
         """Return the labelled images (n, H, W, C) uint8 of (class, index) pairs."""

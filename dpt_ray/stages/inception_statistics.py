@@ -98,6 +98,7 @@ class InceptionStatistics(Stage[StatisticsSettings]):
                 },
                 first.compute,
                 first.progress,
+                images=sum(sets[part["set"]].count(part) for part in missing),
             )
         return [{**facts, **_collect(measured, parts[name])} for name, measured in sets.items()]
 
@@ -132,6 +133,10 @@ class Measured:
     crop: Crop
     resize: Resize
     drawn: frozenset[str] | None = None
+
+    def count(self, part: Part) -> int:
+        """Return the number of images of a part, unreadable ones included."""
+        return sum(unit["rows"] for unit in self.units[slice(*part["units"])])
 
 
 def list_parts(units: Sequence[Unit], ending: str = "") -> list[Part]:
@@ -173,7 +178,11 @@ class InceptionPart:
                 statistics.save(file)
 
         measured.out.publish_shard(part["shard"], ".npz", statistics.count, write, unreadable=bad)
-        return {"seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory()}
+        return {
+            "seconds": time.perf_counter() - started,
+            "peak_memory_bytes": peak_memory(),
+            "images": measured.count(part),
+        }
 
     def _measure(self, measured: Measured, part: Part) -> tuple[ImageStatistics, int]:
         """Return the statistics of the readable images and the number of unreadable ones."""

@@ -62,7 +62,8 @@ class PseudoLabels(Stage[NoSettings]):
         facts: Facts = {"startup_seconds": 0.0, "peak_memory_bytes": 0}
         if missing:
             score = ScoreShard(features, task.out, W, calibration["temperature"], real.classes)
-            facts = run_tasks(missing, lambda threads: score, task.compute, task.progress)
+            images = sum(unit["features"]["rows"] for unit in missing)
+            facts = run_tasks(missing, lambda threads: score, task.compute, task.progress, images)
         _merge(task.out, shards)
         return {**facts, "rows": sum(shard["rows"] for shard in shards), "calibration": calibration}
 
@@ -102,7 +103,11 @@ class ScoreShard:
             pq.write_table(labelled, path)
 
         self.out.publish_shard(unit["shard"], ".parquet", len(best), write)
-        return {"seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory()}
+        return {
+            "seconds": time.perf_counter() - started,
+            "peak_memory_bytes": peak_memory(),
+            "images": len(best),
+        }
 
 
 def _calibrate(W: np.ndarray, real: RealRows) -> Calibration:

@@ -67,7 +67,8 @@ def labelled(task):
 def views(task):
     """The published views (n, C, H, W) of the only shard, and their ids."""
     unit = {"shard": "all", "indices": [0, 40], "classes": [0, CLASSES]}
-    augment.AugmentUnit(task, *augment._labelled_images(task))(unit)
+    result = augment.AugmentUnit(task, *augment._labelled_images(task))(unit)
+    assert result["images"] == 40 * CLASSES
     table = pq.read_table(task.out.local_file(task.out.shards()["all"]["file"]))
     found = [np.asarray(Image.open(io.BytesIO(data.as_py()))) for data in table["image"]]
     return np.stack(found).transpose(0, 3, 1, 2), table["id"].to_pylist()

@@ -70,10 +70,9 @@ def measure(tmp_path, monkeypatch, index, *overrides):
         what = batch[:, 0, 0, :2].float()
         return Activations(what, what, torch.full((len(what), 4), 0.25))
 
-    def measure_here(parts, actor, arguments, compute, progress):
+    def measure_here(parts, actor, arguments, compute, progress, images):
         measure_part = actor(arguments(1)["sets"], "", 3, 1)
-        for part in parts:
-            measure_part(part)
+        assert sum(measure_part(part)["images"] for part in parts) == images  # what progress tells
         return {}
 
     monkeypatch.setattr("dpt_ray.evaluation.inception.load_inception", lambda weights, device: None)
