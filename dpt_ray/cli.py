@@ -44,6 +44,10 @@ STAGES = {
     "fit-classifier": (["classifier"], "Fit the stage-1 classifier on the few labels."),
     "pseudo-label": (["pseudo_labels"], "Label every image, with a calibrated confidence."),
     "probe": (["probe"], "Evaluate stage 1 alone: the linear probe and its pseudo-labels."),
+    "ladder": (
+        ["ladder"],
+        "Climb the rungs of stage 1 and measure each, before any stage 2.",
+    ),
     "train-diffusion": (["denoiser"], "Train the class-conditional diffusion model (stage 2)."),
     "generate": (["samples"], "Generate images for each class."),
     "retrain": (["retrained"], "Fit the classifier on real and generated images (stage 3)."),
@@ -177,13 +181,16 @@ def export(
 @app.command("export-model")
 def export_model(
     config: ConfigPath,
-    format: Annotated[str, typer.Argument(help="nnet_ema (the published U-ViT's) or safetensors.")],
+    format: Annotated[
+        str,
+        typer.Argument(help="nnet_ema (the published U-ViT's) or safetensors of the denoiser; classifier."),
+    ],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, as key.path=value.")
     ] = None,
 ) -> None:
-    """Write a run's trained denoiser as published weights, or as safetensors and its configuration."""
+    """Write a run's denoiser as published weights or as safetensors, or its best classifier on validation."""
     from dpt_ray.commands import export
 
     parameters = export.export_model(load_config(config, overrides or ()), format, out)

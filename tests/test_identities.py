@@ -46,6 +46,8 @@ VARIANTS = {
         "diffusion.condition=true_labels",
         "diffusion.weights=nnet_ema.pth",
     ),
+    "ladder": ("ladder={}", "labels_from=propagation"),
+    "best_of_the_ladder": ("ladder={rungs: [self_training], prior: none}", "labels_from=best"),
     "unconditional": ("diffusion.condition=none", "evaluate.controls=false", "sweep=null"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from dpt_ray.commands.best_classifier import best_classifier
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.data.export import (
     count_samples,
@@ -23,7 +25,7 @@ from dpt_ray.pipeline.output import find_store
 from dpt_ray.pipeline.run_folder import sets_made
 
 FORMATS = ("webdataset", "imagefolder", "npz")
-MODEL_FORMATS = ("nnet_ema", "safetensors")
+MODEL_FORMATS = ("nnet_ema", "safetensors", "classifier")
 
 
 def export_samples(config: Config, format: str, out: Path) -> int:
@@ -68,12 +70,13 @@ def export_samples(config: Config, format: str, out: Path) -> int:
 
 
 def export_model(config: Config, format: str, out: Path) -> int:
-    """Write the run's denoiser to the new folder `out`; return its number of parameters.
+    """Write the run's denoiser, or its best classifier, to the new folder `out`; return its parameters.
 
     `nnet_ema` is the published U-ViT's file, for `diffusion.weights` and the method's public code.
     `safetensors` is `model.safetensors` and `config.json`, for `diffusion.init_from` and any reader.
-    Raises ConfigError where it is not trained yet, `out` exists or cannot be written, or the format is
-    unknown or cannot represent the network (modulation in nnet_ema).
+    `classifier` is the one that `dpt predict` uses, in the same form, with its method and its temperature in
+    `config.json`. Raises ConfigError where it is not trained yet, `out` exists or cannot be written, or the
+    format is unknown or cannot represent the network (modulation in nnet_ema).
     """
     from dpt_ray.models.denoiser import load_denoiser
     from dpt_ray.models.published import export_published_uvit
@@ -81,6 +84,8 @@ def export_model(config: Config, format: str, out: Path) -> int:
 
     if format not in MODEL_FORMATS:
         raise ConfigError(f"format: {format!r} is unknown; use one of {', '.join(MODEL_FORMATS)}")
+    if format == "classifier":
+        return _export_classifier(config, out)
     denoiser = next((made["denoiser"] for made in sets_made(config) if "denoiser" in made), None)
     if not denoiser:
         raise ConfigError(
@@ -101,6 +106,20 @@ def export_model(config: Config, format: str, out: Path) -> int:
             for name in (WEIGHTS, CONFIG):
                 shutil.copyfile(denoiser.local_file(name), part / name)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _export_classifier(config: Config, out: Path) -> int:
+    """Write `model.safetensors` and `config.json` of the best classifier; return its parameters."""
+    from dpt_ray.learners.linear_classifier import CONFIG, WEIGHTS, load_classifier
+
+    _, best = best_classifier(config)
+    facts = best.artifact.read_json(best.prefix + CONFIG)
+    facts |= {"method": best.method, "temperature": best.temperature}
+    with _publishing(out) as part:
+        part.mkdir()
+        shutil.copyfile(best.artifact.local_file(best.prefix + WEIGHTS), part / WEIGHTS)
+        (part / CONFIG).write_text(json.dumps(facts, indent=1) + "\n")
+    return int(load_classifier(best.artifact, best.prefix).size)
 
 
 @contextmanager

@@ -5,10 +5,9 @@ Everything runs in this process. An unreadable image is a row with its reason in
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from scipy.special import softmax
 
+from dpt_ray.commands.best_classifier import Choice, best_classifier
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.data.crops import Crop, crop
 from dpt_ray.data.decode import Mode, decode
@@ -29,10 +29,7 @@ from dpt_ray.data.listing import IMAGE_SUFFIXES, open_root, walk_files
 from dpt_ray.data.manifest import index_manifest
 from dpt_ray.data.rows import row_normalise
 from dpt_ray.data.tar import index_tar
-from dpt_ray.evaluation.methods import METHODS
 from dpt_ray.learners.linear_classifier import load_classifier, logits
-from dpt_ray.pipeline.output import find_store
-from dpt_ray.pipeline.run_folder import sets_made
 from dpt_ray.store.artifact import Artifact, Store
 
 if TYPE_CHECKING:
@@ -41,16 +38,6 @@ if TYPE_CHECKING:
 
 WRITERS = {".csv": pyarrow.csv.write_csv, ".parquet": pq.write_table}
 TABLES = {".tar": index_tar, ".csv": index_manifest, ".parquet": index_manifest}
-# The methods with a classifier: (node, folder in its artifact), in order of preference where there are no
-# validation images to choose on.
-CLASSIFIERS = {
-    "dpt": ("sweep", "generated/"),
-    "dpt_paper": ("retrained", ""),
-    "probe": ("classifier", ""),
-    "tuned_probe": ("sweep", "probe/"),
-    "self_training": ("sweep", "self_training/"),
-    "augmented": ("sweep", "augmented/"),
-}
 
 SCHEMA = pa.schema(
     {
@@ -70,7 +57,8 @@ def predict_images(config: Config, images: str, out: Path) -> Predicted:
 
     `images` is as for `list_images`. The classifier is the run's best on validation; column `classifier`
     has its method. `confidence` is the probability of the label, at the fitted temperature for stage 1's
-    classifier and from the plain softmax for the others. An existing table is replaced atomically.
+    classifier and the ladder's rungs, and from the plain softmax for the others. An existing table is
+    replaced atomically.
     """
     if out.suffix not in WRITERS:
         raise ConfigError(f"out: {str(out)!r} must end in .csv or .parquet")
@@ -97,26 +85,6 @@ def predict_images(config: Config, images: str, out: Path) -> Predicted:
     except OSError as error:
         raise ConfigError(f"out: {str(out)!r} cannot be written: {error}") from error
     return Predicted(table.num_rows - table["label"].null_count, table.num_rows, labeller.choice)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A method's classifier with its results on `n_validation` images; one of `among` in the run."""
-
-    method: str
-    artifact: Artifact
-    prefix: str
-    validation_top1: float | None
-    validation_nll: float
-    n_validation: int
-    among: int = 1
-
-    def __str__(self) -> str:
-        text = f"{self.method} ({METHODS[self.method].name})"
-        if self.validation_top1 is None:
-            return f"{text}; the run has no labelled validation images to select with"
-        best = f", the best of {self.among} classifiers" if self.among > 1 else ""
-        return f"{text}{best}: {self.validation_top1:.1%} right on {self.n_validation:,} validation images"
 
 
 @dataclass(frozen=True)
@@ -163,18 +131,7 @@ def load_labeller(config: Config) -> Labeller:
     from dpt_ray.models.encoder import load_encoder
     from dpt_ray.models.precision import resolve_precisions, resolved
 
-    for made in sets_made(config):
-        found = _classifiers(made)
-        if found and "encoder" in made:
-            break
-    else:
-        store = find_store(config)
-        raise ConfigError(f"run {config.name} has no classifier in {store.uri}; run `dpt run CONFIG` first")
-    # Validation is small, so ties occur; they go to the lower cross-entropy, where it is known.
-    best = min(found, key=lambda choice: (-(choice.validation_top1 or 0.0), choice.validation_nll))
-    temperature = 1.0
-    if best.method == "probe" and "pseudo_labels" in made:
-        temperature = made["pseudo_labels"].manifest["calibration"]["temperature"]
+    made, best = best_classifier(config, "encoder")
     precision = resolved(resolve_precisions(config).encoder.precision)
     encoder = load_encoder(made["encoder"].uri, precision)
     return Labeller(
@@ -184,27 +141,8 @@ def load_labeller(config: Config) -> Labeller:
         best,
         load_classifier(best.artifact, best.prefix),
         best.artifact.read_json(f"{best.prefix}config.json")["classes"],
-        temperature,
+        best.temperature,
     )
-
-
-def _classifiers(made: Mapping[str, Artifact]) -> list[Choice]:
-    """Return every classifier of a run with its validation results."""
-    found = []
-    for method, (node, prefix) in CLASSIFIERS.items():
-        if node not in made:
-            continue
-        manifest, nll = made[node].manifest, None
-        if prefix:
-            trial = manifest["chosen"].get(prefix.rstrip("/"))
-            if trial is None:  # this sweep lacks the method
-                continue
-            top1, nll = trial["validation_top1"], trial["validation_nll"]
-        else:
-            top1 = manifest["validation_top1"]
-        order = math.inf if nll is None else nll
-        found.append(Choice(method, made[node], prefix, top1, order, manifest["n_validation"]))
-    return [replace(choice, among=len(found)) for choice in found]
 
 
 def list_images(images: str) -> pa.Table:

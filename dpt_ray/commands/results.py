@@ -11,7 +11,17 @@ from rich.table import Table
 from dpt_ray.config import Config
 from dpt_ray.engine.progress import Display
 from dpt_ray.evaluation.methods import METHODS, key_of, method_of
-from dpt_ray.evaluation.records import EvaluationResult, MetricRow, MetricsResult, ProbeResult
+from dpt_ray.evaluation.records import (
+    Difference,
+    EvaluationResult,
+    Gain,
+    LadderResult,
+    LadderRow,
+    MetricRow,
+    MetricsResult,
+    ProbeResult,
+    gain_over,
+)
 from dpt_ray.pipeline.run import run
 from dpt_ray.pipeline.run_folder import shown_json, shown_uri
 from dpt_ray.store.artifact import Artifact
@@ -35,9 +45,15 @@ def show_results(folder: Artifact, targets: Collection[str], console: Console) -
         evaluation: EvaluationResult = shown_json(folder, "evaluation.json")
         console.print(accuracy_table(evaluation))
         _show_metrics(evaluation["frechet"], evaluation["image_metrics"], console)
+        if "ladder" in evaluation:
+            console.print(ladder_table(evaluation["ladder"]))
     if "probe" in targets:
         probe: ProbeResult = shown_json(folder, "probe.json")
         console.print(accuracy_table(probe))
+    if "ladder" in targets:
+        ladder: LadderResult = shown_json(folder, "ladder.json")
+        console.print(accuracy_table(ladder))
+        console.print(ladder_table(ladder["ladder"]))
     if "image_metrics" in targets:
         metrics: MetricsResult = shown_json(folder, "image_metrics.json")
         _show_metrics([], metrics, console)
@@ -59,10 +75,42 @@ def accuracy_table(result: ProbeResult) -> Table:
         values = [row["validation"], row["test"], *([row["test_top5"]] if has_top5 else [])]
         table.add_row(method_of(row).name, *("-" if value is None else f"{value:.3f}" for value in values))
     if gain := result["gain"]:
-        improved, baseline = (METHODS[key_of(gain[role])].short for role in ("improved", "baseline"))
-        value = f"{gain['gain']:+.3f} +- {gain['stderr']:.3f}"
-        table.caption = f"{improved} - {baseline}: {value} ({gain['kind']})"
+        balanced = gain_over(result, "balanced_self_training")
+        shown = "; ".join(_gain(found) for found in (gain, balanced) if found)
+        table.caption = f"{shown} ({gain['kind']})"
     return table
+
+
+def _gain(found: Gain) -> str:
+    improved, baseline = (METHODS[key_of(found[role])].short for role in ("improved", "baseline"))
+    return f"{improved} - {baseline}: {found['gain']:+.3f} +- {found['stderr']:.3f}"
+
+
+def ladder_table(rows: Sequence[LadderRow]) -> Table:
+    """Return the rungs of the ladder: accuracies, paired gains on test, and what each took."""
+    table = Table("rung", title="the ladder")
+    for title in ("chosen on", "accuracy there", "test top-1", "over the probe", "over balanced", "seconds"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        score, error = row["score"], row["score_stderr"]
+        table.add_row(
+            METHODS[row["method"]].short,
+            f"{row['chosen_on'] or 'validation'} ({row['n']})" if row["n"] else row["chosen_on"] or "-",
+            "-" if score is None or error is None else f"{score:.3f} +- {error:.3f}",
+            "-" if row["test"] is None else f"{row['test']:.3f}",
+            _difference(row["over_probe"]),
+            _difference(row["over_balanced"]),
+            f"{row['seconds']:,.0f}",
+        )
+    table.caption = (
+        "gains: paired on the test images, +- standard error over them; seconds: of the rung's own stages, "
+        "when they were made"
+    )
+    return table
+
+
+def _difference(found: Difference | None) -> str:
+    return "-" if found is None else f"{found['gain']:+.3f} +- {found['stderr']:.3f}"
 
 
 def metric_tables(rows: Sequence[MetricRow]) -> list[Table]:

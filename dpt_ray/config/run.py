@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from dpt_ray.config.ladder import LabelsFrom, Ladder
 from dpt_ray.config.sections import (
     Autoencoder,
     Classifier,
@@ -31,6 +32,9 @@ class Config(Section):
 
     `output` is a folder or URI. The default is `outputs` in the current folder; for a job on a one-machine
     cluster it is `dpt_ray_outputs` in the home folder, because a job's working folder is removed.
+
+    `labels_from` is the rung of the ladder whose pseudo-labels stage 2 trains on, and the control of stage
+    3 that trains on them as they are: the paper's `probe`, a rung's name, or `best` (on validation).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -41,6 +45,8 @@ class Config(Section):
     pretrain: Pretrain | None = None
     autoencoder: Autoencoder = Autoencoder()
     classifier: Classifier = Classifier()
+    ladder: Ladder | None = None
+    labels_from: LabelsFrom = "probe"
     diffusion: Diffusion
     generate: Generate
     retrain: Retrain
@@ -57,6 +63,13 @@ class Config(Section):
         if self.data.mode == "L" and published:
             raise ValueError(
                 f"data.mode L does not fit {published[0]}, which takes colour: set data.mode RGB"
+            )
+        if self.labels_from != "probe" and self.ladder is None:
+            raise ValueError(f"labels_from {self.labels_from} needs a ladder section: add `ladder: {{}}`")
+        rungs = self.ladder.rungs if self.ladder else ()
+        if self.labels_from not in ("probe", "best", *rungs):
+            raise ValueError(
+                f"labels_from {self.labels_from} is not among ladder.rungs ({', '.join(rungs)}): add it there"
             )
         asked = max([self.retrain.images_per_class, *(self.sweep or self.retrain_grid).images_per_class])
         if asked > self.generate.images_per_class:

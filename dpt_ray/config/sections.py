@@ -126,6 +126,8 @@ class Encoder(Settings):
     """The frozen encoder: trained by the run (`pretrain`) or loaded from published weights.
 
     For kind `timm`, `weights` defaults to those that timm publishes for `name` on the Hugging Face hub.
+    With `image_size` images are resized to this side instead of the crop that timm states, and of a square
+    image no border is cut: 112 for images of 32 pixels.
     For kind `msn`, `heads` (attention heads) defaults to width / 64, and the feature is the concatenated
     CLS tokens of the last `blocks` (default 1) blocks.
     """
@@ -135,10 +137,13 @@ class Encoder(Settings):
     weights: Annotated[str | None, HashedFile(key="encoder.weights")] = None
     heads: Annotated[Count | None, HashedIfSet] = None
     blocks: Annotated[Count | None, HashedIfSet] = None
+    image_size: Annotated[Count | None, HashedIfSet] = None
     precision: Precision = "float32"
 
     @model_validator(mode="after")
     def _weights(self) -> Encoder:
+        if self.kind != "timm" and self.image_size:
+            raise ValueError(f"image_size is of kind timm, not {self.kind}: leave it out")
         if self.kind == "msn" and not self.weights:
             raise ValueError("kind msn needs weights: the path or URI of the published file")
         if self.kind == "timm" and not self.name:

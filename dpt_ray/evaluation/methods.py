@@ -20,6 +20,13 @@ METHODS = {
     "probe": Method("Linear probe on the labels (stage 1)", "probe"),
     "tuned_probe": Method("Linear probe, l2 chosen on validation", "tuned probe"),
     "self_training": Method("Self-training on pseudo-labelled real images (control)", "self-training"),
+    "balanced_self_training": Method(
+        "Self-training, classes weighted equally (control)", "balanced self-training"
+    ),
+    "balanced_rounds": Method("Balanced self-training, four rounds", "four rounds"),
+    "propagation": Method("Label propagation, then the balanced fit", "propagation"),
+    # In a run with a ladder, whose rung self_training starts from the probe's labels.
+    "same_labels": Method("The denoiser's pseudo-labels on real images (control)", "same labels, real"),
     "augmented": Method("Augmented labelled images (control)", "augmentation"),
     "dpt": Method("DPT, chosen on validation", "DPT"),
     "dpt_paper": Method("DPT, the configured setting (stage 3)", "DPT, paper's setting"),

@@ -9,6 +9,7 @@ from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts
 
 PROBE_FILE = "probe.json"
+LADDER_FILE = "ladder.json"
 METRICS_FILE = "image_metrics.json"
 EVALUATION_FILE = "evaluation.json"
 # What the Frechet distances in a training's log are distances of.
@@ -88,19 +89,59 @@ class MetricsResult(TypedDict):
 
 
 class ProbeResult(TypedDict):
-    """Stage 1 by itself; there is no gain yet."""
+    """Stage 1 by itself; there is no gain yet.
+
+    `gains`, with a ladder, are those of DPT over the probe and over each rung.
+    """
 
     n_labels: int
     accuracy: list[AccuracyRow]
     gain: Gain | None
+    gains: NotRequired[list[Gain]]
     pseudo_labels: PseudoLabelQuality | None
 
 
+class Difference(TypedDict):
+    """The paired difference of two accuracies on the same test images, and its standard error."""
+
+    gain: float
+    stderr: float
+
+
+class LadderRow(TypedDict):
+    """A rung: its accuracy on what it was chosen on and on test, its gains on test, and its seconds.
+
+    `chosen_on` is "" for a method with nothing to choose. Gains are None without test images, for the
+    method itself, and where there is no such rung. `seconds` are those that its own stages took when they
+    were made; the features, which all rungs share, are not among them.
+    """
+
+    method: str
+    chosen_on: str
+    score: float | None
+    score_stderr: float | None
+    n: int
+    test: float | None
+    over_probe: Difference | None
+    over_balanced: Difference | None
+    seconds: float
+
+
+class LadderResult(ProbeResult):
+    """The rungs of stage 1, measured before anything is spent on stage 2."""
+
+    ladder: list[LadderRow]
+
+
 class EvaluationResult(ProbeResult):
-    """All methods on the test images, and the measures of the generated images."""
+    """All methods on the test images, and the measures of the generated images.
+
+    `ladder` has the rows of the ladder, if there is one, and DPT's.
+    """
 
     frechet: list[MetricRow]
     image_metrics: MetricsResult
+    ladder: NotRequired[list[LadderRow]]
 
 
 class StudyRun(EvaluationResult):
@@ -125,9 +166,19 @@ def write_result(out: Artifact, file: str, result: Mapping[str, Any], rows: int)
     return {"rows": rows, "result": dict(result)}
 
 
+def gain_over(result: ProbeResult, method: str) -> Gain | None:
+    """Return DPT's gain over a rung of the ladder; None where it was not measured."""
+    return next((gain for gain in result.get("gains", ()) if gain["baseline"] == method), None)
+
+
 def read_probe(artifact: Artifact) -> ProbeResult:
     """Return what a published probe holds."""
     return cast(ProbeResult, artifact.read_json(PROBE_FILE))
+
+
+def read_ladder(artifact: Artifact) -> LadderResult:
+    """Return what a published ladder holds."""
+    return cast(LadderResult, artifact.read_json(LADDER_FILE))
 
 
 def read_metrics(artifact: Artifact) -> MetricsResult:

@@ -75,6 +75,7 @@ def open_encoder(
     weights: str | Path | None = None,
     blocks: int = 1,
     heads: int | None = None,
+    image_size: int | None = None,
     precision: Precision = "float32",
 ) -> Encoder:
     """Return a published encoder of a kind of `ENCODERS`, with its crop; see `Source`.
@@ -84,7 +85,7 @@ def open_encoder(
     openers = {name: kind.open for name, kind in ENCODERS.items() if kind.open}
     if kind not in openers:
         raise ValueError(f"encoder kind {kind!r} is unknown; use one of {', '.join(openers)}")
-    network, spec = openers[kind](Source(name, weights, blocks, heads))
+    network, spec = openers[kind](Source(name, weights, blocks, heads, image_size))
     return Encoder(network, spec, precision)
 
 
@@ -186,11 +187,19 @@ def _open_timm(given: Source) -> tuple[nn.Module, EncoderSpec]:
             f" only {', '.join(TIMM_CROPS)} with {' or '.join(FILTERS)} resizing to a square is supported; "
             "choose another model"
         )
+    resize = math.floor(size / data["crop_pct"])
+    if given.image_size:
+        if network.pretrained_cfg["fixed_input_size"]:
+            raise ValueError(
+                f"encoder {name} takes images of {size} pixels only: leave encoder.image_size out, or choose "
+                "a convolutional network"
+            )
+        size = resize = given.image_size
     spec = EncoderSpec(
         kind="timm",
         name=name,
         dim=network.head_hidden_size,
-        crop=Crop(kind, size, math.floor(size / data["crop_pct"]), data["interpolation"]),
+        crop=Crop(kind, size, resize, data["interpolation"]),
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
     )

@@ -54,13 +54,14 @@ class Source:
     """Where a published encoder comes from.
 
     `weights` is a path or URI; for a timm model it defaults to the published ones (`timm_weights`).
-    `blocks` and `heads` are for MSN only.
+    `blocks` and `heads` are for MSN only, `image_size` (None: that of the weights) for timm only.
     """
 
     name: str | None = None
     weights: str | Path | None = None
     blocks: int = 1
     heads: int | None = None
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ KL_ENCODE, KL_DECODE, KL_CHANNELS, KL_FACTOR = 0.273e12, 0.622e12, 4, 8
 INCEPTION = 11.4e9  # at 299 pixels
 # Passes over the rows of a fit: the mean by rows of the digits' 32 trials, which took 33 to 404 iterations.
 FIT_PASSES = 150
+# Of the ladder (benchmarks/ladder.py): passes of a rung's fits with all its penalties together, of which the
+# large ones take few; products of the propagation, which waits for memory: an operation counts as four.
+RUNG_PASSES, CG_ITERATIONS, SPARSE = 140, 60, 4
 INCEPTION_BYTES = 8 * (2048**2 + 2023**2)  # the two co-moments of a part, float64
 
 
@@ -85,6 +88,8 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
         found["encoder"] = _pretraining(config.pretrain, train, features.conv, views=2)
     found["features"] = features.cost(everything)
     found["moments"] = _times(train, moment_bytes, conv=variants * encode)
+    if config.ladder:
+        found |= _ladder(config, images, features.dim, classes)
     if not config.diffusion.weights:
         # A backward pass costs two forward passes.
         found["denoiser"] = Cost(train, transformer=3 * forward * batches)
@@ -123,9 +128,11 @@ def total_seconds(found: Mapping[str, Cost], rates: Rates) -> float:
 
 
 def fit_shape(config: Config, images: Mapping[str, int] | None, classes: int | None) -> FitShape | None:
-    """Return the shape of the sweep's largest fit; None without a sweep or where it is unknown."""
+    """Return the shape of the largest fit of sweep and ladder; None without them or where it is unknown."""
     dim = _Encoder.of(config).dim
     trials = _trial_rows(config, images, classes)
+    if config.ladder and images:
+        trials.append(images.get("train", 0))
     return FitShape(max(trials), dim, classes) if trials and dim and classes else None
 
 
@@ -163,6 +170,36 @@ def _inception(rows: int | None) -> Cost:
     return Cost(rows, -(-rows // PART) * INCEPTION_BYTES + kept, rows * INCEPTION)
 
 
+def _ladder(
+    config: Config, images: Mapping[str, int] | None, dim: int | None, classes: int | None
+) -> dict[str, Cost]:
+    """Return the costs of the graph and of the rungs."""
+    from dpt_ray.learners.ladder import MOST_FOLDS, SHARES
+    from dpt_ray.learners.self_training import ROUNDS
+
+    assert config.ladder is not None
+    wanted, n = config.ladder.rungs, (images or {}).get("train")
+    if n is None or dim is None or classes is None:
+        return {name: Cost(n) for name in (*(["graph"] if "propagation" in wanted else []), *wanted)}
+    # Without validation images each fold of the labels is fitted with every setting, and the best once more.
+    per_class = config.labels.per_class or 1
+    folds = min(MOST_FOLDS, per_class) if per_class > 1 and not (images or {}).get("validation") else 0
+    passes = folds + 1 / len(SHARES) if folds else 1.0
+    fit = passes * RUNG_PASSES * 4.0 * n * dim * classes
+    edges = 2 * n * config.ladder.neighbours
+    spread = passes * CG_ITERATIONS * SPARSE * 2.0 * edges * classes
+    found = {
+        "graph": Cost(n, 8.0 * n * config.ladder.neighbours, transformer=2.0 * n**2 * dim),
+        "tuned_probe": Cost(n),
+        "self_training": Cost(n, fit=fit),
+        "balanced_self_training": Cost(n, fit=fit),
+        "balanced_rounds": Cost(n, fit=ROUNDS * fit),
+        "propagation": Cost(n, fit=fit + spread),
+    }
+    shown = {*wanted, "graph"} if "propagation" in wanted else {*wanted}
+    return {name: cost for name, cost in found.items() if name in shown}
+
+
 def _pretraining(section: Pretrain, rows: int | None, forward: float | None, views: int) -> Cost:
     assert forward is not None  # known: the network was built here
     return Cost(rows, conv=3 * views * forward * section.steps * section.batch_size)
@@ -185,7 +222,7 @@ class _Encoder:
             assert config.pretrain is not None  # checked by Config
             return cls.small(config.pretrain, config)
         if config.encoder.kind == "timm":
-            return cls.timm(str(config.encoder.name))
+            return cls.timm(str(config.encoder.name), config.encoder.image_size)
         name = Path(config.encoder.weights or "").name
         flops, dim = next((MSN[key] for key in MSN if name.startswith(key)), (None, None))
         return cls(dim and dim * (config.encoder.blocks or 1), transformer=flops)
@@ -202,7 +239,7 @@ class _Encoder:
         return cls(section.dim, conv=forward_flops(network, torch.empty(1, channels, side, side)))
 
     @classmethod
-    def timm(cls, name: str) -> _Encoder:
+    def timm(cls, name: str, image_size: int | None) -> _Encoder:
         import timm
         import torch
 
@@ -212,7 +249,8 @@ class _Encoder:
             return cls()
         with torch.device("meta"):
             network = timm.create_model(name, num_classes=0)
-        image = torch.empty(1, *network.default_cfg["input_size"])
+        channels, *sides = network.default_cfg["input_size"]
+        image = torch.empty(1, channels, *([image_size] * 2 if image_size else sides))
         return cls(network.num_features, transformer=forward_flops(network, image))
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from dpt_ray.config import Config, ConfigError, to_yaml
 from dpt_ray.config.hashing import Settings
+from dpt_ray.config.ladder import RUNGS, Ladder
 from dpt_ray.config.sections import Pretrain, SampleSettings, Sampling
 from dpt_ray.data.fingerprint import fingerprint
 from dpt_ray.engine.node import AnyStage, Extent, Node, NoSettings
@@ -15,11 +16,13 @@ from dpt_ray.models.precision import resolve_precisions, resolved
 from dpt_ray.models.saved import weight_file
 from dpt_ray.stages.augmented import Augmented, AugmentSettings
 from dpt_ray.stages.autoencoder import AutoencoderSettings, ImportedAutoencoder
+from dpt_ray.stages.best_rung import BestRung
 from dpt_ray.stages.classifier import Classifier, Retrained
 from dpt_ray.stages.denoiser import Denoiser, DenoiserSettings
 from dpt_ray.stages.encoder import PretrainedEncoder, PretrainSettings
 from dpt_ray.stages.evaluation import Evaluation, EvaluationSettings
 from dpt_ray.stages.extract import Features, FeatureSettings, Moments, MomentSettings
+from dpt_ray.stages.graph import Graph, GraphSettings
 from dpt_ray.stages.image_metrics import ImageMetrics, MetricSettings
 from dpt_ray.stages.imported_denoiser import ImportedDenoiser, ImportedDenoiserSettings
 from dpt_ray.stages.imported_encoder import EncoderSettings, ImportedEncoder
@@ -27,9 +30,11 @@ from dpt_ray.stages.inception import Inception, InceptionSettings
 from dpt_ray.stages.inception_statistics import InceptionStatistics, StatisticsSettings
 from dpt_ray.stages.index import Index, IndexSettings
 from dpt_ray.stages.labels import Labels
+from dpt_ray.stages.ladder import LadderResults
 from dpt_ray.stages.probe import Probe
 from dpt_ray.stages.pseudo_labels import PseudoLabels
 from dpt_ray.stages.report import Report, ReportSettings
+from dpt_ray.stages.rung import LadderRung, RungSettings
 from dpt_ray.stages.samples import Samples
 from dpt_ray.stages.sweep import Sweep as SweepStage
 from dpt_ray.stages.sweep import SweepSettings
@@ -117,6 +122,35 @@ class _Run:
         scored = {"index": index, "features": features, "classifier": classifier}
         pseudo_labels = self.add("pseudo_labels", PseudoLabels, scored)
         self.add("probe", Probe, {**scored, "pseudo_labels": pseudo_labels})
+        if config.ladder:
+            self.ladder(config.ladder, labelled)
+
+    def ladder(self, ladder: Ladder, labelled: Mapping[str, Node]) -> None:
+        """Add the rungs of stage 1 besides the probe, the best of all, and their measurement."""
+        nodes, probe_l2 = self.nodes, self.config.classifier.l2
+        graph: Node | None = None
+        rungs: Nodes = {}
+        if "propagation" in ladder.rungs:
+            sources = {key: labelled[key] for key in ("index", "features")}
+            graph = self.add("graph", Graph, sources, GraphSettings(neighbours=ladder.neighbours))
+        for name in (rung for rung in RUNGS if rung in ladder.rungs):
+            balanced = name not in ("tuned_probe", "self_training")
+            settings = RungSettings(
+                method=name, probe_l2=probe_l2, prior=ladder.prior if balanced else "uniform"
+            )
+            given = {**labelled, "graph": graph if name == "propagation" else None}
+            rungs[name] = self.add(name, LadderRung, given, settings)
+        stage_1 = {key: nodes[key] for key in ("classifier", "pseudo_labels")}
+        if self.config.labels_from == "best":
+            self.add("best", BestRung, {**stage_1, **rungs})
+        sources = {key: nodes[key] for key in ("index", "features", "probe")}
+        self.add("ladder", LadderResults, {**sources, **stage_1, **rungs, "graph": graph})
+
+    @property
+    def pseudo_labels(self) -> Node:
+        """The node of the pseudo-labels that stage 2 trains on."""
+        name = self.config.labels_from
+        return self.nodes["pseudo_labels" if name == "probe" else name]
 
     def second_stage(self) -> None:
         """Add stage 2: the denoiser, and generated images for each class."""
@@ -147,7 +181,7 @@ class _Run:
         from_pseudo_labels = diffusion.condition == "pseudo_labels"
         sources = {
             **{key: nodes[key] for key in ("index", "moments", "autoencoder")},
-            "pseudo_labels": nodes["pseudo_labels"] if from_pseudo_labels else None,
+            "pseudo_labels": self.pseudo_labels if from_pseudo_labels else None,
             "true_labels": None if from_pseudo_labels else nodes["index"],
             "features": nodes["features"] if diffusion.alignment else None,
             "watched_features": nodes["features"] if diffusion.frechet_every else None,
@@ -181,7 +215,7 @@ class _Run:
         return {
             "augmented": augmented,
             "augmented_features": features,
-            "pseudo_labels": nodes["pseudo_labels"],
+            "pseudo_labels": self.pseudo_labels,
         }
 
     def measuring(self) -> None:
@@ -196,7 +230,7 @@ class _Run:
         measured = {key: nodes.get(key) for key in Evaluation.inputs}
         retrain = config.retrain if "retrained" in nodes else None
         self.add("evaluation", Evaluation, measured, EvaluationSettings(retrain=retrain))
-        settings = ReportSettings(title=config.name, config=self.text)
+        settings = ReportSettings(title=config.name, config=self.text, labels_from=config.labels_from)
         shown = {key: nodes.get(key) for key in Report.inputs}
         self.add("report", Report, shown, settings)
 
@@ -276,6 +310,7 @@ def _encoder_settings(config: Config) -> EncoderSettings:
         weights=weights,
         heads=encoder.heads,
         blocks=encoder.blocks,
+        image_size=encoder.image_size,
     )
 
 

@@ -16,6 +16,7 @@ from dpt_ray.pipeline.cost import Cost, costs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.output import open_store
 from dpt_ray.pipeline.run_folder import PLANNED, link, node_references
+from dpt_ray.stages.rung import check_ladder
 from dpt_ray.stages.sweep import check_choice
 from dpt_ray.store.artifact import Store
 
@@ -42,6 +43,9 @@ def run(config: Config, display: Display, targets: Sequence[str] = ("report",)) 
         wanted = [nodes["labels"], *wanted]
     if "sweep" in nodes and nodes["sweep"] in required:  # and missing validation images
         checks["index"] = partial(check_choice, nodes["sweep"])
+    if config.ladder and {nodes[name] for name in config.ladder.rungs} & set(required):
+        index = nodes["index"].artifact(store)
+        checks["labels"] = partial(check_ladder, config.ladder.prior, index)
     # From here on every artifact of this run counts as used, even if the run fails.
     store.run_folder(config.name).write_json(PLANNED, node_references(nodes))
     to_write = partial(_bytes_to_write, config, nodes, store)

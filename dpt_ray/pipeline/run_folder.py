@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dpt_ray.config import Config, ConfigError, to_yaml
+from dpt_ray.config.yaml_file import build
 from dpt_ray.engine.node import Node
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.output import find_store
@@ -25,6 +27,7 @@ SHOWN = {
     "report": ("report.html", "report.html"),
     "pseudo_labels": ("pseudo_labels.parquet", "pseudo_labels.parquet"),
     "probe": ("probe.json", "probe.json"),
+    "ladder": ("ladder.json", "ladder.json"),
     "retrained": ("classifier", ""),
     "sweep": ("classifier", "generated"),  # replaces the retrained one where there is a sweep
     "denoiser": ("denoiser", ""),
@@ -75,8 +78,14 @@ def sets_made(config: Config) -> Iterator[dict[str, Artifact]]:
 
 
 def _settings(text: str | bytes) -> dict[str, Any]:
-    """Return the settings that affect results, without the location of the images."""
-    sections = {key: value for key, value in yaml.safe_load(text).items() if key not in ("compute", "output")}
+    """Return the settings that affect results, without the location of the images.
+
+    Settings that did not exist when the text was written have their defaults.
+    """
+    tree = yaml.safe_load(text)
+    with suppress(ConfigError):  # of a later version: it differs
+        tree = build(Config, tree, "config.yaml").model_dump(mode="json")
+    sections = {key: value for key, value in tree.items() if key not in ("compute", "output")}
     return sections | {"data": {**sections["data"], "uri": None}}
 
 

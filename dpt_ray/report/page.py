@@ -33,6 +33,7 @@ __all__ = [
     "ClassRow",
     "Gain",
     "GridRow",
+    "LadderRow",
     "ReportData",
     "StageRow",
     "SweepRow",
@@ -72,12 +73,31 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class LadderRow:
+    """A rung: accuracies and paired gains (gain, standard error) as fractions, None where unknown.
+
+    `score` is on the `n` images or labels of `chosen_on` ("" for validation images that decide nothing).
+    """
+
+    name: str
+    chosen_on: str
+    score: float | None
+    score_stderr: float | None
+    n: int
+    test: float | None
+    over_probe: tuple[float, float] | None
+    over_balanced: tuple[float, float] | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class ReportData:
     """The content of the page as plain values; empty and None values are left out.
 
     Accuracies, precisions and calibration errors are fractions, times ISO 8601 strings. Without
     `gain` the headline compares the first accuracy row with the last and gives no uncertainty of
-    the difference.
+    the difference. `over_balanced` is DPT's gain over class-balanced self-training with its standard
+    error; it stands beside any other. `labels_from` is the rung that stage 2 has its labels from.
     """
 
     title: str
@@ -91,6 +111,9 @@ class ReportData:
     n_validation_labels: int
     accuracies: Sequence[AccuracyRow] = ()
     gain: Gain | None = None
+    over_balanced: tuple[float, float] | None = None
+    ladder: Sequence[LadderRow] = ()
+    labels_from: str = ""
     sweep: Sequence[SweepRow] = ()
     pseudo_label_classes: Sequence[ClassRow] = ()
     pseudo_label_accuracy: float | None = None
@@ -116,6 +139,7 @@ def render_report(data: ReportData) -> str:
     environment.filters |= {
         "percent": percent,
         "with_error": with_error,
+        "points": points,
         "duration": duration,
         "size": size,
         "count": count,
@@ -159,6 +183,11 @@ def with_error(row: AccuracyRow) -> str:
     if row.test is None or row.test_stderr is None:
         return percent(row.test)
     return f"{100 * row.test:.1f} ± {percent(row.test_stderr)}"
+
+
+def points(gain: tuple[float, float] | None) -> str:
+    """Return a gain as "+1.3 ± 0.4", in points, a dash where it is unknown."""
+    return UNKNOWN if gain is None else f"{100 * gain[0]:+.1f} ± {100 * gain[1]:.1f}"
 
 
 def duration(seconds: float) -> str:

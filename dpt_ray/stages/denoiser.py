@@ -57,7 +57,7 @@ class Denoiser(Stage[DenoiserSettings]):
             "index": one_of("index"),
             "moments": one_of("moments"),
             "autoencoder": one_of("autoencoder"),
-            "pseudo_labels": one_of("pseudo_labels", hashed_as="labels", optional=True),
+            "pseudo_labels": one_of("pseudo_labels", "rung", hashed_as="labels", optional=True),
             "true_labels": one_of("index", hashed_as="labels", optional=True),
             "features": one_of("features", optional=True),  # with diffusion.alignment
             "watched_features": one_of("features", optional=True, hashed=False),

@@ -6,8 +6,7 @@ pseudo-labels and Inception statistics are computed for them as for any image.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from dpt_ray.cluster.session import threads
 from dpt_ray.config.hashing import NotHashed, Settings
+from dpt_ray.config.ladder import RUNGS
 from dpt_ray.config.sections import Retrain
 from dpt_ray.data.rows import RealRows
 from dpt_ray.engine.node import Stage, Task, one_of, reads
@@ -24,14 +24,16 @@ from dpt_ray.evaluation.records import (
     EVALUATION_FILE,
     EvaluationResult,
     Gain,
+    LadderRow,
     MetricRow,
     MetricsResult,
+    read_ladder,
     read_metrics,
     read_probe,
     write_result,
 )
 from dpt_ray.learners.linear_classifier import load_classifier
-from dpt_ray.learners.measure import measure
+from dpt_ray.learners.measure import Climber, hits, ladder_rows, measure, paired_difference
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts
 
@@ -78,10 +80,15 @@ class Evaluation(Stage[EvaluationSettings]):
             "referee_features": one_of("features", optional=True),
             "referee_sample_features": one_of("features", optional=True),
             "image_metrics": one_of("image_metrics", optional=True),
+            "ladder": one_of("ladder", optional=True),
+            **{name: one_of("rung", optional=True) for name in RUNGS},
             # Not hashed: the identities of the features contain those of their encoders.
             "encoder": one_of("encoder", hashed=False),
             "referee": one_of("encoder", hashed=False, optional=True),
             "samples": one_of("samples", hashed=False),
+            # For what stage 2 took.
+            "moments": one_of("moments", hashed=False, optional=True),
+            "denoiser": one_of("denoiser", hashed=False, optional=True),
         }
     )
 
@@ -98,15 +105,23 @@ class Evaluation(Stage[EvaluationSettings]):
         torch.set_num_threads(threads(task.compute))
         real = RealRows(task.inputs["index"], task.inputs["features"], ("validation", "test"))
         classifiers = _classifiers(task)
-        probe = read_probe(task.inputs["probe"])
+        ladder = read_ladder(task.inputs["ladder"]) if "ladder" in task.inputs else None
+        first = ladder or read_probe(task.inputs["probe"])
         others = [measure(found.method, found.weights, real, found.note) for found in classifiers]
+        weights = _stage_1(task) | {found.method: found.weights for found in classifiers}
+        gains = _paired_gains(weights, real)
+        baseline = "tuned_probe" if "tuned_probe" in weights else "probe"
         result: EvaluationResult = {
-            **probe,
-            "accuracy": [*probe["accuracy"], *others],
-            "gain": _paired_gain(task.inputs["classifier"], classifiers, real),
+            "n_labels": first["n_labels"],
+            "accuracy": [*first["accuracy"], *others],
+            "gain": gains.get(baseline),
+            "pseudo_labels": first["pseudo_labels"],
             "frechet": _distances(task),
             "image_metrics": _image_metrics(task),
         }
+        if ladder:
+            result["ladder"] = [*ladder["ladder"], *_dpt_rows(task, weights, real)]
+            result["gains"] = [gains[method] for method in ("probe", *RUNGS) if method in gains]
         return write_result(task.out, EVALUATION_FILE, result, len(result["accuracy"]))
 
 
@@ -124,16 +139,24 @@ def _classifiers(task: Task[EvaluationSettings]) -> list[Measured]:
     retrain = task.settings.retrain
     if "retrained" not in task.inputs or retrain is None:
         return []
-    chosen = _chosen(task.inputs["sweep"]) if "sweep" in task.inputs else []
+    chosen = _chosen(task.inputs["sweep"], _methods(task.inputs)) if "sweep" in task.inputs else []
     note = f"{retrain.images_per_class} images per class, real weight {retrain.real_weight}"
     paper = Measured("dpt_paper", load_classifier(task.inputs["retrained"]), note)
     return [*chosen[:-1], paper, *chosen[-1:]]
 
 
-def _chosen(sweep: Artifact) -> list[Measured]:
+def _methods(inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """Return the methods of the sweep's keys; with a ladder some are rungs of it, or compared with them."""
+    if "ladder" not in inputs:
+        return CHOSEN
+    methods = CHOSEN | {"self_training": "same_labels"}
+    return {key: method for key, method in methods.items() if method not in inputs}
+
+
+def _chosen(sweep: Artifact, methods: Mapping[str, str]) -> list[Measured]:
     """Return the classifier of each method's best setting on validation."""
     found, trials = [], sweep.manifest["chosen"]
-    for key, method in CHOSEN.items():
+    for key, method in methods.items():
         if chosen := trials.get(key):
             count = chosen["images_per_class"]
             what = f"{count} images per class, " if count else ""
@@ -143,28 +166,54 @@ def _chosen(sweep: Artifact) -> list[Measured]:
     return found
 
 
-def _paired_gain(probe: Artifact, classifiers: Sequence[Measured], real: RealRows) -> Gain | None:
-    """Return DPT's gain over the probe on the same test images, with its paired standard error.
+def _stage_1(task: Task[EvaluationSettings]) -> dict[str, np.ndarray]:
+    """Return the classifiers (C, dim) of the probe and of the ladder's rungs by method."""
+    rungs = [str(name) for name in RUNGS if name in task.inputs]
+    found = {name: load_classifier(task.inputs[name]) for name in rungs}
+    return {"probe": load_classifier(task.inputs["classifier"]), **found}
 
-    Both have the setting chosen on validation, or the configured one where nothing was chosen.
-    """
-    test = real.of_split("test")
-    named = {"probe": load_classifier(probe)} | {found.method: found.weights for found in classifiers}
-    baseline = "tuned_probe" if "tuned_probe" in named else "probe"
-    dpt = next((method for method in ("dpt", "dpt_paper") if method in named), None)
-    if dpt is None or len(test) < 2:
-        return None
-    hits = [((test.features @ named[m].T).argmax(1) == test.labels).astype(float) for m in (baseline, dpt)]
-    # Over the n test images the difference d_i in {-1, 0, 1} of the two hits has standard error
-    # sd(d) / sqrt(n); it says nothing of other label draws or encoders.
-    difference = hits[1] - hits[0]
-    return {
-        "baseline": baseline,
-        "improved": dpt,
-        "gain": float(difference.mean()),
-        "stderr": float(difference.std(ddof=1) / math.sqrt(len(difference))),
-        "kind": "paired standard error over test images",
-    }
+
+def _dpt(methods: Mapping[str, np.ndarray]) -> str | None:
+    """Return DPT's form: with the setting chosen on validation, or as configured where nothing was chosen."""
+    return next((method for method in ("dpt", "dpt_paper") if method in methods), None)
+
+
+def _paired_gains(weights: Mapping[str, np.ndarray], real: RealRows) -> dict[str, Gain]:
+    """Return DPT's gain over each other method on the same test images, with its paired standard error."""
+    test, dpt, gains = real.of_split("test"), _dpt(weights), {}
+    if dpt is None:
+        return {}
+    mine = hits(weights[dpt], test)
+    for method, W in weights.items():
+        found = paired_difference(mine, hits(W, test))
+        if found and method not in ("dpt", "dpt_paper"):
+            gains[method] = Gain(
+                baseline=method,
+                improved=dpt,
+                **found,
+                kind="paired standard error over test images",
+            )
+    return gains
+
+
+def _dpt_rows(
+    task: Task[EvaluationSettings], weights: Mapping[str, np.ndarray], real: RealRows
+) -> list[LadderRow]:
+    """Return the ladder's last row, DPT: its seconds are those of stages 2 and 3."""
+    if (dpt := _dpt(weights)) is None:
+        return []
+    last = "sweep" if dpt == "dpt" else "retrained"
+    stages = ("moments", "denoiser", "samples", "sample_features", last)
+    seconds = sum(task.inputs[name].manifest["seconds"] for name in stages if name in task.inputs)
+    validation = real.validation
+    score = float(hits(weights[dpt], validation).mean()) if len(validation) else None
+    chosen_on = "validation" if dpt == "dpt" and len(validation) else ""
+    climbers = [
+        Climber(method, W, chosen_on, score, len(validation), seconds)
+        for method, W in weights.items()
+        if method in ("probe", "balanced_self_training", dpt)
+    ]
+    return [row for row in ladder_rows(climbers, real.of_split("test")) if row["method"] == dpt]
 
 
 def _distances(task: Task[EvaluationSettings]) -> list[MetricRow]:

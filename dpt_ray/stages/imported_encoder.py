@@ -20,6 +20,7 @@ class EncoderSettings(Settings):
     weights: Annotated[str | None, HashedFile(key="encoder.weights")] = None
     heads: Annotated[Count | None, HashedIfSet] = None
     blocks: Annotated[Count | None, HashedIfSet] = None
+    image_size: Annotated[Count | None, HashedIfSet] = None
 
 
 class ImportedEncoder(Stage[EncoderSettings]):
@@ -41,6 +42,7 @@ class ImportedEncoder(Stage[EncoderSettings]):
                 weights=settings.weights,
                 heads=settings.heads,
                 blocks=settings.blocks or 1,
+                image_size=settings.image_size,
             )
         except ValueError as error:
             raise ConfigError(f"encoder: {error}") from error

@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpt_ray.cluster.units import Result, naming_shard, peak_memory, run_tasks
-from dpt_ray.data.rows import PSEUDO_LABELS_FILE, RealRows, row_normalise
+from dpt_ray.data.rows import PSEUDO_LABELS_FILE, RealRows
 from dpt_ray.data.shards import read_feature_shard
 from dpt_ray.engine.node import NoSettings, RunsOn, Stage, Task, one_of, reads
 from dpt_ray.learners.linear_classifier import load_classifier, logits
+from dpt_ray.learners.pseudo_table import calibrate, pseudo_label_table
 from dpt_ray.store.artifact import Artifact
-from dpt_ray.store.records import Calibration, Facts, Shard
-
-TOP = 5
+from dpt_ray.store.records import Facts, Shard
 
 
 class Scored(TypedDict):
@@ -50,7 +48,7 @@ class PseudoLabels(Stage[NoSettings]):
         features, index = task.inputs["features"], task.inputs["index"]
         W = load_classifier(task.inputs["classifier"])
         real = RealRows(index, features, ("validation",))
-        calibration = _calibrate(W, real)
+        calibration = calibrate(logits(real.validation.features, W), real.validation.labels)
         shards = [shard for shard in features.listed_shards() if shard["rows"]]
         done = task.out.shards()
         splits = {unit["shard"]: unit["split"] for unit in index.manifest["units"]}
@@ -75,74 +73,24 @@ class ScoreShard:
         self, features: Artifact, out: Artifact, W: np.ndarray, temperature: float, classes: Sequence[str]
     ) -> None:
         self.features, self.out, self.W = features, out, W
-        self.temperature, self.classes = temperature, np.array(classes)
+        self.temperature, self.classes = temperature, list(classes)
 
     @naming_shard
     def __call__(self, unit: Scored) -> Result:
         """Publish the shard's pseudo-labels."""
-        from scipy.special import softmax
-
         started = time.perf_counter()
         ids, raw = read_feature_shard(self.features, unit["features"])
-        probs = softmax(logits(row_normalise(raw), self.W) / self.temperature, axis=1)
-        best = np.argsort(-probs, axis=1, kind="stable")[:, :TOP]
-        scores = np.take_along_axis(probs, best, axis=1)
-        labelled = pa.table(
-            {
-                "id": ids,
-                "split": pa.array([unit["split"]] * len(best)),
-                "label": pa.array(best[:, 0].astype(np.int32)),
-                "class_name": pa.array(self.classes[best[:, 0]]),
-                "confidence": pa.array(scores[:, 0]),
-                "top5": pa.array(best.astype(np.int32).tolist(), pa.list_(pa.int32())),
-                "top5_confidence": pa.array(scores.tolist(), pa.list_(pa.float32())),
-            }
-        )
+        labelled = pseudo_label_table(ids, unit["split"], raw, self.W, self.temperature, self.classes)
 
         def write(path: Path) -> None:
             pq.write_table(labelled, path)
 
-        self.out.publish_shard(unit["shard"], ".parquet", len(best), write)
+        self.out.publish_shard(unit["shard"], ".parquet", labelled.num_rows, write)
         return {
             "seconds": time.perf_counter() - started,
             "peak_memory_bytes": peak_memory(),
-            "images": len(best),
+            "images": labelled.num_rows,
         }
-
-
-def _calibrate(W: np.ndarray, real: RealRows) -> Calibration:
-    """Return the temperature fitted on validation, and the calibration error before and after it."""
-    import torch
-
-    from dpt_ray.evaluation.calibration import (
-        expected_calibration_error,
-        fit_temperature,
-        reliability_bins,
-    )
-
-    validation = real.validation
-    if not len(validation):
-        return {"temperature": 1.0, "n": 0}
-    decisions = torch.from_numpy(logits(validation.features, W))
-    labels = torch.from_numpy(validation.labels)
-    temperature = fit_temperature(decisions, labels)
-
-    def quality(at: float) -> tuple[float, list[tuple[float, float, int]]]:
-        probs = (decisions / at).softmax(1)
-        bins = reliability_bins(probs, labels)
-        filled = zip(bins.confidence.tolist(), bins.accuracy.tolist(), bins.counts.tolist(), strict=True)
-        return expected_calibration_error(probs, labels), [row for row in filled if row[2]]
-
-    ece_before, bins_before = quality(1.0)
-    ece_after, bins_after = quality(temperature)
-    return {
-        "temperature": temperature,
-        "n": len(validation),
-        "ece_before": ece_before,
-        "bins_before": bins_before,
-        "ece_after": ece_after,
-        "bins_after": bins_after,
-    }
 
 
 def _merge(out: Artifact, shards: Sequence[Shard]) -> None:

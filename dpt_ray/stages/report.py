@@ -10,10 +10,19 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Annotated
 
-from dpt_ray.config.hashing import NotHashed, Settings
+from dpt_ray.config.hashing import HashedIfSet, NotHashed, Settings
+from dpt_ray.config.ladder import RUNGS, LabelsFrom
 from dpt_ray.engine.node import Stage, Task, one_of, reads
 from dpt_ray.evaluation.methods import METHODS, key_of, method_of
-from dpt_ray.evaluation.records import TRAINING_FRECHET_FILE, EvaluationResult, read_evaluation
+from dpt_ray.evaluation.records import (
+    TRAINING_FRECHET_FILE,
+    Difference,
+    EvaluationResult,
+    Gain,
+    LadderRow,
+    gain_over,
+    read_evaluation,
+)
 from dpt_ray.report import page
 from dpt_ray.report.picture_rows import picture_rows
 from dpt_ray.store.artifact import Artifact
@@ -25,9 +34,10 @@ PICTURES = 8  # per class, of real and of generated images
 
 
 class ReportSettings(Settings):
-    """The run's name, and its configuration to be shown."""
+    """The run's name, the rung that stage 2 has its labels from, and the configuration to be shown."""
 
     title: str
+    labels_from: Annotated[LabelsFrom, HashedIfSet] = "probe"
     config: Annotated[str, NotHashed]
 
 
@@ -53,6 +63,9 @@ class Report(Stage[ReportSettings]):
             "inception_samples": one_of("inception_statistics", optional=True),
             "inception_reference": one_of("inception_statistics", optional=True),
             "image_metrics": one_of("image_metrics", optional=True),
+            "graph": one_of("graph", optional=True),
+            **{name: one_of("rung", optional=True) for name in (*RUNGS, "best")},
+            "ladder": one_of("ladder", optional=True),
         }
     )
 
@@ -82,6 +95,9 @@ def _gather(task: Task[ReportSettings]) -> page.ReportData:
         n_validation_labels=evaluation["accuracy"][0]["n_validation"],
         accuracies=accuracy_rows(evaluation),
         gain=headline(evaluation),
+        over_balanced=_pair(gain_over(evaluation, "balanced_self_training")),
+        ladder=[_rung(row) for row in evaluation.get("ladder", ())],
+        labels_from=_labels_from(task),
         sweep=_trials(sweep) if sweep and sweep["n_validation"] else (),
         pseudo_label_classes=[page.ClassRow(**row) for row in quality["classes"]] if quality else [],
         pseudo_label_accuracy=quality["accuracy"] if quality else None,
@@ -126,6 +142,33 @@ def _stage(name: str, artifact: Artifact, run_started: str) -> page.StageRow:
         int(artifact.fs.du(artifact.path(""))),
         manifest.get("peak_memory_bytes") or None,
     )
+
+
+def _rung(row: LadderRow) -> page.LadderRow:
+    return page.LadderRow(
+        METHODS[row["method"]].name,
+        row["chosen_on"],
+        row["score"],
+        row["score_stderr"],
+        row["n"],
+        row["test"],
+        _pair(row["over_probe"]),
+        _pair(row["over_balanced"]),
+        row["seconds"],
+    )
+
+
+def _pair(found: Gain | Difference | None) -> tuple[float, float] | None:
+    return None if found is None else (found["gain"], found["stderr"])
+
+
+def _labels_from(task: Task[ReportSettings]) -> str:
+    """Return the name of the rung that stage 2 has its labels from, "" without a ladder."""
+    if "ladder" not in task.inputs:
+        return ""
+    if "best" not in task.inputs:
+        return METHODS[task.settings.labels_from].name
+    return f"{METHODS[task.inputs['best'].manifest['best']].name}, the best on what rungs are chosen on"
 
 
 def _trials(manifest: Manifest) -> list[page.SweepRow]:

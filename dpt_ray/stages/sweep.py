@@ -80,7 +80,7 @@ class Sweep(Stage[SweepSettings]):
             "labels": one_of("labels"),
             "sample_features": one_of("features", hashed_as="generated"),
             "augmented_features": one_of("features", hashed_as="augmented", optional=True),
-            "pseudo_labels": one_of("pseudo_labels", hashed_as="self_training", optional=True),
+            "pseudo_labels": one_of("pseudo_labels", "rung", hashed_as="self_training", optional=True),
             "samples": one_of("samples", hashed=False),
             "augmented": one_of("augmented", hashed=False, optional=True),
         }

@@ -69,6 +69,21 @@ class Calibration(TypedDict):
     bins_after: NotRequired[list[tuple[float, float, int]]]
 
 
+class RungFacts(TypedDict):
+    """How a rung of the ladder was chosen: its setting, and its accuracy on what it was chosen on.
+
+    `chosen_on` is validation images, cross-validation over the few labels, or none, with which the default
+    setting was taken and there is no accuracy. `setting` is l2 of the tuned probe, else lambda x classes.
+    """
+
+    method: str
+    setting: float
+    chosen_on: Literal["validation", "cross-validation", "none"]
+    top1: float | None
+    stderr: float | None
+    n: int
+
+
 class LossState(TypedDict):
     """The losses that `guards.Divergence` compares with."""
 
@@ -126,6 +141,10 @@ class Facts(TypedDict, total=False):
     iterations: int
     n_validation: int
     validation_top1: float | None
+    # rungs of the ladder: also the cross-entropy on validation
+    validation_nll: float | None
+    rung: RungFacts
+    best: str
     # pseudo-labels
     calibration: Calibration
     # sweep: all trials, and the best on validation for each method

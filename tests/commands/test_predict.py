@@ -1,6 +1,7 @@
 """New images labelled with what a run has learned."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from dpt_ray.commands import predict
+from dpt_ray.commands.export import export_model
 from dpt_ray.commands.predict import predict_images
 from dpt_ray.config import Config, ConfigError, load_config
 from dpt_ray.data.crops import Crop
@@ -316,3 +318,31 @@ def test_an_image_whose_features_are_not_finite_has_no_label(tmp_path: Path) -> 
     row = read(tmp_path / "p.parquet")["image_0"]
     assert (row["label"], row["confidence"]) == (None, None)
     assert row["error"] == "its features are not finite; set encoder.precision=float32"
+
+
+def publish_rung(config: Config, name: str, top1: float, temperature: float) -> None:
+    """Adds a rung of the ladder to a run."""
+    out = flow(config)[name].artifact(Store(config.output))
+    save_classifier(out, weights("self_training"), CLASSES, {})
+    facts = {"n_validation": 1234, "validation_top1": top1, "validation_nll": 0.5}
+    out.publish({**facts, "calibration": {"temperature": temperature, "n": 1234}})
+
+
+@pytest.mark.parametrize(("rung", "used"), [(0.95, "propagation"), (0.8, "dpt_paper")])
+def test_a_rung_of_the_ladder_is_used_where_it_is_the_best(tmp_path: Path, rung: float, used: str) -> None:
+    validation = {"probe": (0.7, None), "dpt_paper": (0.9, None)}
+    config = publish_run(tmp_path, *validation, overrides=("ladder={}",), **validation)
+    publish_rung(config, "propagation", rung, 0.5)
+    said = str(predict_images(config, str(write_folder(tmp_path / "new")), tmp_path / "p.parquet"))
+    assert f"labelled by {used} " in said and "the best of 3 classifiers" in said
+    row = read(tmp_path / "p.parquet")["image_1"]
+    probs = expected(IMAGES["image_1"], "self_training" if used == "propagation" else used, 0.5)
+    if used == "propagation":
+        assert row["confidence"] == pytest.approx(probs.max(), abs=1e-5)
+    assert row["classifier"] == used and row["label"] == probs.argmax()
+    folder = tmp_path / "classifier"
+    assert export_model(config, "classifier", folder) == weights("probe").size
+    told = json.loads((folder / "config.json").read_text())
+    assert (told["method"], told["temperature"]) == (used, 0.5 if used == "propagation" else 1.0)
+    exported = load_file(folder / "model.safetensors")["weight"].numpy()
+    assert (exported @ np.zeros(DIM) == 0).all() and exported.shape == (len(CLASSES), DIM)

@@ -4,7 +4,7 @@ import copy
 
 from rich.console import Console
 
-from dpt_ray.commands.results import accuracy_table
+from dpt_ray.commands.results import accuracy_table, ladder_table
 from dpt_ray.stages.report import accuracy_rows, headline
 
 ROW = {"note": "", "validation": 0.9, "n_validation": 200, "test": 0.8, "test_top5": None, "n_test": 600}
@@ -30,11 +30,15 @@ def with_displayed_names(result):
     return old
 
 
-def printed(result):
-    console = Console(width=120)
+def text(table, width=120):
+    console = Console(width=width)
     with console.capture() as captured:
-        console.print(accuracy_table(result))
+        console.print(table)
     return captured.get()
+
+
+def printed(result):
+    return text(accuracy_table(result))
 
 
 def test_methods_are_shown_by_name_and_the_gain_by_the_methods_that_it_compares():
@@ -50,3 +54,38 @@ def test_older_results_with_displayed_names_are_shown_alike():
 def test_the_page_shows_older_results_alike():
     old = with_displayed_names(NOW)
     assert (accuracy_rows(old), headline(old)) == (accuracy_rows(NOW), headline(NOW))
+
+
+def test_balanced_self_training_stands_beside_the_gain_over_the_probe():
+    balanced = NOW["gain"] | {"baseline": "balanced_self_training", "gain": -0.002}
+    said = " ".join(printed(NOW | {"gains": [NOW["gain"], balanced]}).split())
+    assert (
+        "DPT - tuned probe: +0.012 +- 0.004; DPT - balanced self-training: -0.002 +- 0.004 (paired)" in said
+    )
+
+
+def test_the_ladder_says_on_what_each_rung_was_chosen_what_it_gains_and_what_it_took():
+    rows = [
+        {
+            "method": "balanced_self_training",
+            "chosen_on": "cross-validation",
+            "score": 0.5,
+            "score_stderr": 0.079,
+            "n": 40,
+            "test": 0.808,
+            "over_probe": {"gain": 0.02, "stderr": 0.008},
+            "over_balanced": None,
+            "seconds": 1234.4,
+        },
+        {
+            **dict.fromkeys(("score", "score_stderr", "test", "over_probe", "over_balanced")),
+            **{"method": "propagation", "chosen_on": "none", "n": 0, "seconds": 8.0},
+        },
+    ]
+    lines = [line.split("│")[1:-1] for line in text(ladder_table(rows), 200).splitlines() if "│" in line]
+    found = [[cell.strip() for cell in line] for line in lines]
+    first = ["cross-validation (40)", "0.500 +- 0.079", "0.808", "+0.020 +- 0.008", "-", "1,234"]
+    assert found == [
+        ["balanced self-training", *first],
+        ["propagation", "none", "-", "-", "-", "-", "8"],
+    ]

@@ -278,3 +278,25 @@ def test_a_foreign_config_is_named(tmp_path):
     config.write_text(config.read_text().replace('"width"', '"depth"'))
     with pytest.raises(ValueError, match=r"config\.json: not an encoder's.*depth"):
         load_encoder(tmp_path)
+
+
+def test_a_convolutional_timm_model_takes_images_of_a_size_that_is_asked_for(tmp_path):
+    """The whole image is enlarged to it: no border is cut, as timm's crop would."""
+    file, model = timm_file(tmp_path, "test_resnet")
+    encoder = open_encoder("timm", name="test_resnet", weights=file, image_size=48)
+    assert (encoder.crop.size, encoder.crop.resize) == (48, 48)
+    image = photograph(32, 32)
+    resampling = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    wanted = np.asarray(image.resize((48, 48), resampling[encoder.crop.interpolation]))
+    cut = crop(image, encoder.crop)
+    np.testing.assert_array_equal(cut, wanted)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.spec.mean, encoder.spec.std))
+    x = (torch.from_numpy(wanted.copy()).permute(2, 0, 1) / 255 - mean) / std
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(torch.from_numpy(cut)[None])[0], model(x[None])[0])
+
+
+def test_a_vision_transformer_of_one_size_refuses_another(tmp_path):
+    file, _ = timm_file(tmp_path, "test_vit")
+    with pytest.raises(ValueError, match=r"test_vit takes images of 160 pixels only: leave encoder"):
+        open_encoder("timm", name="test_vit", weights=file, image_size=48)

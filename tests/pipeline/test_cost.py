@@ -87,3 +87,25 @@ def test_time_here_is_by_the_rate_of_each_kind_of_network():
     assert fits.seconds(rates) is None  # a rate that was not measured
     assert fits.seconds(Rates(conv=2e9, transformer=5e9, device="cpu", fit=3e9)) == 2.0
     assert total_seconds({"a": samples, "b": Cost(10), "c": Cost(conv=2e9)}, rates) == 5.0
+
+
+def test_the_ladder_costs_its_products_of_matrices():
+    found = costs(load_config(DIGITS, ["ladder={}"]), IMAGES, 10)
+    assert found["graph"].flops == 2 * 997**2 * 64
+    assert found["graph"].bytes == 997 * 20 * (4 + 4)
+    # 140 passes with logits and gradient, each 2 operations an entry.
+    fit = 140 * 4 * 997 * 64 * 10
+    assert found["self_training"].flops == found["balanced_self_training"].flops == fit
+    assert found["balanced_rounds"].flops == 4 * fit
+    # 60 products with at most 2 x 20 entries a row, each counted as 4.
+    assert found["propagation"].flops == fit + 4 * 60 * 2 * 40 * 997 * 10
+    few = costs(load_config(DIGITS, ["ladder={rungs: [self_training]}"]), IMAGES, 10)
+    assert "self_training" in few and not {"graph", "propagation", "tuned_probe"} & few.keys()
+
+
+def test_a_choice_by_cross_validation_costs_a_fit_for_each_fold():
+    """Three labels a class are three folds with all four settings, and the best once more."""
+    few = {"train": 997}
+    found = costs(load_config(DIGITS, ["ladder={}", "labels.per_class=3"]), few, 10)
+    once = costs(load_config(DIGITS, ["ladder={}", "labels.per_class=3"]), IMAGES, 10)
+    assert found["self_training"].flops == 3.25 * once["self_training"].flops

@@ -1,0 +1,91 @@
+"""Which of a run's classifiers is the best: on validation images, among all methods that the run has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from dpt_ray.config import Config, ConfigError
+from dpt_ray.config.ladder import RUNGS
+from dpt_ray.evaluation.methods import METHODS
+from dpt_ray.pipeline.output import find_store
+from dpt_ray.pipeline.run_folder import sets_made
+from dpt_ray.store.artifact import Artifact
+
+# The methods with a classifier: (node, folder in its artifact), in order of preference where there are no
+# validation images to choose on.
+CLASSIFIERS = {
+    "dpt": ("sweep", "generated/"),
+    "dpt_paper": ("retrained", ""),
+    "probe": ("classifier", ""),
+    "tuned_probe": ("sweep", "probe/"),
+    "self_training": ("sweep", "self_training/"),
+    "augmented": ("sweep", "augmented/"),
+}
+# With a ladder, its rungs: each has a node of its name, and the sweep's self-training another one.
+RUNG_CLASSIFIERS = CLASSIFIERS | {"same_labels": ("sweep", "self_training/")} | {r: (r, "") for r in RUNGS}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method's classifier with its results on `n_validation` images; one of `among` in the run.
+
+    Its decisions divided by `temperature` are calibrated, where one was fitted.
+    """
+
+    method: str
+    artifact: Artifact
+    prefix: str
+    validation_top1: float | None
+    validation_nll: float
+    n_validation: int
+    temperature: float = 1.0
+    among: int = 1
+
+    def __str__(self) -> str:
+        text = f"{self.method} ({METHODS[self.method].name})"
+        if self.validation_top1 is None:
+            return f"{text}; the run has no labelled validation images to select with"
+        best = f", the best of {self.among} classifiers" if self.among > 1 else ""
+        return f"{text}{best}: {self.validation_top1:.1%} right on {self.n_validation:,} validation images"
+
+
+def best_classifier(config: Config, *nodes: str) -> tuple[dict[str, Artifact], Choice]:
+    """Return the published artifacts of a run, `nodes` among them, and its best classifier.
+
+    Validation is small, so ties occur; they go to the lower cross-entropy, where it is known. Raises
+    ConfigError where no classifier is published.
+    """
+    for made in sets_made(config):
+        found = _classifiers(made)
+        if found and all(node in made for node in nodes):
+            break
+    else:
+        store = find_store(config)
+        raise ConfigError(f"run {config.name} has no classifier in {store.uri}; run `dpt run CONFIG` first")
+    return made, min(found, key=lambda choice: (-(choice.validation_top1 or 0.0), choice.validation_nll))
+
+
+def _classifiers(made: Mapping[str, Artifact]) -> list[Choice]:
+    """Return every classifier of a run with its validation results."""
+    found = []
+    classifiers = RUNG_CLASSIFIERS if any(rung in made for rung in RUNGS) else CLASSIFIERS
+    for method, (node, prefix) in classifiers.items():
+        if node not in made:
+            continue
+        manifest, nll = made[node].manifest, None
+        if prefix:
+            trial = manifest["chosen"].get(prefix.rstrip("/"))
+            if trial is None:  # this sweep lacks the method
+                continue
+            top1, nll = trial["validation_top1"], trial["validation_nll"]
+        else:
+            top1, nll = manifest["validation_top1"], manifest.get("validation_nll")
+        order = math.inf if nll is None else nll
+        # Stage 1's classifier has its temperature beside its pseudo-labels, a rung in its manifest.
+        calibrated = made.get("pseudo_labels" if node == "classifier" else node)
+        facts = calibrated.manifest.get("calibration") if calibrated else None
+        temperature = facts["temperature"] if facts else 1.0
+        found.append(Choice(method, made[node], prefix, top1, order, manifest["n_validation"], temperature))
+    return [replace(choice, among=len(found)) for choice in found]

@@ -1,0 +1,76 @@
+"""best: the rung of the ladder, the probe among them, that is best on validation."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from dpt_ray.config.ladder import RUNGS
+from dpt_ray.data.rows import PSEUDO_LABELS_FILE
+from dpt_ray.engine.node import NoSettings, Stage, Task, one_of, reads
+from dpt_ray.learners.linear_classifier import CONFIG, WEIGHTS
+from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.records import Facts
+
+
+class BestRung(Stage[NoSettings]):
+    """The files of the best rung, and in its manifest which one it is."""
+
+    artifact = "rung"
+    inputs = reads(
+        {
+            "classifier": one_of("classifier"),
+            "pseudo_labels": one_of("pseudo_labels"),
+            **{name: one_of("rung", optional=True) for name in RUNGS},
+        }
+    )
+
+    @classmethod
+    def make(cls, task: Task[NoSettings]) -> Facts:
+        """Choose and publish.
+
+        The rungs' own scores decide: on validation images, else by cross-validation, which the probe
+        itself has not (the tuned probe has). A tie goes to the cheaper rung. Where nothing could be
+        chosen on, it is the paper's probe.
+        """
+        probe = task.inputs["classifier"]
+        scores: dict[str, float | None] = {"probe": probe.manifest["validation_top1"]}
+        rungs: dict[str, Artifact] = {name: task.inputs[name] for name in RUNGS if name in task.inputs}
+        scores |= {name: rung.manifest["rung"]["top1"] for name, rung in rungs.items()}
+        known = {name: score for name, score in scores.items() if score is not None}
+        best = max(known, key=lambda name: known[name]) if known else "probe"
+        if not known:
+            logging.getLogger("dpt_ray").warning(
+                "%s: no validation images, and a class with one label: the probe's pseudo-labels are taken; "
+                "labels_from names another rung",
+                task.name,
+            )
+        if best == "probe":
+            labels = task.inputs["pseudo_labels"]
+            _copy(task.out, labels=labels, classifier=probe)
+            facts = probe.manifest
+            chosen: Facts = {
+                "labelled": facts["labelled"],
+                "n_validation": facts["n_validation"],
+                "validation_top1": facts["validation_top1"],
+                "rows": labels.manifest["rows"],
+                "calibration": labels.manifest["calibration"],
+            }
+        else:
+            _copy(task.out, labels=rungs[best], classifier=rungs[best])
+            facts = rungs[best].manifest
+            chosen = {key: facts[key] for key in KEPT}  # type: ignore[assignment, literal-required]
+        return {**chosen, "best": best}
+
+
+KEPT = ("labelled", "n_validation", "validation_top1", "validation_nll", "rung", "rows", "calibration")
+
+
+def _copy(out: Artifact, *, labels: Artifact, classifier: Artifact) -> None:
+    def write(folder: Path) -> None:
+        shutil.copyfile(labels.local_file(PSEUDO_LABELS_FILE), folder / PSEUDO_LABELS_FILE)
+        for name in (WEIGHTS, CONFIG):
+            shutil.copyfile(classifier.local_file(name), folder / name)
+
+    out.publish_files(write)

@@ -1,0 +1,84 @@
+"""ladder: the probe and the rungs of stage 1 on validation and test images, and what each took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dpt_ray.cluster.session import threads
+from dpt_ray.config.ladder import RUNGS
+from dpt_ray.data.rows import RealRows
+from dpt_ray.engine.node import NoSettings, Stage, Task, one_of, reads
+from dpt_ray.evaluation.records import LADDER_FILE, AccuracyRow, LadderResult, read_probe, write_result
+from dpt_ray.learners.linear_classifier import load_classifier
+from dpt_ray.learners.measure import Climber, ladder_rows, measure
+from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.records import Facts
+
+
+class LadderResults(Stage[NoSettings]):
+    """`ladder.json`; every number comes with its number of images."""
+
+    artifact = "ladder"
+    inputs = reads(
+        {
+            "index": one_of("index"),
+            "features": one_of("features"),
+            "probe": one_of("probe"),
+            "classifier": one_of("classifier"),
+            # For its seconds; the probe was made from it.
+            "pseudo_labels": one_of("pseudo_labels", hashed=False),
+            "graph": one_of("graph", optional=True, hashed=False),
+            **{name: one_of("rung", optional=True) for name in RUNGS},
+        }
+    )
+
+    @classmethod
+    def make(cls, task: Task[NoSettings]) -> Facts:
+        """Measure each rung."""
+        import torch
+
+        torch.set_num_threads(threads(task.compute))
+        real = RealRows(task.inputs["index"], task.inputs["features"], ("validation", "test"))
+        climbers = _climbers(task.inputs)
+        probe = read_probe(task.inputs["probe"])
+        rungs: list[AccuracyRow] = [
+            measure(climber.method, climber.weights, real, _note(task.inputs[climber.method]))
+            for climber in climbers[1:]
+        ]
+        result: LadderResult = {
+            **probe,
+            "accuracy": [*probe["accuracy"], *rungs],
+            "ladder": ladder_rows(climbers, real.of_split("test")),
+        }
+        return write_result(task.out, LADDER_FILE, result, len(climbers))
+
+
+def _climbers(inputs: Mapping[str, Artifact]) -> list[Climber]:
+    """Return the probe and the rungs, in their order."""
+    classifier = inputs["classifier"].manifest
+    seconds = classifier["seconds"] + inputs["pseudo_labels"].manifest["seconds"]
+    weights = load_classifier(inputs["classifier"])
+    found = [
+        Climber("probe", weights, "", classifier["validation_top1"], classifier["n_validation"], seconds)
+    ]
+    for name in RUNGS:
+        if name in inputs:
+            manifest = inputs[name].manifest
+            rung, seconds = manifest["rung"], manifest["seconds"]
+            if name == "propagation":
+                seconds += inputs["graph"].manifest["seconds"]
+            weights = load_classifier(inputs[name])
+            found.append(Climber(name, weights, rung["chosen_on"], rung["top1"], rung["n"], seconds))
+    return found
+
+
+def _note(rung: Artifact) -> str:
+    """Return the rung's setting and what it was chosen on."""
+    facts = rung.manifest["rung"]
+    what = "l2" if facts["method"] == "tuned_probe" else "lambda x classes"
+    how = {
+        "validation": f"chosen on {facts['n']} validation images",
+        "cross-validation": f"chosen by cross-validation over the {facts['n']} labels",
+        "none": "the default, nothing to choose on",
+    }
+    return f"{what} {facts['setting']:g}, {how[facts['chosen_on']]}"

@@ -1,0 +1,49 @@
+"""Sinkhorn's balance against its fixed point, and the estimate of a prior against a known one."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from dpt_ray.learners.balance import estimate_prior, sinkhorn
+
+
+@pytest.mark.parametrize("prior", [np.full(4, 1 / 4), np.array([0.1, 0.2, 0.3, 0.4])])
+def test_sinkhorn_is_at_its_fixed_point(prior):
+    scores = np.random.default_rng(0).random((60, 4)) + 0.01
+    found = sinkhorn(scores.copy(), prior, iterations=500)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-12)
+    np.testing.assert_allclose(found.sum(axis=0), 60 * prior, atol=1e-9)
+    # diag(u) P diag(v): the ratios of any 2 x 2 minor are those of P.
+    log = np.log(found) - np.log(scores)
+    np.testing.assert_allclose(log - log[:1], (log - log[:1])[:, :1].repeat(4, axis=1), atol=1e-9)
+
+
+def test_sinkhorn_is_the_closest_balanced_matrix():
+    """It minimises sum q log(q / p) under the sums: here against a general solver on the dual."""
+    scores = np.random.default_rng(1).random((5, 3)) + 0.1
+    prior = np.array([0.5, 0.3, 0.2])
+
+    def dual(x):
+        return (np.exp(x[:5, None] + x[None, 5:]) * scores).sum() - x[:5].sum() - 5 * prior @ x[5:]
+
+    x = minimize(dual, np.zeros(8), method="BFGS", options={"gtol": 1e-10}).x
+    wanted = np.exp(x[:5, None] + x[None, 5:]) * scores
+    np.testing.assert_allclose(sinkhorn(scores.copy(), prior, iterations=500), wanted, atol=1e-6)
+
+
+def test_a_row_without_any_score_stays_and_the_others_are_balanced():
+    scores = np.random.default_rng(2).random((9, 3)).astype(np.float32)
+    scores[4] = 0
+    found = sinkhorn(scores, np.full(3, 1 / 3), iterations=300)
+    assert found is scores and found.dtype == np.float32
+    assert (found[4] == 0).all()
+    np.testing.assert_allclose(found.sum(axis=0), 8 / 3, rtol=1e-4)
+
+
+def test_the_prior_is_found_from_calibrated_probabilities():
+    rng = np.random.default_rng(0)
+    true, trained_on, means = np.array([0.6, 0.3, 0.1]), np.full(3, 1 / 3), np.array([-1.5, 0.0, 1.5])
+    x = rng.normal(means[rng.choice(3, 100_000, p=true)], 1)
+    density = np.exp(-0.5 * (x[:, None] - means) ** 2) * trained_on
+    found = estimate_prior(density / density.sum(axis=1, keepdims=True), trained_on)
+    np.testing.assert_allclose(found, true, atol=0.01)
