@@ -48,6 +48,8 @@ def flow(config: Config) -> Nodes:
     run = _Run(resolve_precisions(config), to_yaml(config))
     run.images_and_models()
     run.first_stage()
+    if config.ladder:
+        run.ladder(config.ladder)
     run.second_stage()
     if config.diffusion.condition != "none":
         run.third_stage()
@@ -122,12 +124,11 @@ class _Run:
         scored = {"index": index, "features": features, "classifier": classifier}
         pseudo_labels = self.add("pseudo_labels", PseudoLabels, scored)
         self.add("probe", Probe, {**scored, "pseudo_labels": pseudo_labels})
-        if config.ladder:
-            self.ladder(config.ladder, labelled)
 
-    def ladder(self, ladder: Ladder, labelled: Mapping[str, Node]) -> None:
+    def ladder(self, ladder: Ladder) -> None:
         """Add the rungs of stage 1 besides the probe, the best of all, and their measurement."""
         nodes, probe_l2 = self.nodes, self.config.classifier.l2
+        labelled = {key: nodes[key] for key in ("index", "features", "labels")}
         graph: Node | None = None
         rungs: Nodes = {}
         if "propagation" in ladder.rungs:
