@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,6 +38,34 @@ class Reference:
         )
 
 
+@dataclass
+class _Measured:
+    """The rows of metrics of the images `name`, all measured in one way."""
+
+    name: str
+    extractor: str
+    resize: str
+    rows: list[MetricRow] = field(default_factory=list)
+
+    def add(
+        self, metric: str, value: float, spread: float | None, n: int, n_reference: int | None, against: str
+    ) -> None:
+        """Add a row; `n` generated images are compared with `n_reference` of `against`."""
+        self.rows.append(
+            {
+                "metric": metric,
+                "name": self.name,
+                "value": value,
+                "spread": spread,
+                "n_generated": n,
+                "n_reference": n_reference,
+                "extractor": self.extractor,
+                "reference": against,
+                "resize": self.resize,
+            }
+        )
+
+
 def image_metrics(
     generated: ImageStatistics,
     real: ImageStatistics | None,
@@ -53,26 +81,8 @@ def image_metrics(
     recall always do, since they compare single images, and use equally many of both sets. `name` says which
     generated images are measured.
     """
-    rows: list[MetricRow] = []
-    left_out: list[str] = []
-
-    def add(
-        metric: str, value: float, spread: float | None, n: int, n_reference: int | None, against: str
-    ) -> None:
-        rows.append(
-            {
-                "metric": metric,
-                "name": name,
-                "value": value,
-                "spread": spread,
-                "n_generated": n,
-                "n_reference": n_reference,
-                "extractor": extractor,
-                "reference": against,
-                "resize": resize,
-            }
-        )
-
+    measured = _Measured(name, extractor, resize)
+    add, left_out = measured.add, list[str]()
     n = generated.count
     if reference is None and real is not None and real.count > 1:
         reference = Reference(TEST_IMAGES, real.pool, real.spatial)
@@ -108,4 +118,4 @@ def image_metrics(
         value, spread = generated.score.score()
         add(f"Inception Score, {splits} splits", value, spread, n, None, "none")
 
-    return rows, left_out
+    return measured.rows, left_out
