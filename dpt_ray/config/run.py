@@ -104,10 +104,25 @@ class Config(Section):
                 f"compute.train_workers ({self.compute.train_workers}) x compute.gradient_accumulation "
                 f"({self.compute.gradient_accumulation})"
             )
-        size, patch = self.data.image_size, self.diffusion.model.patch_size
-        if self.autoencoder.kind == "identity" and size % patch:
-            raise ValueError(f"diffusion.model.patch_size {patch} must divide data.image_size {size}")
+        self._check_images()
         return self
+
+    def _check_images(self) -> None:
+        """Raise ValueError where the images do not suit a network that is trained on them."""
+        size, patches = self.data.image_size, {}
+        if self.autoencoder.kind == "identity":
+            patches["diffusion.model"] = self.diffusion.model.patch_size
+        for name, section in {"pretrain": self.pretrain, "evaluate.referee": self.evaluate.referee}.items():
+            if section and section.patch_size:
+                patches[name] = section.patch_size
+            if section and section.augmentation == "photographs" and self.data.mode == "L":
+                raise ValueError(
+                    f"{name}.augmentation photographs changes colours and data.mode is L: set data.mode RGB "
+                    "or augmentation digits"
+                )
+        for name, patch in patches.items():
+            if size % patch:
+                raise ValueError(f"{name}.patch_size {patch} must divide data.image_size {size}")
 
     @property
     def retrain_grid(self) -> Sweep:

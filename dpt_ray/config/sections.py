@@ -21,6 +21,8 @@ Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 Precision = Literal["float32", "bfloat16", "auto"]
 ResolvedPrecision = Literal["float32", "bfloat16"]
 ListFormat = Literal["csv", "published"]
+Augmentation = Literal["digits", "photographs"]
+CONVOLUTIONAL = ("small_conv", "resnet")  # networks of this project that an encoder may have
 ScheduleName = Literal["vp", "stable_diffusion", "cosine", "linear"]
 Prediction = Literal["noise", "v", "flow"]
 Resize = Literal["tensorflow", "pytorch_fid", "clean"]
@@ -104,13 +106,34 @@ class Optimisation(Settings):
 
 
 class Pretrain(Optimisation):
-    """SimCLR training of the encoder on the run's own images, used where no encoder is imported."""
+    """SimCLR training of the encoder on the run's own images, used where no encoder is imported.
 
+    - `network`: small_conv, resnet (ResNet-18 for small images), or the name of a vision transformer of timm.
+    - `patch_size`: of the vision transformer, in pixels.
+    - `width`: channels of the first stage of small_conv and resnet.
+    - `dim`: the length of small_conv's features, and of the projections of the other networks.
+    - `augmentation`: how the two views of an image differ. "digits" moves and recolours a little, without
+      mirroring; "photographs" is SimCLR's: random crops, mirroring, strong changes of colour.
+    - `augment_strength`: scales the changes ("photographs": of colour only).
+    """
+
+    network: Annotated[str, HashedIfSet] = "small_conv"
+    patch_size: Annotated[Count | None, HashedIfSet] = None
     width: Count = 32
     dim: Count = 128
     temperature: Positive = 0.2
     contrast_group: Count = 128
+    augmentation: Annotated[Augmentation, HashedIfSet] = "digits"
     augment_strength: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _patches(self) -> Pretrain:
+        if (self.network in CONVOLUTIONAL) == (self.patch_size is not None):
+            raise ValueError(
+                f"network {self.network} with patch_size {self.patch_size}: set patch_size for a vision "
+                f"transformer of timm, and leave it out for {' and '.join(CONVOLUTIONAL)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _groups(self) -> Pretrain:
@@ -311,6 +334,7 @@ class Evaluate(Section):
     - `controls`: compare DPT with the same sweep on augmented labelled images and on pseudo-labelled real
       images, and with a probe whose l2 is chosen on validation too, among `classifier.l2` and that value
       divided by 10, 100 and 1000.
+    - `augmentation`, `augment_strength`: of those images, see `pretrain`.
     - `referee`: training settings of an independent classifier that is used only to measure.
     - `inception`: the file of FID's Inception weights; enables FID, sFID, Inception Score, KID, precision
       and recall.
@@ -324,6 +348,7 @@ class Evaluate(Section):
     """
 
     controls: bool = True
+    augmentation: Augmentation = "digits"
     augment_strength: Positive = 1.0
     referee: Pretrain | None = None
     inception: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from dpt_ray.learners.simclr import augment
+from dpt_ray.learners.augmentations import View
 from dpt_ray.training.random import StepRandom
 from dpt_ray.training.workload import Batch, StepFn
 
@@ -28,14 +28,14 @@ class LabelledEncoder(nn.Module):
         return self.head(F.silu(self.encoder(images)))
 
 
-def supervised_step(strength: float) -> StepFn:
-    """Return the step function of cross-entropy on augmented views, for batches {"image", "label"}.
+def supervised_step(view: View, strength: float) -> StepFn:
+    """Return the step function of cross-entropy on random views, for batches {"image", "label"}.
 
-    label (B,) is int64; `strength` is passed to `augment`.
+    label (B,) is int64; `view` draws the view of an image, with `strength`.
     """
 
     def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
-        logits = model(augment(batch["image"], random, "view", strength))
+        logits = model(view(batch["image"], random, "view", strength))
         return F.cross_entropy(logits.float(), batch["label"])
 
     return step

@@ -21,16 +21,13 @@ class SmallConvNet(nn.Module):
         self.channels_in, self.width, self.dim = channels_in, width, dim
         self.stem = nn.Conv2d(channels_in, width, 3, padding=1)
         self.stages = nn.Sequential(
-            _Residual(width, width, stride=1),
-            _Residual(width, 2 * width, stride=2),
-            _Residual(2 * width, 4 * width, stride=2),
+            Residual(width, width, stride=1),
+            Residual(width, 2 * width, stride=2),
+            Residual(2 * width, 4 * width, stride=2),
         )
         self.norm = nn.GroupNorm(GROUPS, 4 * width)
         self.head = nn.Linear(4 * width, dim)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        initialise(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features (B, dim) of pixels (B, C, H, W) in [-1, 1]."""
@@ -38,8 +35,16 @@ class SmallConvNet(nn.Module):
         return self.head(hidden.mean(dim=(2, 3)))
 
 
-class _Residual(nn.Module):
-    """Pre-activation residual block (He et al. 2016, arXiv 1603.05027)."""
+def initialise(network: nn.Module, generator: Generator | None) -> None:
+    """Draw the weights of all convolutions and linear layers (He et al. 2015, Eq. 10); biases are 0."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+
+class Residual(nn.Module):
+    """Pre-activation residual block (He et al. 2016, arXiv 1603.05027): width_in to width channels."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -51,5 +56,6 @@ class _Residual(nn.Module):
         self.skip = nn.Identity() if same else nn.Conv2d(width_in, width, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (B, width, H / stride, W / stride)."""
         hidden = self.conv1(functional.silu(self.norm1(x)))
         return self.skip(x) + self.conv2(functional.silu(self.norm2(hidden)))

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from dpt_ray.data.crops import FILTERS, Crop
 from dpt_ray.models.conv import SmallConvNet
 from dpt_ray.models.encoder_spec import EncoderKind, EncoderSpec, Source
+from dpt_ray.models.own_networks import vision_transformer
 from dpt_ray.models.precision import Precision, autocast
+from dpt_ray.models.resnet import ResNet
 from dpt_ray.models.weights import load_strict, load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -61,13 +63,6 @@ class Encoder(nn.Module):
         return features.float()
 
 
-def conv_encoder(network: SmallConvNet, crop: Crop, precision: Precision = "float32") -> Encoder:
-    """Return the encoder of a network that takes pixels in [-1, 1]."""
-    half = (0.5,) * network.channels_in
-    spec = EncoderSpec("conv", "conv", network.dim, crop, half, half, width=network.width)
-    return Encoder(network, spec, precision)
-
-
 def open_encoder(
     kind: str,
     *,
@@ -113,13 +108,21 @@ def _load_msn(spec: EncoderSpec, tensors: dict[str, Tensor], source: str) -> nn.
 
 
 def _load_timm(spec: EncoderSpec, tensors: dict[str, Tensor], source: str) -> nn.Module:
-    network: nn.Module = _timm_network(spec.name, len(spec.mean))
+    channels, size, patch = len(spec.mean), spec.crop.size, spec.patch_size
+    own = patch and vision_transformer(spec.name, channels, size, patch)
+    network: nn.Module = own or _timm_network(spec.name, channels)
     load_strict(network, tensors, source)
     return network
 
 
 def _load_conv(spec: EncoderSpec, tensors: dict[str, Tensor], source: str) -> nn.Module:
     network = SmallConvNet(len(spec.mean), spec.width, spec.dim)
+    load_strict(network, tensors, source)
+    return network
+
+
+def _load_resnet(spec: EncoderSpec, tensors: dict[str, Tensor], source: str) -> nn.Module:
+    network = ResNet(len(spec.mean), spec.width)
     load_strict(network, tensors, source)
     return network
 
@@ -226,6 +229,7 @@ def _without_classifier(tensors: dict[str, Tensor], network: Any) -> dict[str, T
 
 ENCODERS = {
     "conv": EncoderKind(_load_conv),
+    "resnet": EncoderKind(_load_resnet),
     "msn": EncoderKind(_load_msn, _open_msn),
     "timm": EncoderKind(_load_timm, _open_timm),
 }

@@ -17,8 +17,9 @@ from dpt_ray.store.artifact import local_copy
 class EncoderSpec:
     """An encoder's description besides its weights; `config.json` of an encoder folder.
 
-    `mean` and `std` are per channel, of pixels in [0, 1]. `width` is for kind conv, `heads` and
+    `mean` and `std` are per channel, of pixels in [0, 1]. `width` is for kinds conv and resnet, `heads` and
     `blocks` (the feature concatenates the CLS tokens of the last `blocks` blocks) for kind msn.
+    `patch_size` is for a timm vision transformer that was trained here, on images of the crop's size.
     """
 
     kind: str
@@ -30,6 +31,7 @@ class EncoderSpec:
     width: int = 0
     heads: int = 0
     blocks: int = 1
+    patch_size: int = 0
 
     def save(self, path: Path) -> None:
         """Write the spec as JSON."""

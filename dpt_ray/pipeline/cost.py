@@ -231,12 +231,13 @@ class _Encoder:
     def small(cls, section: Pretrain, config: Config) -> _Encoder:
         import torch
 
-        from dpt_ray.models.conv import SmallConvNet
+        from dpt_ray.models.own_networks import own_network
         from dpt_ray.training.throughput import forward_flops
 
         channels, side = 1 if config.data.mode == "L" else 3, config.data.image_size
-        network = SmallConvNet(channels, section.width, section.dim)
-        return cls(section.dim, conv=forward_flops(network, torch.empty(1, channels, side, side)))
+        network, spec = own_network(section, channels, side)
+        # `Rates.conv` is measured with this network, also where it is a transformer.
+        return cls(spec.dim, conv=forward_flops(network, torch.empty(1, channels, side, side)))
 
     @classmethod
     def timm(cls, name: str, image_size: int | None) -> _Encoder:

@@ -205,6 +205,7 @@ class _Run:
         """Add augmented views of the labelled images; return the inputs of the sweep's controls."""
         config, nodes = self.config, self.nodes
         settings = AugmentSettings(
+            augmentation=config.evaluate.augmentation,
             strength=config.evaluate.augment_strength,
             image_size=config.data.image_size,
             indices_per_shard=config.generate.indices_per_shard,
@@ -264,6 +265,10 @@ class _Run:
     def pretrain(self, name: str, section: Pretrain, objective: Literal["simclr", "supervised"]) -> Node:
         """Add the training of an encoder on the run's own images."""
         size = self.config.data.image_size
+        if section.patch_size:
+            _check_network(
+                f"{'pretrain' if name == 'encoder' else 'evaluate.referee'}.network", section, size
+            )
         settings = PretrainSettings(**section.model_dump(), objective=objective, image_size=size)
         return self.add(name, PretrainedEncoder, {"index": self.nodes["index"]}, settings)
 
@@ -313,6 +318,20 @@ def _encoder_settings(config: Config) -> EncoderSettings:
         blocks=encoder.blocks,
         image_size=encoder.image_size,
     )
+
+
+def _check_network(key: str, section: Pretrain, size: int) -> None:
+    """Raise ConfigError where timm has no such vision transformer."""
+    import torch
+
+    from dpt_ray.models.own_networks import vision_transformer
+
+    assert section.patch_size is not None
+    try:
+        with torch.device("meta"):
+            vision_transformer(section.network, 3, size, section.patch_size)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def _timm_weights(name: str) -> str:

@@ -77,23 +77,24 @@ def measure_encoder(section: Pretrain, side: int, channels: int, threads: int, d
     """Return the FLOP/s of SimCLR steps with the network of `section` on square images."""
     import torch
 
-    from dpt_ray.learners.simclr import ProjectedEncoder, simclr_step
-    from dpt_ray.models.conv import SmallConvNet
+    from dpt_ray.learners.objectives import OBJECTIVES
+    from dpt_ray.models.own_networks import own_network
     from dpt_ray.training.random import GROUP, StepRandom
     from dpt_ray.training.throughput import forward_flops
 
-    side = min(side, LARGEST_SIDE)
+    side = side if section.patch_size else min(side, LARGEST_SIDE)
     generator = torch.Generator().manual_seed(0)
-    network = SmallConvNet(channels, section.width, section.dim, generator)
-    model = ProjectedEncoder(network, section.dim, generator).to(device)
+    network, _ = own_network(section, channels, side, generator)
     # Two views, and a backward pass of twice the forward one.
     flops = 6 * forward_flops(network, torch.empty(1, channels, side, side))
     images = _images_of(flops, section.batch_size, device, GROUP)
-    step = simclr_step(section.temperature, images, section.augment_strength)
+    section = section.model_copy(update={"contrast_group": images})
+    objective = OBJECTIVES["simclr"](network, section, 1, generator)
+    model = objective.model.to(device)
     batch = {"image": torch.rand(images, channels, side, side, generator=generator).to(device)}
 
     def loss() -> torch.Tensor:
-        return step(model, batch, StepRandom(0, 0, 0, images, device))
+        return objective.step_fn(model, batch, StepRandom(0, 0, 0, images, device))
 
     return flops * images / _seconds(loss, resolved(section.precision), threads, device)
 

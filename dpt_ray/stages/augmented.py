@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,8 @@ import pyarrow.parquet as pq
 
 from dpt_ray.cluster.units import Result, naming_shard, peak_memory, run_tasks
 from dpt_ray.config import ConfigError
-from dpt_ray.config.hashing import Settings
-from dpt_ray.config.sections import Count, Positive, Seed
+from dpt_ray.config.hashing import HashedIfSet, Settings
+from dpt_ray.config.sections import Augmentation, Count, Positive, Seed
 from dpt_ray.data.class_ranges import ClassRange, class_ranges, image_columns, items
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.rows import LABELS_FILE
@@ -32,6 +33,7 @@ VIEWS = 64  # per batch; a multiple of the positions that share a random generat
 class AugmentSettings(Settings):
     """How views are drawn; the extent says how many."""
 
+    augmentation: Annotated[Augmentation, HashedIfSet] = "digits"
     strength: Positive
     image_size: Count
     indices_per_shard: Count
@@ -91,6 +93,7 @@ class AugmentUnit:
     ) -> None:
         self.out, self.by_class, self.rows = task.out, by_class, rows
         self.seed, self.strength = task.settings.seed, task.settings.strength
+        self.augmentation = task.settings.augmentation
         self.classes = task.inputs["index"].read_json("classes.json")
         self.crop = Crop("adm", task.settings.image_size)
         self.mode = task.inputs["index"].manifest["mode"]
@@ -149,7 +152,7 @@ class AugmentUnit:
         """Return one random view of each image (n, H, W, C) uint8, seeded by its position in the shard."""
         import torch
 
-        from dpt_ray.learners.simclr import augment
+        from dpt_ray.learners.augmentations import VIEWS
         from dpt_ray.training.order import GROUP
         from dpt_ray.training.random import StepRandom
 
@@ -158,6 +161,6 @@ class AugmentUnit:
         x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         x = torch.cat([x, x[:1].expand(padded - n, -1, -1, -1)])
         random = StepRandom(self.seed, step, position, position + padded)
-        views = augment(x, random, "view", self.strength)
+        views = VIEWS[self.augmentation](x, random, "view", self.strength)
         pixels = ((views[:n].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).numpy()

@@ -22,7 +22,8 @@ from dpt_ray.data.crops import Crop
 from dpt_ray.evaluation.methods import METHODS
 from dpt_ray.learners.linear_classifier import save_classifier
 from dpt_ray.models.conv import SmallConvNet
-from dpt_ray.models.encoder import conv_encoder, save_encoder
+from dpt_ray.models.encoder import Encoder, save_encoder
+from dpt_ray.models.own_networks import conv_spec
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.run_folder import link
 from dpt_ray.store.artifact import Store
@@ -58,7 +59,7 @@ def publish_run(
     config = load_config(DIGITS, [f"output={root}/output", *overrides])
     nodes, store = flow(config), Store(config.output)
     encoder = nodes["encoder"].artifact(store)
-    built = conv_encoder(network(), Crop("adm", SIZE))
+    built = Encoder(network(), conv_spec(network(), Crop("adm", SIZE)))
     encoder.publish_files(lambda folder: save_encoder(folder, built))
     encoder.publish({})
     chosen = {}

@@ -77,14 +77,16 @@ class Latents:
     def encode(self, features: np.ndarray, ids: list[str]) -> None:
         """Publishes an encoder and the features (n, DIM) of images."""
         from dpt_ray.models.conv import SmallConvNet
-        from dpt_ray.models.encoder import conv_encoder, save_encoder
+        from dpt_ray.models.encoder import Encoder, save_encoder
+        from dpt_ray.models.own_networks import conv_spec
 
         crop = Crop("adm", 4)
         network = SmallConvNet(1, 8, DIM, torch.Generator().manual_seed(0))
         encoder, out = self.artifact("encoder"), self.artifact("features")
         if out.exists(""):
             out.fs.rm(out.path(""), recursive=True)
-        encoder.publish_files(lambda folder: save_encoder(folder, conv_encoder(network, crop)))
+        built = Encoder(network, conv_spec(network, crop))
+        encoder.publish_files(lambda folder: save_encoder(folder, built))
         encoder.publish({"crop": asdict(crop)})
         shard = out.publish_shard("a", ".parquet", len(ids), lambda path: write_features(path, ids, features))
         out.publish({"shards": [shard]})

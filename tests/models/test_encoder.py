@@ -8,10 +8,12 @@ from PIL import Image
 from torch.multiprocessing.reductions import StorageWeakRef
 from torchvision.transforms.v2 import functional
 
+from dpt_ray.config.sections import Pretrain
 from dpt_ray.data.crops import Crop, crop
 from dpt_ray.models.conv import SmallConvNet
-from dpt_ray.models.encoder import conv_encoder, load_encoder, open_encoder, save_encoder, timm_weights
+from dpt_ray.models.encoder import Encoder, load_encoder, open_encoder, save_encoder, timm_weights
 from dpt_ray.models.msn import load_msn
+from dpt_ray.models.own_networks import conv_spec, own_network
 from dpt_ray.models.weights import load_weights
 from tests.helpers.paths import GOLDEN
 
@@ -41,6 +43,10 @@ def photograph(width, height):
 
 def small_conv(dim=24):
     return SmallConvNet(1, 8, dim, torch.Generator().manual_seed(1))
+
+
+def small_encoder():
+    return Encoder(small_conv(), conv_spec(small_conv(), Crop("none", 8)))
 
 
 def timm_file(folder, name):
@@ -157,17 +163,47 @@ def test_conv_weights_come_from_the_generator():
     assert not torch.equal(one["head.weight"], other["head.weight"])
 
 
-def test_conv_encoder_maps_pixels_to_minus_one_to_one_and_survives_its_folder(tmp_path):
-    network = small_conv()
-    encoder = conv_encoder(network, Crop("none", 8))
-    images = pixels(5, 8, channels=1)
-    with torch.no_grad():
-        expected = network(images.permute(0, 3, 1, 2) / 127.5 - 1)
-    torch.testing.assert_close(encoder(images), expected, rtol=0, atol=1e-5)
-    save_encoder(tmp_path / "encoder", encoder)
-    again = load_encoder(tmp_path / "encoder")
-    assert again.spec == encoder.spec
-    torch.testing.assert_close(again(images), encoder(images), rtol=0, atol=0)
+def section(**values):
+    return Pretrain(steps=1, batch_size=128, learning_rate=1e-3, width=8, dim=24, **values)
+
+
+OWN = {"small_conv": {}, "resnet": {}, "vit_tiny_patch16_224": {"patch_size": 4}}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", OWN)
+def test_an_own_network_takes_pixels_in_minus_one_to_one_and_survives_its_folder(tmp_path, network):
+    values = section(network=network, **OWN[network])
+    made, spec = own_network(values, 3, 16, torch.Generator().manual_seed(0))
+    encoder, images = Encoder(made, spec), pixels(4, 16)
+    features = encoder(images)
+    assert features.shape == (4, encoder.dim)
+    assert encoder.dim == {"small_conv": 24, "resnet": 64, "vit_tiny_patch16_224": 192}[network]
+    torch.testing.assert_close(features, made(images.permute(0, 3, 1, 2) / 127.5 - 1), rtol=0, atol=1e-5)
+    alone = torch.cat([encoder(row[None]) for row in images])
+    torch.testing.assert_close(features, alone, rtol=1e-4, atol=1e-5)  # nothing of a row is of its batch
+    save_encoder(tmp_path, encoder)
+    again = load_encoder(tmp_path)
+    assert again.spec == spec
+    torch.testing.assert_close(again(images), features, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("network", OWN)
+def test_an_own_networks_weights_come_from_the_generator_alone(network):
+    def weights(seed):
+        values = section(network=network, **OWN[network])
+        network_of_seed, _ = own_network(values, 3, 16, torch.Generator().manual_seed(seed))
+        return torch.cat([value.flatten() for value in network_of_seed.state_dict().values()])
+
+    first = weights(0)
+    torch.rand(1)
+    assert torch.equal(first, weights(0)) and not torch.equal(first, weights(1))
+
+
+@pytest.mark.parametrize("name", ["vit_imaginary", "resnet18"])
+def test_a_network_that_is_no_vision_transformer_is_named(name):
+    with pytest.raises(ValueError, match=f"network '{name}' is neither small_conv nor resnet nor"):
+        own_network(section(network=name, patch_size=4), 3, 16)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
@@ -265,7 +301,7 @@ def test_a_wrong_setting_is_named(kind, arguments, message):
 
 
 def test_wrong_pixels_are_named():
-    encoder = conv_encoder(small_conv(), Crop("none", 8))
+    encoder = small_encoder()
     with pytest.raises(ValueError, match=r"uint8 pixels \(B, H, W, 1\).*float32"):
         encoder(torch.zeros(2, 8, 8, 1))
     with pytest.raises(ValueError, match=r"\(2, 8, 8, 3\)"):
@@ -273,7 +309,7 @@ def test_wrong_pixels_are_named():
 
 
 def test_a_foreign_config_is_named(tmp_path):
-    save_encoder(tmp_path, conv_encoder(small_conv(), Crop("none", 8)))
+    save_encoder(tmp_path, small_encoder())
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"width"', '"depth"'))
     with pytest.raises(ValueError, match=r"config\.json: not an encoder's.*depth"):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dpt_ray.config import ConfigError, load_config
-from dpt_ray.learners.simclr import augment as random_views
+from dpt_ray.learners.digits import digit_view as random_views
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages import augmented as augment
 from dpt_ray.store.artifact import Store
