@@ -44,15 +44,9 @@ features = load_encoder(artifact.uri)(pixels)
 assert features.shape == (3, 64) and not torch.equal(features[0], features[1])
 """,
     "learner": """
-from dpt_ray.engine.node import Node, Task
-from dpt_ray.stages.encoder import PretrainedEncoder, PretrainSettings
-config = load_config("configs/digits.yaml", ["pretrain.steps=2", "compute={train_workers: 0}"])
-[index] = make(config, "index")
-settings = PretrainSettings(**config.pretrain.model_dump(), objective="rotation", image_size=8)
-node = Node.of("encoder", PretrainedEncoder, settings, {"index": flow(config)["index"]}, str)
-out = node.artifact(Store("out"))
-PretrainedEncoder.make(Task(node, settings, out, {"index": index}, config.compute, ""))
-assert out.exists("model.safetensors")
+changes = ["pretrain.steps=2", "pretrain.objective=rotation", "compute={train_workers: 0}"]
+[encoder] = make(load_config("configs/digits.yaml", changes), "encoder")
+assert encoder.exists("model.safetensors")
 """,
     "stage": """
 import pyarrow as pa, pyarrow.parquet as pq

@@ -19,9 +19,9 @@ from dpt_ray.config.sections import (
     Evaluate,
     Generate,
     Labels,
-    Pretrain,
     Retrain,
     Section,
+    SelfSupervised,
     Sweep,
 )
 from dpt_ray.config.yaml_file import build, merge, parse_overrides, read_yaml
@@ -42,7 +42,7 @@ class Config(Section):
     data: Data
     labels: Labels
     encoder: Encoder = Encoder()
-    pretrain: Pretrain | None = None
+    pretrain: SelfSupervised | None = None
     autoencoder: Autoencoder = Autoencoder()
     classifier: Classifier = Classifier()
     ladder: Ladder | None = None

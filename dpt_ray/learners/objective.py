@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,12 +15,14 @@ from dpt_ray.training.workload import StepFn
 class Objective:
     """A model around the encoder, and its loss on batches {"image"} or, if `labelled`, {"image", "label"}.
 
-    `views` are the encoder's forward passes for each image. `unit` neighbouring positions of the batch
+    `views` are the encoder's passes, forward and backward, for each image. `before_step(step)` is called
+    before each step. `unit` neighbouring positions of the batch
     stay on one worker.
     """
 
     model: nn.Module
     step_fn: StepFn
-    views: int
+    views: float
     unit: int = GROUP
     labelled: bool = False
+    before_step: Callable[[int], None] = lambda step: None

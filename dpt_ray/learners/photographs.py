@@ -15,8 +15,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from dpt_ray.training.random import StepRandom
 
-# Of the crop: its area as a part of the image's, and its ratio of width to height.
-LEAST_AREA, ASPECT = 0.08, 4 / 3
+# Of the crop: its area as a part of the image's, and its largest ratio of width to height.
+AREA, ASPECT = (0.08, 1.0), 4 / 3
 # Of the colours at strength 1, which is the 0.5 of SimCLR on CIFAR-10.
 BRIGHTNESS = CONTRAST = SATURATION = 0.4
 HUE = 0.1  # of a turn
@@ -27,26 +27,33 @@ YIQ = (LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
 NUMBERS = 11  # that a view is drawn from
 
 
-def photograph_view(images: Tensor, random: StepRandom, name: str, strength: float = 1.0) -> Tensor:
+def photograph_view(
+    images: Tensor,
+    random: StepRandom,
+    name: str,
+    strength: float = 1.0,
+    area: tuple[float, float] = AREA,
+) -> Tensor:
     """Return a random view of each image: cropped, resized, mirrored, recoloured, sometimes grey.
 
     images (B, 3, H, W) and views are float32 in [-1, 1], B = random.hi - random.lo. Equal positions and
-    names give equal views. `strength` scales the changes of colour. There is no blur, as in SimCLR on
+    names give equal views. `strength` scales the changes of colour; `area` is the range of the crop's, as
+    a part of the image's. There is no blur, as in SimCLR on
     32 pixels. Brightness, contrast, saturation and hue change in this order, where SimCLR draws the order,
     and values are clipped once, after them.
     """
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         # All numbers at once: seeding a generator for each would cost more than drawing from it.
         drawn = random.uniform(name, (NUMBERS,))
-        cropped = _crop(images.float(), drawn[:, :5])
+        cropped = _crop(images.float(), drawn[:, :5], area)
         return _recolour(cropped, drawn[:, 5:], strength)
 
 
-def _crop(images: Tensor, drawn: Tensor) -> Tensor:
+def _crop(images: Tensor, drawn: Tensor, between: tuple[float, float]) -> Tensor:
     """Return a random part of each image at its full size, mirrored with probability 1/2."""
     area, aspect, x, y, flip = drawn.unbind(1)
     # width * height = area, width / height = aspect; in units of the image's side, at most 1
-    scale = (LEAST_AREA + (1 - LEAST_AREA) * area).sqrt()
+    scale = (between[0] + (between[1] - between[0]) * area).sqrt()
     ratio = (math.log(ASPECT) * (2 * aspect - 1) / 2).exp()
     width, height = (scale * ratio).clamp(max=1), (scale / ratio).clamp(max=1)
     sign = torch.where(flip < 0.5, -1.0, 1.0)

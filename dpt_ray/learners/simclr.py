@@ -23,7 +23,7 @@ class ProjectedEncoder(nn.Module):
 
     def __init__(self, encoder: nn.Module, dim: int, out: int, generator: Generator) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.out = encoder, out
         hidden, last = nn.Linear(dim, dim), nn.Linear(dim, out)
         for layer in (hidden, last):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)

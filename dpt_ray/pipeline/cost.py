@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpt_ray.config import Config, ConfigError
-from dpt_ray.config.sections import Pretrain
+from dpt_ray.config.sections import Pretrain, SelfSupervised
 from dpt_ray.pipeline.flow import sweep_settings
 from dpt_ray.pipeline.speed import FitShape, Rates
 from dpt_ray.stages.inception_statistics import KEPT_FEATURES, PART
@@ -85,7 +85,7 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     features = _Encoder.of(config)
     found = {}
     if config.pretrain and config.encoder.kind == "pretrain":
-        found["encoder"] = _pretraining(config.pretrain, train, features.conv, views=2)
+        found["encoder"] = _pretraining(config.pretrain, train, features.conv, _views(config.pretrain))
     found["features"] = features.cost(everything)
     found["moments"] = _times(train, moment_bytes, conv=variants * encode)
     if config.ladder:
@@ -200,7 +200,16 @@ def _ladder(
     return {name: cost for name, cost in found.items() if name in shown}
 
 
-def _pretraining(section: Pretrain, rows: int | None, forward: float | None, views: int) -> Cost:
+def _views(section: SelfSupervised) -> float:
+    """Return the encoder's passes, forward and backward, for each image."""
+    if section.objective == "simclr":
+        return 2
+    from dpt_ray.learners.msn import passes
+
+    return passes(masked=section.patch_size is not None)
+
+
+def _pretraining(section: Pretrain, rows: int | None, forward: float | None, views: float) -> Cost:
     assert forward is not None  # known: the network was built here
     return Cost(rows, conv=3 * views * forward * section.steps * section.batch_size)
 

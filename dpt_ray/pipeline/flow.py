@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from dpt_ray.config import Config, ConfigError, to_yaml
 from dpt_ray.config.hashing import Settings
@@ -103,7 +102,7 @@ class _Run:
             self.add("inception", Inception, {}, InceptionSettings(inception=config.evaluate.inception))
         if config.encoder.kind == "pretrain":
             assert config.pretrain is not None  # checked by Config
-            self.pretrain("encoder", config.pretrain, "simclr")
+            self.pretrain("encoder", config.pretrain, config.pretrain.objective)
         else:
             self.add("encoder", ImportedEncoder, {}, _encoder_settings(config))
 
@@ -262,14 +261,16 @@ class _Run:
         metrics = MetricSettings(reference=asked.reference, resize=asked.resize, labels=asked.labels)
         self.add("image_metrics", ImageMetrics, {"inception": inception, **found}, metrics)
 
-    def pretrain(self, name: str, section: Pretrain, objective: Literal["simclr", "supervised"]) -> Node:
+    def pretrain(self, name: str, section: Pretrain, objective: str) -> Node:
         """Add the training of an encoder on the run's own images."""
         size = self.config.data.image_size
         if section.patch_size:
             _check_network(
                 f"{'pretrain' if name == 'encoder' else 'evaluate.referee'}.network", section, size
             )
-        settings = PretrainSettings(**section.model_dump(), objective=objective, image_size=size)
+        settings = PretrainSettings(
+            **section.model_dump(include=set(Pretrain.model_fields)), objective=objective, image_size=size
+        )
         return self.add(name, PretrainedEncoder, {"index": self.nodes["index"]}, settings)
 
     def features(self, name: str, images: Node, encoder: Node) -> Node:

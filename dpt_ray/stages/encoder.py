@@ -1,6 +1,6 @@
 """pretrain: an encoder trained on the run's own images, and the referee that only measures.
 
-The encoder (objective "simclr") is trained on the training images without labels. The referee
+The encoder (objective "simclr" or "msn") is trained on the training images without labels. The referee
 ("supervised") is trained on their true labels; only the evaluation reads its features.
 """
 
@@ -94,6 +94,7 @@ def train(task: Task[PretrainSettings], worker: Worker) -> None:
         len(pixels),
         objective.unit,
         flops_per_image=flops,
+        before_step=objective.before_step,
     )
     ema = training.fit(task, worker, workload)
     if ema is not None:

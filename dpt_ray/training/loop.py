@@ -165,6 +165,7 @@ class _Run:
         """Take one step on a batch; `waited` is the seconds spent waiting for it."""
         settings = self.settings
         batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
+        self.workload.before_step(step)
         loss = self._accumulate_gradients(step, batch)
         lr = learning_rate(
             step, settings.learning_rate, settings.warmup_steps, settings.steps, settings.lr_schedule

@@ -25,7 +25,8 @@ class Workload:
 
     `load_batch(rows, step)` returns this worker's tensors on the CPU, first dimension len(rows); it runs
     in a background thread, one step ahead. `step_fn(model, batch, random)` returns the mean loss over
-    exactly the positions random.lo..random.hi. The rows of a step are `order(step)`, by default those of
+    exactly the positions random.lo..random.hi. `before_step(step)` is called before each step, from 0, on
+    every worker. The rows of a step are `order(step)`, by default those of
     the shuffle of all `n_rows`.
 
     The batch is shared out in groups of `unit` neighbouring positions (a multiple of 8), as equally as
@@ -43,6 +44,7 @@ class Workload:
     order: Order | None = None
     blocks: Sequence[nn.Module] = ()
     flops_per_image: float | None = None
+    before_step: Callable[[int], None] = lambda step: None
 
 
 @dataclass(frozen=True)
