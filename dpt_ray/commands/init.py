@@ -50,6 +50,8 @@ SMALL = """\
 # Small images: an encoder trained on them and a denoiser on pixels (see configs/digits.yaml).
 encoder: {{precision: auto}}
 pretrain:
+  network: {network}
+  augmentation: {augmentation}
   steps: {encoding.steps}  # {encoder_epochs:.3g} epochs
   batch_size: {encoding.batch_size}
   contrast_group: {encoding.batch_size}
@@ -73,6 +75,7 @@ diffusion:
   precision: auto
 generate: {{images_per_class: {images_per_class}, nfe: {nfe}}}
 retrain: {{images_per_class: {images_per_class}}}
+evaluate: {{augmentation: {augmentation}}}
 """
 
 LARGE = """\
@@ -261,6 +264,8 @@ def _small_text(recipe: Recipe, images: Images) -> str:
     text = SMALL.format(
         encoding=encoding,
         encoder_epochs=encoding.steps * encoding.batch_size / images.train,
+        network=images.network,
+        augmentation="photographs" if images.photographs else "digits",
         width=recipe.width,
         dim=DIM,
         model=_shape(recipe.denoiser),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpt_ray.config.sections import Denoiser
+from dpt_ray.config.sections import Denoiser, Pretrain
 from dpt_ray.pipeline.speed import Rates
 
 LARGEST_IN_PIXELS = 32  # side of an image; above it latents and published weights are needed
@@ -48,6 +48,16 @@ class Images:
     side: int
     channels: int
     classes: int
+
+    @property
+    def photographs(self) -> bool:
+        """Whether they are taken for photographs: in colour, and not tiny."""
+        return self.channels == 3 and self.side >= 16
+
+    @property
+    def network(self) -> str:
+        """The encoder's network."""
+        return "resnet" if self.photographs else "small_conv"
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ def lengths(images: Images, seconds: float, rates: Rates, width: int, denoiser: 
     return Recipe(
         width,
         denoiser,
-        _training(encoded, images.train, 4e-3 if width <= 32 else 2e-3),
+        _training(encoded, images.train, 2e-3 if width > 32 or images.photographs else 4e-3),
         _training(denoised, images.train, 1e-3 if denoiser.dim <= 256 else 5e-4),
         per_class,
     )
@@ -154,10 +164,13 @@ def _denoised(images: Images, denoiser: Denoiser, seconds: float, rates: Rates) 
 def _encoder_flops(images: Images, width: int) -> float:
     import torch
 
-    from dpt_ray.models.conv import SmallConvNet
+    from dpt_ray.models.own_networks import own_network
     from dpt_ray.training.throughput import forward_flops
 
-    network = SmallConvNet(images.channels, width, DIM)
+    section = Pretrain(
+        network=images.network, width=width, dim=DIM, steps=1, batch_size=128, learning_rate=1.0
+    )
+    network, _ = own_network(section, images.channels, images.side)
     return forward_flops(network, torch.empty(1, images.channels, images.side, images.side))
 
 

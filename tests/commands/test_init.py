@@ -52,6 +52,8 @@ def test_a_folder_for_each_class_gives_a_run_that_passes_its_first_stages(classe
     config = load_config(path, [f"output={classes}/out"])
     assert (config.name, config.data.source, config.data.image_size) == ("my-flowers", "folder", 16)
     assert (config.data.validation, config.data.test) == (3, 3)  # a tenth of the other 36
+    assert (config.pretrain.network, config.pretrain.augmentation) == ("resnet", "photographs")
+    assert config.evaluate.augmentation == "photographs"
     assert str(found) == "40 train images as folder; 4 labels of 2 classes; 16 pixels, RGB"
     assert f"`dpt init`: {found}" in path.read_text()
     assert make(config, "labels") == ["index", "labels"]
@@ -63,7 +65,10 @@ def test_grey_images_stay_grey_unless_published_weights_want_colour(tmp_path, si
         draw(tmp_path / "images" / f"{number}.png", side, "L")
     (tmp_path / "labels.csv").write_text("id,label\n0,tulip\n1,rose\n")
     path, found, _ = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
-    assert (found.mode, load_config(path).data.mode) == ("L", mode)
+    config = load_config(path)
+    assert (found.mode, config.data.mode) == ("L", mode)
+    if mode == "L":
+        assert (config.pretrain.network, config.pretrain.augmentation) == ("small_conv", "digits")
 
 
 def test_without_class_folders_the_list_names_the_classes(tmp_path):
