@@ -58,7 +58,7 @@ def vision_transformer(
     """
     import timm  # slow to import, and unused by the other networks
 
-    seed = int(torch.randint(1 << 62, (), generator=generator))
+    seed = int(torch.randint(1 << 62, (), generator=generator, device="cpu"))
     with torch.random.fork_rng(devices=[]):  # timm draws from the global generator
         torch.manual_seed(seed)
         try:
