@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SECONDS = 0.1  # target of one measured step; on a busy machine short steps are less disturbed
 ALL_SECONDS, STEPS = 1.0, 10  # measured per network, at most, with all threads and with one
-GUESS = {"cpu": 30e9, "cuda": 30e12}  # FLOP/s that the size of the first step is chosen by
+GUESS = {"cpu": 120e9, "cuda": 30e12, "fit": 30e9}  # FLOP/s that the size of the first step is chosen by
 LARGEST_SIDE = 32  # of the images for a convolutional network
 SHALLOW = 2  # depth of the measured transformer, whose layers are alike
 
@@ -131,7 +131,7 @@ def measure_fit(shape: FitShape, threads: int) -> float:
     from dpt_ray.learners.linear_probe import problem_of
 
     per_row = 4 * shape.dim * shape.classes
-    rows = max(1, min(shape.rows, int(SECONDS * GUESS["cpu"] / per_row)))
+    rows = max(1, min(shape.rows, int(SECONDS * GUESS["fit"] / per_row)))
     features = torch.rand(rows, shape.dim, generator=torch.Generator().manual_seed(0)).numpy()
     labels = torch.arange(rows).remainder(shape.classes).numpy()
     problem = problem_of([Rows(features, labels)], shape.classes, 0.0025, torch.device("cpu"))

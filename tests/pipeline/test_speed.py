@@ -30,7 +30,7 @@ def test_the_rate_of_fits_is_measured_on_no_more_rows_than_there_are(monkeypatch
     monkeypatch.setattr(speed, "_fastest", one_second)
     assert measure_fit(FitShape(1290, 64, 10), threads=1) == 1290 * 4 * 64 * 10
     large = measure_fit(FitShape(1_281_167, 768, 1000), threads=1)
-    assert 0.9 * speed.SECONDS * speed.GUESS["cpu"] < large <= speed.SECONDS * speed.GUESS["cpu"]
+    assert 0.9 * speed.SECONDS * speed.GUESS["fit"] < large <= speed.SECONDS * speed.GUESS["fit"]
     # At W = 0 every class is as likely: the loss is log C.
     assert [float(value) for value, _ in passes] == pytest.approx([math.log(10), math.log(1000)])
 
