@@ -7,7 +7,8 @@ from dpt_ray.config.sections import SampleSettings
 from dpt_ray.data.crops import Crop
 from dpt_ray.models.autoencoder import open_autoencoder
 from dpt_ray.models.conv import SmallConvNet
-from dpt_ray.models.encoder import conv_encoder, save_encoder
+from dpt_ray.models.encoder import Encoder, save_encoder
+from dpt_ray.models.own_networks import conv_spec
 from dpt_ray.stages.extract import ExtractUnit, Output
 from dpt_ray.stages.samples import GenerateUnit, Sampler
 from dpt_ray.store.artifact import Store
@@ -26,7 +27,8 @@ def compiled(monkeypatch):
 @pytest.mark.parametrize("asked", [False, True])
 def test_extraction_compiles_the_encoder_and_the_autoencoder(tmp_path, compiled, asked):
     crop = Crop("adm", 32)
-    save_encoder(tmp_path / "encoder", conv_encoder(SmallConvNet(3, 8, 8), crop))
+    network = SmallConvNet(3, 8, 8)
+    save_encoder(tmp_path / "encoder", Encoder(network, conv_spec(network, crop)))
     open_autoencoder("kl", GOLDEN / "autoencoder_kl.pth", size=32).save(tmp_path / "vae")
     store = Store(str(tmp_path))
     features = Output("f", store.artifact("features", "x"), f"{tmp_path}/encoder", crop, True, "float32", 0.0)
