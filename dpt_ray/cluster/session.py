@@ -44,7 +44,7 @@ def connect(compute: Compute) -> float:
     if ray.is_initialized():
         return 0.0
     started = time.perf_counter()
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ["RAY_ADDRESS"] if joins_another() else None
     local: dict[str, int | bool | None] = (
         {} if address else {"num_cpus": compute.cpus, "include_dashboard": False}
     )
@@ -60,6 +60,11 @@ def connect(compute: Compute) -> float:
     if note := unused_gpus(compute, sum(node.get("GPU", 0.0) for node in _nodes())):
         Console(stderr=True).print(note, highlight=False, soft_wrap=True)
     return time.perf_counter() - started
+
+
+def joins_another() -> bool:
+    """Return whether runs of this process join a cluster that was there before."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def readers(compute: Compute) -> int:

@@ -13,11 +13,11 @@ from rich.table import Column, Table
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.engine.execute import execute
 from dpt_ray.engine.progress import Display, duration
-from dpt_ray.models.precision import resolve_precisions
-from dpt_ray.pipeline.cost import FIT_PASSES, Cost, costs, fit_shape, total, total_seconds
+from dpt_ray.pipeline.cost import FIT_PASSES, Cost, costs, total, total_seconds
 from dpt_ray.pipeline.flow import flow
-from dpt_ray.pipeline.speed import Rates, machine_rates, training_threads
+from dpt_ray.pipeline.speed import Rates, training_threads
 from dpt_ray.pipeline.status import status
+from dpt_ray.pipeline.time_left import rates_for
 from dpt_ray.store.artifact import Store
 from dpt_ray.store.records import Manifest
 
@@ -62,8 +62,7 @@ def _cost_table(
     missing = {name: cost for name, cost in found.items() if name not in done}
     rates = None
     if any(cost.flops for cost in missing.values()):
-        shape = fit_shape(config, images, classes) if "sweep" in missing else None
-        rates = machine_rates(resolve_precisions(config), training_threads(config), shape)
+        rates = rates_for(config, images, classes, missing)
     table = Table("computed cost", *(Column(name, justify="right") for name in COLUMNS))
     for name, cost in found.items():
         here = "done" if name in done else _here(cost, rates)

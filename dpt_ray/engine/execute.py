@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 
 from dpt_ray.config import ConfigError
@@ -80,14 +81,17 @@ def execute(
     display: Display,
     checks: Mapping[str, Callable[[Artifact], None]],
     room: Callable[[Node], float] = lambda node: 0.0,
+    left: Callable[[Sequence[Node]], float | None] = lambda nodes: None,
 ) -> Outcome:
     """Publish the targets and everything they need. Raises StageError naming the stage that failed.
 
     `checks`, by node name, are called with the artifact before any later step starts. Before a node is
-    made, `room(node)` bytes must be free on the disk of a local store.
+    made, `room(node)` bytes must be free on the disk of a local store. `left(nodes)` is the expected seconds
+    of nodes, None where they are not known: told before the first long stage, and after each.
     """
     outcome, plan = Outcome(), steps(targets)
     now = datetime.now(UTC).isoformat(timespec="seconds")
+    to_do = [node for step in plan for node in step.nodes if not node.artifact(store).published]
     for number, step in enumerate(plan, 1):
         missing = [node for node in step.nodes if not node.artifact(store).published]
         outcome.reused += [node.name for node in step.nodes if node not in missing]
@@ -95,7 +99,10 @@ def execute(
             display.reused(number, len(plan), step.name)
             _check(step, store, checks)
             continue
-        with display.step(number, len(plan), step.name) as progress, ExitStack() as leases:
+        display.expect(left(to_do))
+        to_do = [node for node in to_do if node not in step.nodes]
+        remaining = partial(left, to_do)
+        with display.step(number, len(plan), step.name, remaining) as progress, ExitStack() as leases:
             for node in sorted(missing, key=lambda node: node.digest):  # a fixed order avoids deadlocks
                 leases.enter_context(Lease(node.artifact(store), display.waiting))
             missing = [node for node in missing if not node.artifact(store).published]

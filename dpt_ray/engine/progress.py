@@ -136,6 +136,13 @@ class Display:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._told_to_wait = False
+        self._expected = False
+
+    def expect(self, seconds: float | None) -> None:
+        """Print once how long a run will take, if that is known; None is not."""
+        if seconds is not None and not self._expected:
+            self._line(f"about {duration(seconds)} on this machine, computed as `dpt plan` does")
+            self._expected = True
 
     def reused(self, number: int, total: int, name: str) -> None:
         """Print that a step's artifacts are already published."""
@@ -150,8 +157,13 @@ class Display:
         self._told_to_wait = True
 
     @contextmanager
-    def step(self, number: int, total: int, name: str) -> Iterator[Report]:
-        """Show a step while it runs; yield the function that reports its progress."""
+    def step(
+        self, number: int, total: int, name: str, left: Callable[[], float | None] = lambda: None
+    ) -> Iterator[Report]:
+        """Show a step while it runs; yield the function that reports its progress.
+
+        `left()` is asked at the end for the seconds that all later steps will take; None is not known.
+        """
         started = time.monotonic()
         self._told_to_wait = False
         is_terminal = self.console.is_terminal
@@ -179,7 +191,9 @@ class Display:
         with live, nullcontext() if is_terminal else _repeating(line, LINE_EVERY):
             yield report
         seconds = time.monotonic() - started
-        self._line(f"[{number}/{total}] {name}: {seconds:.1f} s")
+        later = left() if seconds >= LINE_EVERY else None
+        more = f"; about {duration(later)} left for all that follows" if later else ""
+        self._line(f"[{number}/{total}] {name}: {seconds:.1f} s{more}")
 
     def _line(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

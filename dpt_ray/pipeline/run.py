@@ -16,6 +16,7 @@ from dpt_ray.pipeline.cost import Cost, costs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.output import open_store
 from dpt_ray.pipeline.run_folder import PLANNED, link, node_references
+from dpt_ray.pipeline.time_left import TimeLeft
 from dpt_ray.stages.rung import check_ladder
 from dpt_ray.stages.sweep import check_choice
 from dpt_ray.store.artifact import Store
@@ -49,7 +50,8 @@ def run(config: Config, display: Display, targets: Sequence[str] = ("report",)) 
     # From here on every artifact of this run counts as used, even if the run fails.
     store.run_folder(config.name).write_json(PLANNED, node_references(nodes))
     to_write = partial(_bytes_to_write, config, nodes, store)
-    outcome = execute(wanted, store, config.compute, display, checks, to_write)
+    left = TimeLeft(config, nodes["index"], store)
+    outcome = execute(wanted, store, config.compute, display, checks, to_write, left)
     link(config, nodes, store)
     return outcome, store
 
