@@ -20,6 +20,7 @@ from dpt_ray.report.study_page import (
     Choice,
     Comparison,
     Distances,
+    LadderRow,
     Row,
     StudyPage,
     Table,
@@ -33,6 +34,7 @@ DPT = ("dpt", "dpt_paper")
 OTHERS = tuple(method for method in METHODS if method not in DPT)
 TITLES = {"dpt": "DPT, chosen on validation", "dpt_paper": "DPT, the paper's setting"}
 PER_CLASS = "labels per class"
+BALANCED = "balanced_self_training"
 
 # The columns that the rows of a table of distances usually have in common.
 Compared = Literal["n_generated", "n_reference", "reference", "extractor", "resize"]
@@ -142,6 +144,7 @@ def table(study: Study, summary: StudyResult, name: str, sweep: Sweep | None) ->
             draws=study.draws,
             choice=_choice(results, sweep),
             accuracies=_accuracies(results),
+            ladder=tuple(_ladder(results)),
             test_errors=tuple(_test_error(results, per_class) for per_class in study.labels_per_class),
             tested_gain=tested and (METHODS[tested[0]].short, METHODS[tested[1]].short),
             gains=tuple(_comparison(results, method) for method in DPT if method in results.methods),
@@ -166,6 +169,22 @@ def _accuracies(results: Results) -> Table:
         values = results.accuracies(per_class)
         rows.append(Row(str(per_class), tuple(spread(values[method]) for method in results.methods)))
     return Table((PER_CLASS, *(METHODS[method].short for method in results.methods)), tuple(rows))
+
+
+def _ladder(results: Results) -> list[LadderRow]:
+    """Return every method at each number of labels beside the free control; none without the control."""
+    if BALANCED not in results.methods:
+        return []
+    rows = []
+    for per_class in results.study.labels_per_class:
+        values = results.accuracies(per_class)
+        for method in results.methods:
+            over = [
+                None if method == other else spread(values[method], values[other])
+                for other in ("probe", BALANCED)
+            ]
+            rows.append(LadderRow(per_class, METHODS[method].short, spread(values[method]), *over))
+    return rows
 
 
 def _test_error(results: Results, per_class: int) -> TestError:
@@ -267,17 +286,24 @@ def _variant(results: Results, per_class: int, variant: str) -> VariantRow:
 
 
 def figure(study: Study, stored: Mapping[str, StudyRun], base: Config, name: str) -> bytes:
-    """Return the README's figure (PNG): accuracies with standard errors, and real and generated images."""
+    """Return the README's figure (PNG): accuracies with standard errors, and real and generated images.
+
+    With a ladder it has the gains over the probe instead.
+    """
     from dpt_ray.pipeline.flow import flow
-    from dpt_ray.report.study_figure import StudyPoint, study_figure
+    from dpt_ray.report.study_figure import Baseline, StudyPoint, study_figure
     from dpt_ray.stages.report import picture_rows
 
     results = Results.read(study, name, stored)
-    points = []
+    points, probe = [], {}
+    over_probe = BALANCED in results.methods
     for per_class in study.labels_per_class:
-        for method, values in results.accuracies(per_class).items():
-            found = spread(values)
-            points.append(StudyPoint(per_class, METHODS[method].short, found.mean, found.stderr))
+        accuracies = results.accuracies(per_class)
+        probe[per_class] = fmean(accuracies["probe"].values())
+        for method, values in accuracies.items():
+            if not over_probe or method != "probe":
+                found = spread(values, accuracies["probe"] if over_probe else None)
+                points.append(StudyPoint(per_class, METHODS[method].short, found.mean, found.stderr))
     store, nodes = open_store(base), flow(base)
     pictures = picture_rows(nodes["index"].artifact(store), nodes["samples"].artifact(store), 4)
-    return study_figure(points, pictures[:10])
+    return study_figure(points, pictures[:10], Baseline("probe", probe) if over_probe else None)

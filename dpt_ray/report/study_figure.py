@@ -1,9 +1,9 @@
-"""The README's figure: accuracy against labels per class, beside real and generated images."""
+"""The README's figure: accuracies or gains by labels per class, beside real and generated images."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ FIGURE_STYLE = STYLE | {"figure.facecolor": "white", "savefig.facecolor": "white
 
 @dataclass(frozen=True)
 class StudyPoint:
-    """Mean test accuracy (a fraction) over the runs of one method, with its standard error if known."""
+    """Mean test accuracy or gain (fractions) of a method over its runs, with its standard error."""
 
     labels_per_class: int
     method: str
@@ -34,10 +34,22 @@ class StudyPoint:
     stderr: float | None
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """The method that gains are over: its name, and its accuracy (a fraction) by labels per class."""
+
+    name: str
+    accuracy: Mapping[int, float]
+
+
 @matplotlib.rc_context(FIGURE_STYLE)
-def study_figure(points: Sequence[StudyPoint], rows: Sequence[GridRow]) -> bytes:
+def study_figure(
+    points: Sequence[StudyPoint], rows: Sequence[GridRow], baseline: Baseline | None = None
+) -> bytes:
     """Return a PNG, 2000 x 880: left the accuracies, right a row of images for each class.
 
+    With a `baseline` the points are gains over it, which are paired: their errors are smaller than those of
+    accuracies, most of which all methods share.
     Methods keep the order in which they appear. Images are magnified or shrunk to what room there is
     beside a plot no narrower than high. Raises ValueError for images of different sizes.
     """
@@ -55,7 +67,7 @@ def study_figure(points: Sequence[StudyPoint], rows: Sequence[GridRow]) -> bytes
     strip_left = WIDTH - MARGIN - strip.width
     plot_width = strip_left - NAMES - MARGIN - PLOT_LEFT
     figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI)
-    _accuracies(_axes(figure, PLOT_LEFT, HEADING, plot_width, plot_height), points)
+    _points(_axes(figure, PLOT_LEFT, HEADING, plot_width, plot_height), points, baseline)
     _pictures(_axes(figure, strip_left, HEADING, strip.width, strip.height), strip, rows)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -76,12 +88,13 @@ def _within(side: int, image: Pixels) -> Pixels:
     return np.asarray(picture).reshape(picture.height, picture.width, -1)
 
 
-def _accuracies(axes: Axes, points: Sequence[StudyPoint]) -> None:
+def _points(axes: Axes, points: Sequence[StudyPoint], baseline: Baseline | None) -> None:
     methods = list(dict.fromkeys(point.method for point in points))
     groups = sorted({point.labels_per_class for point in points})
+    apart = min(0.16, 0.84 / len(methods))
     for m, method in enumerate(methods):
         mine = [point for point in points if point.method == method]
-        shift = 0.16 * (m - (len(methods) - 1) / 2)
+        shift = apart * (m - (len(methods) - 1) / 2)
         axes.errorbar(
             [groups.index(point.labels_per_class) + shift for point in mine],
             [100 * point.mean for point in mine],
@@ -94,17 +107,25 @@ def _accuracies(axes: Axes, points: Sequence[StudyPoint]) -> None:
             elinewidth=1.6,
             capsize=4,
         )
-    axes.set_xticks(range(len(groups)), [str(group) for group in groups])
+    names = [str(group) for group in groups]
+    if baseline:
+        names = [f"{group}  ({baseline.name} {100 * baseline.accuracy[group]:.1f} %)" for group in groups]
+        axes.axhline(0, color=INK, linewidth=1)
+    axes.set_xticks(range(len(groups)), names)
     axes.set_xlim(-0.5, len(groups) - 0.5)
     for border in np.arange(0.5, len(groups) - 1):
         axes.axvline(border, color=axes.xaxis.get_gridlines()[0].get_color(), linewidth=0.8)
     axes.grid(axis="y")
     axes.tick_params(axis="x", length=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:+g}" if baseline else f"{value:.0f} %")
+    )
     axes.set_xlabel("labels per class")
     errors = any(point.stderr is not None for point in points)
-    axes.set_title("Test accuracy" + (" (mean ± standard error)" if errors else ""), pad=14 * 72 / DPI)
-    axes.legend(loc="upper left", bbox_to_anchor=(-0.03, -0.16), ncols=2, columnspacing=1.5)
+    what = f"Points gained over the {baseline.name}" if baseline else "Test accuracy"
+    axes.set_title(what + (" (mean ± standard error)" if errors else ""), pad=14 * 72 / DPI)
+    columns = 2 if len(methods) <= 6 else 3
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.03, -0.16), ncols=columns, columnspacing=1.5)
 
 
 def _pictures(axes: Axes, strip: Image.Image, rows: Sequence[GridRow]) -> None:

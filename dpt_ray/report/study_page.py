@@ -81,6 +81,17 @@ class VariantRow:
 
 
 @dataclass(frozen=True)
+class LadderRow:
+    """A method at one number of labels, with its paired gains over the probe and balanced self-training."""
+
+    per_class: int
+    method: str
+    top1: PairedGain
+    over_probe: PairedGain | None
+    over_balanced: PairedGain | None
+
+
+@dataclass(frozen=True)
 class StudyPage:
     """All that the page shows. Accuracies and gains are fractions; the page has them in points."""
 
@@ -93,6 +104,7 @@ class StudyPage:
     draws: int
     choice: Choice | None
     accuracies: Table
+    ladder: tuple[LadderRow, ...]
     test_errors: tuple[TestError, ...]
     tested_gain: tuple[str, str] | None
     gains: tuple[Comparison, ...]

@@ -197,6 +197,23 @@ def test_the_columns_are_the_methods_that_there_are(accuracies, header, gains):
     assert gains in text if gains else "Paired gains" not in text
 
 
+def test_a_ladder_has_every_method_beside_the_probe_and_the_free_control():
+    study = Study(labels_per_class=(1, 4), encoder_seeds=(0,), draws=2)
+    runs = {
+        run_name("s", n, 0, draw): result(
+            {"probe": 0.3 + draw / 10, "balanced_self_training": 0.36, "propagation": 0.4 + n / 100}
+        )
+        for n in (1, 4)
+        for draw in (0, 1)
+    }
+    found = rows(page(study, runs))
+    # The probe has 0.30 and 0.40, propagation 0.44 at 4 labels, by draw 0.14 and 0.04 above it.
+    assert found["4", "probe"] == ["35.00 ± 5.00", "", "-1.00 ± 5.00 (1/2)"]
+    assert found["4", "propagation"] == ["44.00 ± 0.00", "+9.00 ± 5.00 (2/2)", "+8.00 ± 0.00 (2/2)"]
+    assert found["1", "balanced self-training"] == ["36.00 ± 0.00", "+1.00 ± 5.00 (1/2)", ""]
+    assert "The ladder" not in page(Study(labels_per_class=(1,), encoder_seeds=(0, 5), draws=2), made_up())
+
+
 def test_distances_in_the_features_of_different_encoders_are_not_averaged():
     study = Study(labels_per_class=(1,), encoder_seeds=(0, 5), draws=1)
 

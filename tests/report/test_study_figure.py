@@ -4,11 +4,12 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dpt_ray.report.page import GridRow
 from dpt_ray.report.pictures import grid_png
-from dpt_ray.report.study_figure import StudyPoint, study_figure
+from dpt_ray.report.study_figure import Baseline, StudyPoint, study_figure
 from tests.helpers.digit_rows import digit_rows
 
 
@@ -47,3 +48,15 @@ def test_study_figure_fits_pictures_of_any_size_beside_the_plot(
     assert (figure[80 + 6 : 80 + 6 + shown, left + 6 : left + 6 + shown] == 0).all()
     below = 80 + classes * (shown + 6) + 6
     assert (figure[below:, left:] == 255).all() and (figure[:, -40:] == 255).all()
+
+
+def test_gains_are_drawn_around_zero_with_the_baseline_named(monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.axes[0]))
+    study_figure(study_points(), digit_rows(4), Baseline("probe", {1: 0.335, 2: 0.48, 5: 0.63}))
+    axes = drawn[0]
+    assert axes.get_title(loc="left").startswith("Points gained over the probe")
+    assert next(label.get_text() for label in axes.get_xticklabels()) == "1  (probe 33.5 %)"
+    label = axes.yaxis.get_major_formatter()
+    assert (label(2.0, 0), label(-0.5, 0)) == ("+2", "-0.5")
+    assert any(list(line.get_ydata()) == [0, 0] for line in axes.lines)
