@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 
 from dpt_ray.cluster import session as cluster
-from dpt_ray.config import Config
+from dpt_ray.config import Config, ConfigError
 from dpt_ray.engine.node import Node
 from dpt_ray.models.precision import resolve_precisions
 from dpt_ray.pipeline.cost import Cost, costs, fit_shape, total, total_seconds
@@ -64,7 +65,9 @@ class TimeLeft:
         for unit in self._index.manifest["units"]:
             images[unit["split"]] += unit["rows"]
         classes = self._index.manifest["classes"]
-        found = costs(self._config, images, classes)
+        found: dict[str, Cost] = {}
+        with suppress(ConfigError):  # sizes that do not fit: told by the stage that finds it, or by the plan
+            found = costs(self._config, images, classes)
         self._missing = {name: cost for name, cost in found.items() if name in names}
         operations = total(self._missing)
         networks = (operations.conv or 0.0) + (operations.transformer or 0.0)
