@@ -163,6 +163,30 @@ def init(
 
 
 @app.command()
+def suggest(
+    config: ConfigPath,
+    images: Annotated[int, typer.Argument(help="How many images to label.", min=1, metavar="N")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The folder to write to_label.csv and to_label.html to.")] = Path(
+        "to_label"
+    ),
+    given: Annotated[
+        str | None,
+        typer.Option(help="A label list of images to pass over; by default labels.file, where it exists."),
+    ] = None,
+) -> None:
+    """Choose the N images that are worth labelling, and write a page to label them on in a browser.
+
+    They are the most central ones of clusters of the run's features, which are made first where they are
+    missing. No label has to exist yet. The page saves labels.csv, which labels.file takes.
+    """
+    from dpt_ray.commands.suggest import suggest_images
+
+    suggested = suggest_images(load_config(config, overrides or ()), images, out, given)
+    _print(str(suggested).replace("CONFIG", str(config)))
+
+
+@app.command()
 def export(
     config: ConfigPath,
     format: Annotated[str, typer.Argument(help="webdataset, imagefolder or npz (ADM's).")],

@@ -30,7 +30,7 @@ COMMANDS = [command.name or command.callback.__name__ for command in app.registe
 
 
 def test_there_is_a_command_for_each_part_of_the_flow():
-    designed = {"run", "init", "plan", "status", "study", "predict", "export", "list", "remove"}
+    designed = {"run", "init", "plan", "status", "study", "suggest", "predict", "export", "list", "remove"}
     assert designed | set(STAGES) <= set(COMMANDS)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from dpt_ray.config import Config, ConfigError
@@ -19,15 +19,23 @@ from dpt_ray.pipeline.run_folder import PLANNED, link, node_references
 from dpt_ray.pipeline.time_left import TimeLeft
 from dpt_ray.stages.rung import check_ladder
 from dpt_ray.stages.sweep import check_choice
-from dpt_ray.store.artifact import Store
+from dpt_ray.store.artifact import Artifact, Store
 
 # The minimum share of the bytes in cost.py that is written: a PNG of a photograph has about half of the
 # bytes of its pixels.
 SIZED = {"features": 1.0, "moments": 1.0, "samples": 0.5, "sample_features": 1.0}
 
 
-def run(config: Config, display: Display, targets: Sequence[str] = ("report",)) -> tuple[Outcome, Store]:
-    """Make the missing nodes for `targets` (node names) and link the results in the run's folder."""
+def run(
+    config: Config,
+    display: Display,
+    targets: Sequence[str] = ("report",),
+    check_index: Callable[[Artifact], None] | None = None,
+) -> tuple[Outcome, Store]:
+    """Make the missing nodes for `targets` (node names) and link the results in the run's folder.
+
+    `check_index` is called with the index before any later stage starts.
+    """
     store = open_store(config)
     if note := emulation_note(config):
         display.console.print(note, highlight=False, soft_wrap=True)
@@ -39,7 +47,7 @@ def run(config: Config, display: Display, targets: Sequence[str] = ("report",)) 
         if nodes[name].missing:
             raise ConfigError(nodes[name].missing)
     wanted = [nodes[name] for name in targets]
-    required, checks = needed(wanted), {}
+    required, checks = needed(wanted), {"index": check_index} if check_index else {}
     if nodes["labels"] in required:  # report a bad label list before any work
         wanted = [nodes["labels"], *wanted]
     if "sweep" in nodes and nodes["sweep"] in required:  # and missing validation images

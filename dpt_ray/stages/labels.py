@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pyarrow.parquet as pq
 
 from dpt_ray.config import ConfigError
 from dpt_ray.config.sections import Labels as LabelSettings
-from dpt_ray.data.labels import draw_labels, read_label_list
+from dpt_ray.data.labels import class_names, draw_labels, read_label_list
 from dpt_ray.data.rows import LABELS_FILE
 from dpt_ray.data.units import read_index
 from dpt_ray.engine.node import Stage, Task, one_of, reads
@@ -26,6 +28,11 @@ class Labels(Stage[LabelSettings]):
         labels = task.settings
         index, classes = read_index(task.inputs["index"]), task.inputs["index"].read_json("classes.json")
         try:
+            if labels.file and labels.format == "csv" and not classes:
+                names = json.dumps(class_names(labels.file), ensure_ascii=False)
+                raise ValueError(
+                    f"the images come without classes: name the list's with data.classes={names}"
+                )
             if labels.file:
                 table = read_label_list(labels.file, labels.format, index, classes)
             else:

@@ -55,6 +55,8 @@ def line(command, config=None, *overrides):
     }
     if command in more:
         return [command, config, *more[command], *(f"--set={override}" for override in overrides)]
+    if command == "suggest":
+        return [command, config, "4", *overrides, "--out", "chosen"]
     return [command, config, *overrides]
 
 
@@ -164,6 +166,11 @@ def bad_labels(request, place):
 @pytest.mark.parametrize("command", ["run", "index", "generate", "report"])
 def test_a_bad_label_list_is_refused_before_any_work_but_the_index(refused, command, bad_labels):
     refused(line(command, None, *FLOWERS), bad_labels, made=("index",))
+
+
+def test_images_to_label_are_not_chosen_beside_a_bad_label_list(refused, place, bad_labels):
+    more = [] if (place / "few.csv").exists() else ["--given", "few.csv"]  # without labels.file it is fine
+    refused([*line("suggest", None, *FLOWERS), *more], bad_labels, made=("index",))
 
 
 @pytest.mark.parametrize("command", ["run", "index", "pretrain"])
