@@ -111,8 +111,8 @@ def main() -> None:
     data = Set(real.features, train, test, len(real.classes), config.classifier.l2)
     about = (
         f"{machine('scikit-learn', 'numpy', 'torch')}. {len(train):,} training and {len(test):,} test "
-        f"images, {len(real.classes)} classes, {real.features.shape[1]} dimensions. Test top-1 of the probe (l2 "
-        f"{config.classifier.l2:g}), mean and standard error over repeats: seeds of k-means, or draws."
+        f"images, {len(real.classes)} classes, {real.features.shape[1]} dimensions. Test top-1 of the probe "
+        f"(l2 {config.classifier.l2:g}), mean and standard error over repeats: seeds of k-means, or draws."
     )
     text = (
         f"# Suggested labels, {config.name}, {datetime.now(UTC):%Y-%m-%d}\n\n"

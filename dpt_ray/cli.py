@@ -146,7 +146,10 @@ def predict(
 @app.command()
 def init(
     uri: Annotated[str, typer.Argument(help="The folder or URI of the images, or a manifest of them.")],
-    labels: Annotated[str, typer.Option(help="The few labels: a CSV file of id,label.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(help="The few labels: a CSV file of id,label; leave it out before the first."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The file to write; by default the images' name and .yaml.")
     ] = None,
@@ -158,7 +161,10 @@ def init(
     from dpt_ray.commands.init import write_config
 
     path, found, time = write_config(uri, labels, out, minutes)
-    text = f"{found}\ntime: {time}\nwritten: {path}; read it, then `dpt plan {path}`"
+    then = "plan" if labels else "suggest"
+    text = (
+        f"{found}\ntime: {time}\nwritten: {path}; read it, then `dpt {then} {path}{'' if labels else ' 40'}`"
+    )
     _print(text)
 
 

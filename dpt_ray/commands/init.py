@@ -45,6 +45,7 @@ LOOKED_AT = 64  # number of images whose size is read
 SIDES = (8, 16, 32, 64, 128, 256)
 HELD_OUT = 1000  # maximum number of validation and of test images
 MINUTES = 60.0  # default time for small images
+NO_LABELS, CLASSES = "labels.csv", 10  # where nothing is labelled yet; the number is a guess
 
 SMALL = """\
 # Small images: an encoder trained on them and a denoiser on pixels (see configs/digits.yaml).
@@ -124,13 +125,13 @@ class Found:
 
 
 def write_config(
-    uri: str, labels: str, out: Path | None, minutes: float | None = None
+    uri: str, labels: str | None, out: Path | None, minutes: float | None = None
 ) -> tuple[Path, Found, str]:
     """Write a configuration for the images at `uri`; return its path, what was found and the run's time.
 
-    The run takes at most `minutes` on this machine, if possible: by default `MINUTES` for small images and
-    no limit for larger ones. Raises ConfigError where the file exists, or the images or the label list
-    cannot be used.
+    Without `labels` it names `NO_LABELS`, which need not exist for `dpt suggest`. The run takes at most
+    `minutes` on this machine, if possible: by default `MINUTES` for small images and no limit for larger
+    ones. Raises ConfigError where the file exists, or the images or the label list cannot be used.
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(uri.rstrip("/")).stem).strip("-._") or "images"
     path = out or Path(f"{name}.yaml")
@@ -142,7 +143,7 @@ def write_config(
         found = look(uri, labels)
     except Exception as error:  # each storage raises errors of its own
         raise ConfigError(f"init: {' '.join(str(error).split()) or type(error).__name__}") from error
-    start = _data(name, uri, labels, found, kept)
+    start = _data(name, uri, labels or NO_LABELS, found, kept)
     text, time = _fitted(start, found, minutes)
     head = (
         f"# A starting point, written by `dpt init`: {found}.\n"
@@ -150,7 +151,7 @@ def write_config(
         f"# Time:     {time}\n"
     )
     try:
-        if "keep_in_train" in start["data"]:
+        if labels and "keep_in_train" in start["data"]:
             kept.write_bytes(_content(labels))
         path.write_text(head + text, encoding="utf-8")
     except OSError as error:
@@ -164,15 +165,17 @@ def _content(uri: str) -> bytes:
     return bytes(fs.cat_file(path))
 
 
-def look(uri: str, labels: str) -> Found:
-    """Index the images, check the label list against them and read the sizes of some images."""
+def look(uri: str, labels: str | None) -> Found:
+    """Index the images, check the label list (if any) against them and read the sizes of some images."""
     source = _source(uri)
     index, classes = INDEXERS[source](uri)
+    side, mode = _size(index)
+    if not labels:
+        return Found(source, index, classes, False, 0, side, mode)
     named_by_list = not classes
     if named_by_list:
         classes = class_names(labels)
     listed = read_label_list(labels, "csv", index, classes)
-    side, mode = _size(index)
     return Found(source, index, classes, named_by_list, listed.num_rows, side, mode)
 
 
@@ -215,7 +218,7 @@ def _data(name: str, uri: str, labels: str, found: Found, kept: Path) -> dict[st
         data["classes"] = found.classes
     if held_out := _held_out(found):
         # A copy of the list: the split stays the same while the list of labels grows.
-        data |= {**held_out, "keep_in_train": [str(kept)]}
+        data |= {**held_out, **({"keep_in_train": [str(kept)]} if found.labelled else {})}
     return {"name": name, "output": "outputs", "data": data, "labels": {"file": labels}}
 
 
@@ -227,7 +230,9 @@ def _fitted(start: dict[str, Any], found: Found, minutes: float | None) -> tuple
         splits[split] += count
     splits["train"] -= sum(held_out.values())
     channels = 1 if start["data"]["mode"] == "L" else 3
-    images = Images(splits["train"], found.index.num_rows, found.side, channels, len(found.classes))
+    images = Images(
+        splits["train"], found.index.num_rows, found.side, channels, len(found.classes) or CLASSES
+    )
     data = yaml.safe_dump(start, sort_keys=False, allow_unicode=True)
     if found.side > LARGEST_IN_PIXELS:
         fit, minutes_asked = _large, minutes

@@ -2,8 +2,8 @@
 
 The rule is that of TypiClust (Hacohen et al. 2022, arXiv 2202.02794): as many clusters as there will be
 labels; those with the fewest labels come first, and of these the largest. It takes the densest image of a
-cluster, this the one that is closest to the centre, which was no worse and needs no neighbours
-(docs/labelling.md has the numbers).
+cluster, this the one that is closest to the centre, which needs no neighbours (docs/labelling.md compares
+the two).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 MOST_CLUSTERS = 500  # as in TypiClust: further images come from the same clusters
 SMALL_CLUSTER = 5  # images: outliers rather than a kind of image, taken last
-EXACT_ROWS = 100_000  # with more rows k-means sees a batch of them at a time
+EXACT = 5_000_000  # rows x clusters; above it k-means sees a batch of rows at a time
 BATCH_ROWS = 5000
 CHUNK_ROWS = 4096
 
@@ -22,8 +22,8 @@ def suggest(features: np.ndarray, count: int, given: np.ndarray, seed: int) -> n
     """Return the positions of the `count` images to label next, in the order of their use.
 
     `features` (n, dim) float32 are normalised rows, `given` the positions of the images that have a label.
-    The result depends on these and the seed alone. Beside the features it needs little memory: 4 x clusters
-    x (dim + BATCH_ROWS) bytes. Raises ValueError where fewer than `count` images have no label.
+    The result depends on these and the seed alone. k-means of at most `EXACT` copies the features; of more it
+    needs 4 x clusters x (dim + BATCH_ROWS) bytes beside them. Raises ValueError where fewer than `count` images have no label.
     """
     free = np.ones(len(features), bool)
     free[given] = False
@@ -46,7 +46,7 @@ def k_means(features: np.ndarray, clusters: int, seed: int) -> tuple[np.ndarray,
     """Return the cluster (n,) of each row and the centres (clusters, dim), by scikit-learn's k-means."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
-    if len(features) <= EXACT_ROWS:
+    if len(features) * clusters <= EXACT:
         method = KMeans(clusters, n_init=1, random_state=seed)
     else:
         method = MiniBatchKMeans(clusters, n_init=3, batch_size=BATCH_ROWS, random_state=seed)

@@ -59,6 +59,26 @@ def test_a_folder_for_each_class_gives_a_run_that_passes_its_first_stages(classe
     assert make(config, "labels") == ["index", "labels"]
 
 
+def test_before_the_first_label_the_configuration_serves_to_choose_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(5):
+        draw(tmp_path / "images" / f"{number}.png")
+    path, found, _ = write_config("images", None, None)
+    config = load_config(path, ["output=out"])
+    assert str(found) == "5 train images as folder; 0 labels of 0 classes; 16 pixels, RGB"
+    assert (config.labels.file, config.data.classes, config.data.keep_in_train) == ("labels.csv", (), ())
+    assert make(config, "index") == ["index"]
+    assert not flow(config)["features"].missing
+    assert "labels.csv" in flow(config)["classifier"].missing
+
+
+def test_true_classes_before_the_first_label_give_splits_without_a_list(classes):
+    path, _, _ = write_config(str(classes / "my flowers"), None, classes / "c.yaml")
+    data = load_config(path).data
+    assert (data.validation, data.test, data.keep_in_train) == (4, 4, ())
+    assert not (classes / "c.kept.csv").exists()
+
+
 @pytest.mark.parametrize(("side", "mode"), [(32, "L"), (64, "RGB")])
 def test_grey_images_stay_grey_unless_published_weights_want_colour(tmp_path, side, mode):
     for number in range(3):

@@ -60,9 +60,9 @@ def test_outliers_come_last(monkeypatch):
     assert sorted(suggest(features.copy(), 74, NONE, 0).tolist()) == list(range(74))
 
 
-@pytest.mark.parametrize("rows", [10, 10_000])
-def test_the_seed_decides_and_nothing_else(monkeypatch, rows):
-    monkeypatch.setattr(suggestion, "EXACT_ROWS", rows)
+@pytest.mark.parametrize("exact", [10, 10_000])
+def test_the_seed_decides_and_nothing_else(monkeypatch, exact):
+    monkeypatch.setattr(suggestion, "EXACT", exact)
     features = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
     one, again, other = (suggest(features.copy(), 20, NONE, seed).tolist() for seed in (0, 0, 1))
     assert one == again != other
@@ -70,7 +70,7 @@ def test_the_seed_decides_and_nothing_else(monkeypatch, rows):
 
 
 def test_batches_find_the_clusters_too(monkeypatch):
-    monkeypatch.setattr(suggestion, "EXACT_ROWS", 10)
+    monkeypatch.setattr(suggestion, "EXACT", 10)
     features, label = blobs()
     cluster, centres = k_means(features, 4, 0)
     assert len(set(zip(cluster.tolist(), label.tolist(), strict=True))) == 4
