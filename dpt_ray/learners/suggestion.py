@@ -23,7 +23,8 @@ def suggest(features: np.ndarray, count: int, given: np.ndarray, seed: int) -> n
 
     `features` (n, dim) float32 are normalised rows, `given` the positions of the images that have a label.
     The result depends on these and the seed alone. k-means of at most `EXACT` copies the features; of more it
-    needs 4 x clusters x (dim + BATCH_ROWS) bytes beside them. Raises ValueError where fewer than `count` images have no label.
+    needs 4 x clusters x (dim + BATCH_ROWS) bytes beside them. Raises
+    ValueError where fewer than `count` images have no label.
     """
     free = np.ones(len(features), bool)
     free[given] = False
