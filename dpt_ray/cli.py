@@ -59,9 +59,24 @@ STAGES = {
 
 
 @app.command()
-def run(config: ConfigPath, overrides: Overrides = None) -> None:
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            help="Make this stage and what it needs, then say what comes next and its cost: a name in `dpt "
+            "plan`, such as features, ladder or pilot.",
+        ),
+    ] = None,
+) -> None:
     """Run every stage that is not done yet, from the images to the report."""
-    _run(load_config(config, overrides or ()), ["report"])
+    if until is None:
+        _run(load_config(config, overrides or ()), ["report"])
+        return
+    from dpt_ray.commands.results import run_until
+
+    run_until(load_config(config, overrides or ()), until)
 
 
 def _stage_command(name: str, targets: list[str], help: str) -> Callable[..., None]:

@@ -48,6 +48,8 @@ VARIANTS = {
     ),
     "ladder": ("ladder={}", "labels_from=propagation"),
     "best_of_the_ladder": ("ladder={rungs: [self_training], prior: none}", "labels_from=best"),
+    "features": ("generate_in=features", "ladder={}", "labels_from=best"),
+    "features_first": ("generate_in=both",),
     "unconditional": ("diffusion.condition=none", "evaluate.controls=false", "sweep=null"),
 }
 

@@ -125,6 +125,7 @@ _SMALLER = {
     "denoiser": "set compute.gradient_accumulation (the same batch in parts), "
     "compute.gradient_checkpointing=true, compute.fsdp=true (with several training workers) or a smaller "
     "diffusion.batch_size",
+    "feature_denoiser": "set a smaller feature_diffusion.batch_size",
     "encoder": "set a smaller pretrain.batch_size",
     "referee": "set a smaller evaluate.referee.batch_size",
 }

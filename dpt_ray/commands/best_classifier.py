@@ -18,6 +18,7 @@ from dpt_ray.store.artifact import Artifact
 CLASSIFIERS = {
     "dpt": ("sweep", "generated/"),
     "dpt_paper": ("retrained", ""),
+    "generated_features": ("generated_features", ""),
     "probe": ("classifier", ""),
     "tuned_probe": ("sweep", "probe/"),
     "self_training": ("sweep", "self_training/"),

@@ -39,11 +39,29 @@ def plan_tables(config: Config, images: int | None, classes: int | None) -> list
         state = "done" if row.manifest else f"{row.shards} shards done" if row.shards else "to do"
         table.add_row(row.name, row.artifact, row.runs_on, state, row.why)
     index = rows["index"].manifest or _index_manifest(config)
+    done = [name for name, row in rows.items() if row.manifest]
+    return [table, _cost_table(config, _counts(index), index["classes"], done)]
+
+
+def next_table(config: Config) -> Table | None:
+    """Return the cost of the stages that `dpt run` has still to make; None where there are none."""
+    rows = {row.name: row for row in status(config)}
+    missing = [name for name, row in rows.items() if not row.manifest]
+    if not missing:
+        return None
+    index = rows["index"].manifest or _index_manifest(config)
+    done = [name for name in rows if name not in missing]
+    table = _cost_table(config, _counts(index), index["classes"], done, only_missing=True)
+    table.title = f"next: {missing[0].replace('_', ' ')}"
+    return table
+
+
+def _counts(index: Manifest) -> Mapping[str, int]:
+    """Return the number of images of each split."""
     counts = Counter(train=0, validation=0, test=0)
     for unit in index["units"]:
         counts[unit["split"]] += unit["rows"]
-    done = [name for name, row in rows.items() if row.manifest]
-    return [table, _cost_table(config, counts, index["classes"], done)]
+    return counts
 
 
 def _index_manifest(config: Config) -> Manifest:
@@ -56,7 +74,12 @@ def _index_manifest(config: Config) -> Manifest:
 
 
 def _cost_table(
-    config: Config, images: Mapping[str, int], classes: int | None, done: Collection[str]
+    config: Config,
+    images: Mapping[str, int],
+    classes: int | None,
+    done: Collection[str],
+    *,
+    only_missing: bool = False,
 ) -> Table:
     found = costs(config, images, classes)
     missing = {name: cost for name, cost in found.items() if name not in done}
@@ -64,7 +87,7 @@ def _cost_table(
     if any(cost.flops for cost in missing.values()):
         rates = rates_for(config, images, classes, missing)
     table = Table("computed cost", *(Column(name, justify="right") for name in COLUMNS))
-    for name, cost in found.items():
+    for name, cost in (missing if only_missing else found).items():
         here = "done" if name in done else _here(cost, rates)
         table.add_row(name, *_cells(cost), here)
     if rates:

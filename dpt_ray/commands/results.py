@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from dpt_ray.config import Config
+from dpt_ray.commands.plan import next_table
+from dpt_ray.config import Config, ConfigError
 from dpt_ray.engine.progress import Display
 from dpt_ray.evaluation.methods import METHODS, key_of, method_of
 from dpt_ray.evaluation.records import (
@@ -22,6 +23,7 @@ from dpt_ray.evaluation.records import (
     ProbeResult,
     gain_over,
 )
+from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.run import run
 from dpt_ray.pipeline.run_folder import shown_json, shown_uri
 from dpt_ray.store.artifact import Artifact
@@ -39,6 +41,23 @@ def run_targets(config: Config, targets: Sequence[str]) -> None:
         console.print("Nothing to do: every stage was done before.")
 
 
+def run_until(config: Config, node: str) -> None:
+    """Make a node and what it needs; print its results, and what comes next at which cost.
+
+    Raises ConfigError, with the names of the nodes, where the configuration has none of this name.
+    """
+    nodes = flow(config)
+    if node not in nodes:
+        hint = {"pilot": "; it comes with generate_in=both", "ladder": "; it comes with ladder={}"}
+        raise ConfigError(
+            f"--until: {node!r} is not a stage of this configuration{hint.get(node, '')}; its stages are "
+            f"{', '.join(nodes)}"
+        )
+    run_targets(config, [node])
+    if table := next_table(config):
+        Console(markup=False).print(table)
+
+
 def show_results(folder: Artifact, targets: Collection[str], console: Console) -> None:
     """Print what a run's folder holds of the measuring stages among `targets`."""
     if {"report", "evaluation"} & set(targets):
@@ -50,8 +69,8 @@ def show_results(folder: Artifact, targets: Collection[str], console: Console) -
     if "probe" in targets:
         probe: ProbeResult = shown_json(folder, "probe.json")
         console.print(accuracy_table(probe))
-    if "ladder" in targets:
-        ladder: LadderResult = shown_json(folder, "ladder.json")
+    for name in {"ladder", "pilot"} & set(targets):
+        ladder: LadderResult = shown_json(folder, f"{name}.json")
         console.print(accuracy_table(ladder))
         console.print(ladder_table(ladder["ladder"]))
     if "image_metrics" in targets:

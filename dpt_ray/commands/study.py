@@ -58,7 +58,9 @@ def show_study(path: Path, overrides: Sequence[str], results: Path, display: Dis
             f"--results: {str(results)!r} lacks run {lacking[0]} ({len(lacking)} of {len(configs)} runs of "
             f"{path}); give the study.json of this study"
         )
-    run(next(iter(configs.values())), display, ["samples"])
+    first = next(iter(configs.values()))
+    if first.generates_images:
+        run(first, display, ["samples"])
     return _publish(study, configs, summary)
 
 

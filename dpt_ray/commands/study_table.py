@@ -32,7 +32,12 @@ from dpt_ray.report.study_page import (
 # The two forms of DPT; the one chosen on validation comes first.
 DPT = ("dpt", "dpt_paper")
 OTHERS = tuple(method for method in METHODS if method not in DPT)
-TITLES = {"dpt": "DPT, chosen on validation", "dpt_paper": "DPT, the paper's setting"}
+# The methods that generate, whose gains over all others are shown.
+TITLES = {
+    "dpt": "DPT, chosen on validation",
+    "dpt_paper": "DPT, the paper's setting",
+    "generated_features": "generated features",
+}
 PER_CLASS = "labels per class"
 BALANCED = "balanced_self_training"
 
@@ -147,7 +152,7 @@ def table(study: Study, summary: StudyResult, name: str, sweep: Sweep | None) ->
             ladder=tuple(_ladder(results)),
             test_errors=tuple(_test_error(results, per_class) for per_class in study.labels_per_class),
             tested_gain=tested and (METHODS[tested[0]].short, METHODS[tested[1]].short),
-            gains=tuple(_comparison(results, method) for method in DPT if method in results.methods),
+            gains=tuple(_comparison(results, method) for method in TITLES if method in results.methods),
             distances=_distances(results) if results.one_extractor else None,
             several_extractors=bool(results.some.frechet) and not results.one_extractor,
             variants=tuple(_variants(results)),
@@ -197,8 +202,8 @@ def _test_error(results: Results, per_class: int) -> TestError:
 
 
 def _comparison(results: Results, method: str) -> Comparison:
-    """Return the gains of `method` over all methods that are not DPT."""
-    others = tuple(other for other in OTHERS if other in results.methods)
+    """Return the gains of `method` over all others that are not DPT."""
+    others = tuple(other for other in OTHERS if other in results.methods and other != method)
     columns = tuple(f"over {'the ' * ('probe' in other)}{METHODS[other].short}" for other in others)
     over_all, by_seed = [], []
     for per_class in results.study.labels_per_class:
@@ -267,7 +272,7 @@ def _variants(results: Results) -> list[VariantRow]:
 
 
 def _variant(results: Results, per_class: int, variant: str) -> VariantRow:
-    dpt = next((method for method in DPT if method in results.methods), None)
+    dpt = next((method for method in TITLES if method in results.methods), None)
     accuracies, distances = results.accuracies(per_class, variant), results.distances(per_class, variant)
     over_base = frechet_over_base = None
     if variant and dpt:
@@ -304,6 +309,7 @@ def figure(study: Study, stored: Mapping[str, StudyRun], base: Config, name: str
             if not over_probe or method != "probe":
                 found = spread(values, accuracies["probe"] if over_probe else None)
                 points.append(StudyPoint(per_class, METHODS[method].short, found.mean, found.stderr))
-    store, nodes = open_store(base), flow(base)
-    pictures = picture_rows(nodes["index"].artifact(store), nodes["samples"].artifact(store), 4)
+    store, nodes, pictures = open_store(base), flow(base), []
+    if "samples" in nodes:
+        pictures = picture_rows(nodes["index"].artifact(store), nodes["samples"].artifact(store), 4)
     return study_figure(points, pictures[:10], Baseline("probe", probe) if over_probe else None)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from dpt_ray.config.features import FeatureDiffusion, GenerateIn
 from dpt_ray.config.ladder import LabelsFrom, Ladder
 from dpt_ray.config.sections import (
     Autoencoder,
@@ -35,6 +36,9 @@ class Config(Section):
 
     `labels_from` is the rung of the ladder whose pseudo-labels stage 2 trains on, and the control of stage
     3 that trains on them as they are: the paper's `probe`, a rung's name, or `best` (on validation).
+
+    `generate_in` is what stage 2 generates: images, as the paper; the encoder's features, in minutes; or
+    both, the features first (docs/ladder.md).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -47,6 +51,8 @@ class Config(Section):
     classifier: Classifier = Classifier()
     ladder: Ladder | None = None
     labels_from: LabelsFrom = "probe"
+    generate_in: GenerateIn = "images"
+    feature_diffusion: FeatureDiffusion = FeatureDiffusion()
     diffusion: Diffusion
     generate: Generate
     retrain: Retrain
@@ -80,6 +86,7 @@ class Config(Section):
         trained = {
             "pretrain": self.pretrain,
             "diffusion": self.diffusion,
+            "feature_diffusion": self.feature_diffusion if self.generates_features else None,
             "evaluate.referee": self.evaluate.referee,
         }
         for name, section in trained.items():
@@ -123,6 +130,21 @@ class Config(Section):
         for name, patch in patches.items():
             if size % patch:
                 raise ValueError(f"{name}.patch_size {patch} must divide data.image_size {size}")
+
+    @property
+    def generates_images(self) -> bool:
+        """Whether stage 2 generates images."""
+        return self.generate_in != "features"
+
+    @property
+    def generates_features(self) -> bool:
+        """Whether stage 2 generates features."""
+        return self.generate_in != "images"
+
+    @property
+    def features_per_class(self) -> int:
+        """How many features of each class are generated, where any are."""
+        return self.feature_diffusion.images_per_class or self.generate.images_per_class
 
     @property
     def retrain_grid(self) -> Sweep:

@@ -65,11 +65,12 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, 
     for per_class, draw, seed in product(study.labels_per_class, range(study.draws), study.encoder_seeds):
         for variant, changes in {"": {}, **study.variants}.items():
             key = run_name(name, per_class, seed, draw, variant)
-            runs[key] = merge(_repeat(tree, key, per_class, seed, draw), changes)
+            run = merge(_repeat(tree, key, per_class, seed, draw), changes)
+            runs[key] = _seeded(run, seed, draw)
     for condition, seed in product(study.references, study.encoder_seeds):
         key = reference_name(name, condition, seed)
         repeat = _repeat(tree, key, study.labels_per_class[0], seed, 0)
-        runs[key] = merge(repeat, {"diffusion": {"condition": condition}})
+        runs[key] = _seeded(merge(repeat, {"diffusion": {"condition": condition}}), seed, 0)
     return study, {key: build(Config, run, f"{path}: {key}") for key, run in runs.items()}
 
 
@@ -109,3 +110,10 @@ def _repeat(tree: dict[str, Any], name: str, per_class: int, seed: int, draw: in
     if _pretrains(tree):
         changes["pretrain"] = {"seed": seed}
     return merge(tree, changes)
+
+
+def _seeded(run: dict[str, Any], seed: int, draw: int) -> dict[str, Any]:
+    """Return a run whose feature denoiser, if it has one, has a seed of its draw."""
+    if run.get("generate_in", "images") == "images":
+        return run
+    return merge(run, {"feature_diffusion": {"seed": 1000 * seed + draw}})

@@ -42,11 +42,11 @@ def items(unit: ClassRange) -> list[tuple[int, int]]:
     return [(label, index) for index in range(*unit["indices"]) for label in range(*unit["classes"])]
 
 
-def image_columns(kind: str, unit: ClassRange) -> dict[str, pa.Array | list[str]]:
-    """Return the columns id, class and index of a unit's images; ids begin with `kind` ("gen", "aug")."""
+def image_columns(kind: str, unit: ClassRange) -> dict[str, pa.Array]:
+    """Return the columns id, class and index of a unit; ids begin with `kind` ("gen", "aug", "feat")."""
     found = items(unit)
     return {
-        "id": [f"{kind}-{label:05d}-{index:07d}" for label, index in found],
+        "id": pa.array([f"{kind}-{label:05d}-{index:07d}" for label, index in found], pa.string()),
         "class": pa.array([label for label, _ in found], pa.int32()),
         "index": pa.array([index for _, index in found], pa.int64()),
     }

@@ -21,10 +21,12 @@ from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Shard
 
 
-def write_features(path: Path, ids: Sequence[str], features: np.ndarray) -> None:
-    """Write rows of `id` and `feature` (n, dim) float32 as Parquet."""
-    table = pa.table({"id": pa.array(ids, pa.string()), "feature": _fixed(features, pa.float32())})
-    pq.write_table(table, path)
+def write_features(
+    path: Path, ids: Sequence[str], features: np.ndarray, columns: Mapping[str, pa.Array] | None = None
+) -> None:
+    """Write rows of `id` and `feature` (n, dim) float32 as Parquet, with other columns."""
+    known = {"id": pa.array(ids, pa.string()), "feature": _fixed(features, pa.float32())}
+    pq.write_table(pa.table({**known, **(columns or {})}), path)
 
 
 def read_features(

@@ -25,6 +25,7 @@ METHODS = {
     ),
     "balanced_rounds": Method("Balanced self-training, four rounds", "four rounds"),
     "propagation": Method("Label propagation, then the balanced fit", "propagation"),
+    "generated_features": Method("Stage 3 on generated features", "generated features"),
     # In a run with a ladder, whose rung self_training starts from the probe's labels.
     "same_labels": Method("The denoiser's pseudo-labels on real images (control)", "same labels, real"),
     "augmented": Method("Augmented labelled images (control)", "augmentation"),

@@ -91,7 +91,8 @@ class MetricsResult(TypedDict):
 class ProbeResult(TypedDict):
     """Stage 1 by itself; there is no gain yet.
 
-    `gains`, with a ladder, are those of DPT over the probe and over each rung.
+    `gain` is that of DPT, or of generated features where no images are generated. `gains`, with a ladder,
+    are those of either over the probe and over each rung.
     """
 
     n_labels: int
@@ -167,7 +168,8 @@ def write_result(out: Artifact, file: str, result: Mapping[str, Any], rows: int)
 
 
 def gain_over(result: ProbeResult, method: str) -> Gain | None:
-    """Return DPT's gain over a rung of the ladder; None where it was not measured."""
+    """Return the gain, of the method of `gain`, over a rung of the ladder; None where it was not measured."""
+    # Those of DPT, if there is one, come first.
     return next((gain for gain in result.get("gains", ()) if gain["baseline"] == method), None)
 
 

@@ -1,4 +1,4 @@
-"""Stage 2 of Dual Pseudo Training: the class-conditional diffusion loss on labelled moments."""
+"""Stage 2 of Dual Pseudo Training: the class-conditional diffusion loss on moments, or on features."""
 
 from __future__ import annotations
 
@@ -39,10 +39,6 @@ def denoise_step(
         shape = (moments.shape[1] // 2, *moments.shape[2:])
         latents = latents_from_moments(moments, random.normal("latent", shape), latent_scale)
 
-        dropped = random.uniform("label_dropout") < label_dropout
-        labels = torch.where(dropped, num_classes, batch["label"])
-        t = schedule.training_times(random.uniform("time"))
-        noise = random.normal("noise", shape)
         projections: list[Tensor] = []
 
         def network(x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
@@ -52,6 +48,9 @@ def denoise_step(
             projections.append(projection)
             return output
 
+        labels = dropped_labels(batch["label"], num_classes, label_dropout, random)
+        t = schedule.training_times(random.uniform("time"))
+        noise = random.normal("noise", shape)
         loss = training_loss(network, latents, labels, t, noise, schedule, prediction)
         if min_snr_gamma is not None:
             loss = loss * min_snr_weight(t, schedule, prediction, min_snr_gamma)
@@ -60,3 +59,27 @@ def denoise_step(
         return loss.mean()
 
     return step
+
+
+def feature_step(
+    schedule: Schedule, prediction: Prediction, num_classes: int, label_dropout: float
+) -> StepFn:
+    """Return the feature denoiser's step function, for batches {"feature" (B, dim), "label" (B,) int64}.
+
+    The features are standardised. With probability `label_dropout` a label becomes the null class.
+    """
+
+    def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
+        features = batch["feature"]
+        labels = dropped_labels(batch["label"], num_classes, label_dropout, random)
+        t = schedule.training_times(random.uniform("time"))
+        noise = random.normal("noise", features.shape[1:])
+        return training_loss(model, features, labels, t, noise, schedule, prediction).mean()
+
+    return step
+
+
+def dropped_labels(labels: Tensor, num_classes: int, probability: float, random: StepRandom) -> Tensor:
+    """Return labels (B,) of which each is the null class `num_classes` with a probability."""
+    dropped = random.uniform("label_dropout") < probability
+    return torch.where(dropped, num_classes, labels)

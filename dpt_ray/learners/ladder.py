@@ -13,9 +13,9 @@ from dpt_ray.config.ladder import Prior, RungName
 from dpt_ray.data.rows import Rows
 from dpt_ray.learners.balance import estimate_prior
 from dpt_ray.learners.linear_classifier import logits, negative_log_likelihood
-from dpt_ray.learners.linear_probe import fit
+from dpt_ray.learners.linear_probe import fit, fit_stage
 from dpt_ray.learners.propagation import propagate
-from dpt_ray.learners.self_training import ROUNDS, balanced_labels, probabilities, self_train
+from dpt_ray.learners.self_training import MOST_ITERATIONS, ROUNDS, balanced_labels, probabilities, self_train
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -24,6 +24,8 @@ MOST_FOLDS = 5
 # lambda = share / C of the fits on pseudo-labels: a class has 1 / C of the loss, so that a share means the
 # same for any number of classes. Where nothing can be chosen on, the first one is used.
 SHARES = (0.1, 1.0, 0.01, 0.001)
+# The same of stage 3 on generated features, which are fewer, balanced and without outliers.
+GENERATED_SHARES = (0.001, 0.01, 0.0001, 0.00001)
 # Decades below the configured l2 that the tuned probe chooses from.
 DECADES = (0, 1, 2, 3)
 
@@ -187,6 +189,29 @@ def climb(rung: Rung, images: Images, validation: Rows, progress: Callable[[int,
     W = rung.classifier(images, settings[best])
     progress(total, total)
     return Chosen(W, settings[best], "cross-validation", decided[best], images.labels)
+
+
+def from_generated(
+    labelled: Rows, generated: Rows, validation: Rows, num_classes: int, real_weight: float | str
+) -> Chosen:
+    """Return stage 3 on generated rows (weight 1) and labelled ones, lambda chosen as that of a rung.
+
+    There are no folds: the generated rows have seen all labels. Without validation images it is the first
+    setting.
+    """
+    settings = GENERATED_SHARES if len(validation) else GENERATED_SHARES[:1]
+    rows = len(labelled) + len(generated)
+
+    def classifier(share: float) -> np.ndarray:
+        l2 = share / num_classes * rows
+        return fit_stage(labelled, generated, real_weight, num_classes, l2, MOST_ITERATIONS).weights
+
+    found = [classifier(share) for share in settings]
+    decided = [logits(validation.features, W) for W in found]
+    if not len(validation):
+        return Chosen(found[0], settings[0], "none", decided[0], validation.labels)
+    best = _best(decided, validation.labels)
+    return Chosen(found[best], settings[best], "validation", decided[best], validation.labels)
 
 
 def folds(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:

@@ -90,6 +90,7 @@ def _precisions(config: Config) -> dict[str, str]:
         "generate": config.generate,
         "pretrain": config.pretrain,
         "diffusion": config.diffusion,
+        "feature_diffusion": config.feature_diffusion,
         "evaluate.referee": config.evaluate.referee,
     }
     return {key: section.precision for key, section in sections.items() if section and section.precision}

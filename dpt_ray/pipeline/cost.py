@@ -31,6 +31,7 @@ FIT_PASSES = 150
 # Of the ladder (benchmarks/ladder.py): passes of a rung's fits with all its penalties together, of which the
 # large ones take few; products of the propagation, which waits for memory: an operation counts as four.
 RUNG_PASSES, CG_ITERATIONS, SPARSE = 140, 60, 4
+GENERATED_PASSES = RUNG_PASSES / 4  # of a fit on generated features, of which there is one for each penalty
 INCEPTION_BYTES = 8 * (2048**2 + 2023**2)  # the two co-moments of a part, float64
 
 
@@ -74,43 +75,91 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     everything = sum(images.values()) if images else None
     train = images.get("train", 0) if images else None
     generated = classes * config.generate.images_per_class if classes else None
-    forward = _denoiser_flops(config)
-    encode, decode = _autoencoder_flops(config)
-    channels, side = _latents(config)
-    variants = 2 if config.autoencoder.flips else 1
-    moment_bytes = 2 * variants * 2 * channels * side**2  # float16; mean and logvar of each variant
-    batches = config.diffusion.steps * config.diffusion.batch_size
-    passes = config.generate.nfe * (1 if config.generate.guidance == 1 else 2)
-    pixel_bytes = (1 if config.data.mode == "L" else 3) * config.data.image_size**2
     features = _Encoder.of(config)
     found = {}
     if config.pretrain and config.encoder.kind == "pretrain":
         found["encoder"] = _pretraining(config.pretrain, train, features.conv, _views(config.pretrain))
     found["features"] = features.cost(everything)
-    found["moments"] = _times(train, moment_bytes, conv=variants * encode)
+    if config.generates_images:
+        found["moments"] = _moments(config, train)
     if config.ladder:
         found |= _ladder(config, images, features.dim, classes)
-    if not config.diffusion.weights:
-        # A backward pass costs two forward passes.
-        found["denoiser"] = Cost(train, transformer=3 * forward * batches)
-    found["samples"] = _times(generated, pixel_bytes, conv=decode, transformer=passes * forward)
-    if config.diffusion.condition != "none":
-        found["sample_features"] = features.cost(generated)
+    if config.generates_features:
+        found |= _pilot(config, train, features.dim, classes)
+    if config.generates_images:
+        found |= _second_stage(config, train, generated)
+    if not config.generates_images or config.diffusion.condition != "none":
+        if config.generates_images:
+            found["sample_features"] = features.cost(generated)
         if config.evaluate.controls:
-            found["augmented"] = _times(generated, pixel_bytes)
+            found["augmented"] = _times(generated, _pixel_bytes(config))
             found["augmented_features"] = features.cost(generated)
         if sweep_settings(config):
             found["sweep"] = _sweep(config, images, classes, features.dim)
+    if config.generates_images:
+        found |= _measuring(config, images, generated)
+    return found
+
+
+def _moments(config: Config, train: int | None) -> Cost:
+    encode, _ = _autoencoder_flops(config)
+    channels, side = _latents(config)
+    variants = 2 if config.autoencoder.flips else 1
+    moment_bytes = 2 * variants * 2 * channels * side**2  # float16; mean and logvar of each variant
+    return _times(train, moment_bytes, conv=variants * encode)
+
+
+def _pilot(config: Config, train: int | None, dim: int | None, classes: int | None) -> dict[str, Cost]:
+    """Return the costs of stages 2 and 3 on features."""
+    from dpt_ray.learners.ladder import GENERATED_SHARES
+    from dpt_ray.models.feature_denoiser import FeatureDenoiserConfig, flops
+
+    feature = config.feature_diffusion
+    names = ("feature_denoiser", "feature_samples", "generated_features")
+    if dim is None or classes is None:
+        return dict(zip(names, (Cost(train), Cost(), Cost()), strict=True))
+    forward = flops(FeatureDenoiserConfig(dim, feature.width, feature.depth, classes))
+    rows = classes * config.features_per_class
+    passes = feature.nfe * (1 if feature.guidance == 1 else 2)
+    fit = len(GENERATED_SHARES) * GENERATED_PASSES * 4.0 * rows * dim * classes
+    return {
+        "feature_denoiser": Cost(train, transformer=3.0 * forward * feature.steps * feature.batch_size),
+        "feature_samples": _times(rows, 4 * dim, transformer=passes * forward),
+        "generated_features": Cost(rows, 4.0 * dim * classes, fit=fit),
+    }
+
+
+def _second_stage(config: Config, train: int | None, generated: int | None) -> dict[str, Cost]:
+    """Return the costs of stage 2 on images."""
+    forward, found = _denoiser_flops(config), {}
+    _, decode = _autoencoder_flops(config)
+    passes = config.generate.nfe * (1 if config.generate.guidance == 1 else 2)
+    if not config.diffusion.weights:
+        # A backward pass costs two forward passes.
+        batches = config.diffusion.steps * config.diffusion.batch_size
+        found["denoiser"] = Cost(train, transformer=3 * forward * batches)
+    found["samples"] = _times(generated, _pixel_bytes(config), conv=decode, transformer=passes * forward)
+    return found
+
+
+def _measuring(config: Config, images: Mapping[str, int] | None, generated: int | None) -> dict[str, Cost]:
+    """Return the costs of the referee and of the metrics of generated images."""
+    train = images.get("train", 0) if images else None
+    found = {}
     if referee := config.evaluate.referee:
         network = _Encoder.small(referee, config)
         found["referee"] = _pretraining(referee, train, network.conv, views=1)
-        found["referee_features"] = network.cost(everything)
+        found["referee_features"] = network.cost(sum(images.values()) if images else None)
         found["referee_sample_features"] = network.cost(generated)
     if config.evaluate.inception:
         measured = min(generated, config.evaluate.images or generated) if generated else None
         found["inception_samples"] = _inception(measured)
         found["inception_reference"] = _inception(images.get("test") if images else None)
     return found
+
+
+def _pixel_bytes(config: Config) -> int:
+    return (1 if config.data.mode == "L" else 3) * config.data.image_size**2
 
 
 def total(found: Mapping[str, Cost]) -> Cost:
@@ -128,11 +177,13 @@ def total_seconds(found: Mapping[str, Cost], rates: Rates) -> float:
 
 
 def fit_shape(config: Config, images: Mapping[str, int] | None, classes: int | None) -> FitShape | None:
-    """Return the shape of the largest fit of sweep and ladder; None without them or where it is unknown."""
+    """Return the shape of the largest fit of stages 1 and 3; None without any or where it is unknown."""
     dim = _Encoder.of(config).dim
     trials = _trial_rows(config, images, classes)
     if config.ladder and images:
         trials.append(images.get("train", 0))
+    if config.generates_features and classes:
+        trials.append(classes * config.features_per_class)
     return FitShape(max(trials), dim, classes) if trials and dim and classes else None
 
 
@@ -151,7 +202,7 @@ def _trial_rows(config: Config, images: Mapping[str, int] | None, classes: int |
     settings = sweep_settings(config)
     if settings is None or not images or classes is None:
         return []
-    inputs = ["sample_features"]
+    inputs = ["sample_features"] if config.generates_images else []
     if config.evaluate.controls:
         inputs += ["augmented_features", "pseudo_labels"]
     labelled, added = classes * (config.labels.per_class or 0), []

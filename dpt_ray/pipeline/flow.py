@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dpt_ray.config import Config, ConfigError, to_yaml
+from dpt_ray.config.features import FeatureSampling, FeatureTraining
 from dpt_ray.config.hashing import Settings
 from dpt_ray.config.ladder import RUNGS, Ladder
 from dpt_ray.config.sections import Pretrain, SampleSettings, Sampling
@@ -21,6 +22,9 @@ from dpt_ray.stages.denoiser import Denoiser, DenoiserSettings
 from dpt_ray.stages.encoder import PretrainedEncoder, PretrainSettings
 from dpt_ray.stages.evaluation import Evaluation, EvaluationSettings
 from dpt_ray.stages.extract import Features, FeatureSettings, Moments, MomentSettings
+from dpt_ray.stages.feature_denoiser import FeatureDenoiser
+from dpt_ray.stages.feature_samples import FeatureSamples
+from dpt_ray.stages.generated_features import FeatureRetrainSettings, GeneratedFeatures
 from dpt_ray.stages.graph import Graph, GraphSettings
 from dpt_ray.stages.image_metrics import ImageMetrics, MetricSettings
 from dpt_ray.stages.imported_denoiser import ImportedDenoiser, ImportedDenoiserSettings
@@ -49,8 +53,11 @@ def flow(config: Config) -> Nodes:
     run.first_stage()
     if config.ladder:
         run.ladder(config.ladder)
-    run.second_stage()
-    if config.diffusion.condition != "none":
+    if config.generates_features:
+        run.pilot()
+    if config.generates_images:
+        run.second_stage()
+    if not config.generates_images or config.diffusion.condition != "none":
         run.third_stage()
     run.measuring()
     return run.nodes
@@ -87,19 +94,16 @@ class _Run:
         index = self.add("index", Index, {}, _index_settings(config))
         self.add("labels", Labels, {"index": index}, config.labels)
         # What is read from files comes before any training: a file that cannot serve is told first.
-        self.add(
-            "autoencoder",
-            ImportedAutoencoder,
-            {},
-            AutoencoderSettings(
+        if config.generates_images:
+            settings = AutoencoderSettings(
                 kind=config.autoencoder.kind,
                 weights=config.autoencoder.weights,
                 channels=1 if data.mode == "L" else 3,
                 size=data.image_size,
-            ),
-        )
-        if config.evaluate.inception:
-            self.add("inception", Inception, {}, InceptionSettings(inception=config.evaluate.inception))
+            )
+            self.add("autoencoder", ImportedAutoencoder, {}, settings)
+            if config.evaluate.inception:
+                self.add("inception", Inception, {}, InceptionSettings(inception=config.evaluate.inception))
         if config.encoder.kind == "pretrain":
             assert config.pretrain is not None  # checked by Config
             self.pretrain("encoder", config.pretrain, config.pretrain.objective)
@@ -111,13 +115,14 @@ class _Run:
         config, nodes = self.config, self.nodes
         index, labels = nodes["index"], nodes["labels"]
         features = self.features("features", index, nodes["encoder"])
-        settings = MomentSettings(
-            flips=config.autoencoder.flips,
-            precision=resolved(config.autoencoder.precision),
-            max_bad_fraction=config.data.max_bad_fraction,
-        )
-        sources = {"images": index, "autoencoder": nodes["autoencoder"]}
-        self.add("moments", Moments, sources, settings, group="extract images")
+        if config.generates_images:
+            settings = MomentSettings(
+                flips=config.autoencoder.flips,
+                precision=resolved(config.autoencoder.precision),
+                max_bad_fraction=config.data.max_bad_fraction,
+            )
+            sources = {"images": index, "autoencoder": nodes["autoencoder"]}
+            self.add("moments", Moments, sources, settings, group="extract images")
         labelled = {"index": index, "features": features, "labels": labels}
         classifier = self.add("classifier", Classifier, labelled, config.classifier)
         scored = {"index": index, "features": features, "classifier": classifier}
@@ -151,6 +156,27 @@ class _Run:
         """The node of the pseudo-labels that stage 2 trains on."""
         name = self.config.labels_from
         return self.nodes["pseudo_labels" if name == "probe" else name]
+
+    def pilot(self) -> None:
+        """Add stages 2 and 3 on features, and what they bring beside stage 1."""
+        config, nodes = self.config, self.nodes
+        feature = config.feature_diffusion
+        training = FeatureTraining(**feature.model_dump(include=set(FeatureTraining.model_fields)))
+        labels = {"pseudo_labels": self.pseudo_labels}
+        rows = {key: nodes[key] for key in ("index", "features")}
+        denoiser = self.add("feature_denoiser", FeatureDenoiser, {**rows, **labels}, training)
+        count = config.features_per_class
+        samples = self.add(
+            "feature_samples",
+            FeatureSamples,
+            {"feature_denoiser": denoiser},
+            FeatureSampling(**feature.model_dump(include=set(FeatureSampling.model_fields))),
+            extent=Extent(images_per_class=count),
+        )
+        settings = FeatureRetrainSettings(images_per_class=count, real_weight=config.retrain.real_weight)
+        given = {**rows, "labels": nodes["labels"], "feature_samples": samples}
+        self.add("generated_features", GeneratedFeatures, given, settings)
+        self.add("pilot", LadderResults, {key: nodes.get(key) for key in LadderResults.inputs})
 
     def second_stage(self) -> None:
         """Add stage 2: the denoiser, and generated images for each class."""
@@ -190,12 +216,13 @@ class _Run:
         return self.add("denoiser", Denoiser, sources, settings)
 
     def third_stage(self) -> None:
-        """Add stage 3: the classifier retrained with generated images, and its controls."""
+        """Add stage 3: the classifier retrained with generated images, if there are any, and its controls."""
         config, nodes = self.config, self.nodes
-        samples = nodes["samples"]
-        self.features("sample_features", samples, nodes["encoder"])
-        rows = {key: nodes[key] for key in ("index", "features", "labels", "sample_features", "samples")}
-        self.add("retrained", Retrained, rows, config.retrain)
+        rows = {key: nodes[key] for key in ("index", "features", "labels")}
+        if config.generates_images:
+            samples = rows["samples"] = nodes["samples"]
+            rows["sample_features"] = self.features("sample_features", samples, nodes["encoder"])
+            self.add("retrained", Retrained, rows, config.retrain)
         controls = self.controls() if config.evaluate.controls else {}
         if settings := sweep_settings(config):
             self.add("sweep", SweepStage, {**rows, **controls}, settings)
@@ -222,13 +249,15 @@ class _Run:
     def measuring(self) -> None:
         """Add the measurements on test images: distances, accuracies, and the report."""
         config, nodes = self.config, self.nodes
-        if config.evaluate.referee:
+        if config.evaluate.referee and config.generates_images:
             referee = self.pretrain("referee", config.evaluate.referee, "supervised")
             self.features("referee_features", nodes["index"], referee)
             self.features("referee_sample_features", nodes["samples"], referee)
-        if config.evaluate.inception:
+        if config.evaluate.inception and config.generates_images:
             self.inception_metrics()
-        measured = {key: nodes.get(key) for key in Evaluation.inputs}
+        # The pilot has all that the ladder has.
+        found = nodes | {"ladder": nodes["pilot"]} if "pilot" in nodes else nodes
+        measured = {key: found.get(key) for key in Evaluation.inputs}
         retrain = config.retrain if "retrained" in nodes else None
         self.add("evaluation", Evaluation, measured, EvaluationSettings(retrain=retrain))
         settings = ReportSettings(title=config.name, config=self.text, labels_from=config.labels_from)
@@ -285,8 +314,11 @@ class _Run:
 
 
 def sweep_settings(config: Config) -> SweepSettings | None:
-    """Return the settings of the sweep; without sweep and controls nothing is chosen: None."""
-    if not (config.sweep or config.evaluate.controls):
+    """Return the settings of the sweep; without sweep and controls nothing is chosen: None.
+
+    Where no images are generated the sweep is that of the controls alone.
+    """
+    if not ((config.sweep and config.generates_images) or config.evaluate.controls):
         return None
     settings = (config.sweep or config.retrain_grid).model_dump()
     if config.evaluate.controls:

@@ -23,7 +23,7 @@ from dpt_ray.store.artifact import Artifact, Store
 
 # The minimum share of the bytes in cost.py that is written: a PNG of a photograph has about half of the
 # bytes of its pixels.
-SIZED = {"features": 1.0, "moments": 1.0, "samples": 0.5, "sample_features": 1.0}
+SIZED = {"features": 1.0, "moments": 1.0, "samples": 0.5, "sample_features": 1.0, "feature_samples": 1.0}
 
 
 def run(
@@ -43,6 +43,8 @@ def run(
     for name in targets:
         if name not in nodes:
             why = f": {NOT_COMPUTED}" if name == "image_metrics" else ""
+            if not config.generates_images:
+                why = ": with generate_in features no images are generated"
             raise ConfigError(f"this configuration has no {name.replace('_', ' ')} stage{why}")
         if nodes[name].missing:
             raise ConfigError(nodes[name].missing)

@@ -28,6 +28,8 @@ SHOWN = {
     "pseudo_labels": ("pseudo_labels.parquet", "pseudo_labels.parquet"),
     "probe": ("probe.json", "probe.json"),
     "ladder": ("ladder.json", "ladder.json"),
+    "pilot": ("pilot.json", "ladder.json"),
+    "generated_features": ("classifier", ""),  # replaced by the one of images where there is one
     "retrained": ("classifier", ""),
     "sweep": ("classifier", "generated"),  # replaces the retrained one where there is a sweep
     "denoiser": ("denoiser", ""),
@@ -45,7 +47,10 @@ def link(config: Config, nodes: dict[str, Node], store: Store) -> Artifact:
     folder.write_json(MADE, node_references(published))
     if folder.exists(PLANNED):
         folder.fs.rm_file(folder.path(PLANNED))
-    links = {SHOWN[name][0]: (name, SHOWN[name][1]) for name in SHOWN if name in published}
+    shown_nodes = [name for name in SHOWN if name in published]
+    if "sample_features" not in nodes and "sweep" in shown_nodes:
+        shown_nodes.remove("sweep")  # that of the controls alone has no classifier of DPT
+    links = {SHOWN[name][0]: (name, SHOWN[name][1]) for name in shown_nodes}
     for shown, _ in SHOWN.values():
         if shown in links:
             name, file = links[shown]

@@ -22,7 +22,7 @@ def rates_for(
     config: Config, images: Mapping[str, int] | None, classes: int | None, missing: Collection[str]
 ) -> Rates:
     """Return this machine's rates, measured now; that of the fits only where there are some to make."""
-    shape = fit_shape(config, images, classes) if "sweep" in missing else None
+    shape = fit_shape(config, images, classes) if {"sweep", "generated_features"} & {*missing} else None
     return machine_rates(resolve_precisions(config), training_threads(config), shape)
 
 

@@ -46,7 +46,7 @@ class Baseline:
 def study_figure(
     points: Sequence[StudyPoint], rows: Sequence[GridRow], baseline: Baseline | None = None
 ) -> bytes:
-    """Return a PNG, 2000 x 880: left the accuracies, right a row of images for each class.
+    """Return a PNG, 2000 x 880: left the accuracies, right a row of images for each class, if there are any.
 
     With a `baseline` the points are gains over it, which are paired: their errors are smaller than those of
     accuracies, most of which all methods share.
@@ -54,6 +54,11 @@ def study_figure(
     beside a plot no narrower than high. Raises ValueError for images of different sizes.
     """
     plot_height = HEIGHT - HEADING - PLOT_BOTTOM
+    figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI)
+    if not rows:
+        plot_width = WIDTH - 2 * MARGIN - PLOT_LEFT
+        _points(_axes(figure, PLOT_LEFT, HEADING, plot_width, plot_height), points, baseline)
+        return _png(figure)
     side = _side(rows, WIDTH - MARGIN - NAMES - MARGIN - PLOT_LEFT - plot_height)
     rows = [
         replace(
@@ -66,9 +71,12 @@ def study_figure(
     strip = Image.open(io.BytesIO(grid_png(rows, scale_to(rows, side), GUTTER)))
     strip_left = WIDTH - MARGIN - strip.width
     plot_width = strip_left - NAMES - MARGIN - PLOT_LEFT
-    figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI)
     _points(_axes(figure, PLOT_LEFT, HEADING, plot_width, plot_height), points, baseline)
     _pictures(_axes(figure, strip_left, HEADING, strip.width, strip.height), strip, rows)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -6,7 +6,7 @@ pseudo-labels and Inception statistics are computed for them as for any image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -80,12 +80,13 @@ class Evaluation(Stage[EvaluationSettings]):
             "referee_features": one_of("features", optional=True),
             "referee_sample_features": one_of("features", optional=True),
             "image_metrics": one_of("image_metrics", optional=True),
-            "ladder": one_of("ladder", optional=True),
+            "ladder": one_of("ladder", optional=True),  # or the pilot, which has its rows too
             **{name: one_of("rung", optional=True) for name in RUNGS},
+            "generated_features": one_of("classifier", optional=True),
             # Not hashed: the identities of the features contain those of their encoders.
             "encoder": one_of("encoder", hashed=False),
             "referee": one_of("encoder", hashed=False, optional=True),
-            "samples": one_of("samples", hashed=False),
+            "samples": one_of("samples", hashed=False, optional=True),
             # For what stage 2 took.
             "moments": one_of("moments", hashed=False, optional=True),
             "denoiser": one_of("denoiser", hashed=False, optional=True),
@@ -109,19 +110,20 @@ class Evaluation(Stage[EvaluationSettings]):
         first = ladder or read_probe(task.inputs["probe"])
         others = [measure(found.method, found.weights, real, found.note) for found in classifiers]
         weights = _stage_1(task) | {found.method: found.weights for found in classifiers}
-        gains = _paired_gains(weights, real)
+        gains = {method: _paired_gains(method, weights, real) for method in _improved(weights)}
         baseline = "tuned_probe" if "tuned_probe" in weights else "probe"
         result: EvaluationResult = {
             "n_labels": first["n_labels"],
             "accuracy": [*first["accuracy"], *others],
-            "gain": gains.get(baseline),
+            "gain": next((found.get(baseline) for found in gains.values()), None),
             "pseudo_labels": first["pseudo_labels"],
             "frechet": _distances(task),
             "image_metrics": _image_metrics(task),
         }
         if ladder:
             result["ladder"] = [*ladder["ladder"], *_dpt_rows(task, weights, real)]
-            result["gains"] = [gains[method] for method in ("probe", *RUNGS) if method in gains]
+            compared = ("probe", *RUNGS, *(["generated_features"] if len(gains) > 1 else []))
+            result["gains"] = [found[name] for found in gains.values() for name in compared if name in found]
         return write_result(task.out, EVALUATION_FILE, result, len(result["accuracy"]))
 
 
@@ -137,9 +139,9 @@ class Measured:
 def _classifiers(task: Task[EvaluationSettings]) -> list[Measured]:
     """Return the classifiers of the controls, and of stage 3 as configured and as chosen."""
     retrain = task.settings.retrain
-    if "retrained" not in task.inputs or retrain is None:
-        return []
     chosen = _chosen(task.inputs["sweep"], _methods(task.inputs)) if "sweep" in task.inputs else []
+    if "retrained" not in task.inputs or retrain is None:
+        return chosen
     note = f"{retrain.images_per_class} images per class, real weight {retrain.real_weight}"
     paper = Measured("dpt_paper", load_classifier(task.inputs["retrained"]), note)
     return [*chosen[:-1], paper, *chosen[-1:]]
@@ -147,7 +149,7 @@ def _classifiers(task: Task[EvaluationSettings]) -> list[Measured]:
 
 def _methods(inputs: Mapping[str, Artifact]) -> dict[str, str]:
     """Return the methods of the sweep's keys; with a ladder some are rungs of it, or compared with them."""
-    if "ladder" not in inputs:
+    if not any(rung in inputs for rung in RUNGS):
         return CHOSEN
     methods = CHOSEN | {"self_training": "same_labels"}
     return {key: method for key, method in methods.items() if method not in inputs}
@@ -167,29 +169,33 @@ def _chosen(sweep: Artifact, methods: Mapping[str, str]) -> list[Measured]:
 
 
 def _stage_1(task: Task[EvaluationSettings]) -> dict[str, np.ndarray]:
-    """Return the classifiers (C, dim) of the probe and of the ladder's rungs by method."""
-    rungs = [str(name) for name in RUNGS if name in task.inputs]
+    """Return the classifiers (C, dim) of the probe, of the ladder's rungs and of the pilot by method."""
+    rungs = [str(name) for name in (*RUNGS, "generated_features") if name in task.inputs]
     found = {name: load_classifier(task.inputs[name]) for name in rungs}
     return {"probe": load_classifier(task.inputs["classifier"]), **found}
 
 
-def _dpt(methods: Mapping[str, np.ndarray]) -> str | None:
+def _dpt(methods: Collection[str]) -> str | None:
     """Return DPT's form: with the setting chosen on validation, or as configured where nothing was chosen."""
     return next((method for method in ("dpt", "dpt_paper") if method in methods), None)
 
 
-def _paired_gains(weights: Mapping[str, np.ndarray], real: RealRows) -> dict[str, Gain]:
-    """Return DPT's gain over each other method on the same test images, with its paired standard error."""
-    test, dpt, gains = real.of_split("test"), _dpt(weights), {}
-    if dpt is None:
-        return {}
-    mine = hits(weights[dpt], test)
+def _improved(methods: Collection[str]) -> list[str]:
+    """Return the methods that generate, whose gains are of interest: DPT first."""
+    dpt = _dpt(methods)
+    return [*([dpt] if dpt else []), *(["generated_features"] if "generated_features" in methods else [])]
+
+
+def _paired_gains(improved: str, weights: Mapping[str, np.ndarray], real: RealRows) -> dict[str, Gain]:
+    """Return a method's gain over each other method on the same test images, with its paired error."""
+    test, gains = real.of_split("test"), {}
+    mine = hits(weights[improved], test)
     for method, W in weights.items():
         found = paired_difference(mine, hits(W, test))
-        if found and method not in ("dpt", "dpt_paper"):
+        if found and method not in ("dpt", "dpt_paper", improved):
             gains[method] = Gain(
                 baseline=method,
-                improved=dpt,
+                improved=improved,
                 **found,
                 kind="paired standard error over test images",
             )

@@ -1,4 +1,7 @@
-"""ladder: the probe and the rungs of stage 1 on validation and test images, and what each took."""
+"""ladder, pilot: the probe and the rungs of stage 1 on validation and test images, and what each took.
+
+The pilot also has the classifier from generated features: what generation brings, before any image.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ from dpt_ray.learners.linear_classifier import load_classifier
 from dpt_ray.learners.measure import Climber, ladder_rows, measure
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts
+
+# What is made for one method alone, besides its classifier.
+OWN = {"propagation": ("graph",), "generated_features": ("feature_denoiser", "feature_samples")}
 
 
 class LadderResults(Stage[NoSettings]):
@@ -29,6 +35,10 @@ class LadderResults(Stage[NoSettings]):
             "pseudo_labels": one_of("pseudo_labels", hashed=False),
             "graph": one_of("graph", optional=True, hashed=False),
             **{name: one_of("rung", optional=True) for name in RUNGS},
+            # Of the pilot; the other two are for their seconds.
+            "generated_features": one_of("classifier", optional=True),
+            "feature_denoiser": one_of("feature_denoiser", optional=True, hashed=False),
+            "feature_samples": one_of("feature_samples", optional=True, hashed=False),
         }
     )
 
@@ -61,12 +71,11 @@ def _climbers(inputs: Mapping[str, Artifact]) -> list[Climber]:
     found = [
         Climber("probe", weights, "", classifier["validation_top1"], classifier["n_validation"], seconds)
     ]
-    for name in RUNGS:
+    for name in (*RUNGS, "generated_features"):
         if name in inputs:
             manifest = inputs[name].manifest
-            rung, seconds = manifest["rung"], manifest["seconds"]
-            if name == "propagation":
-                seconds += inputs["graph"].manifest["seconds"]
+            rung = manifest["rung"]
+            seconds = sum(inputs[source].manifest["seconds"] for source in (*OWN.get(name, ()), name))
             weights = load_classifier(inputs[name])
             found.append(Climber(name, weights, rung["chosen_on"], rung["top1"], rung["n"], seconds))
     return found

@@ -31,6 +31,11 @@ from dpt_ray.training.log import read_log
 
 PAGE = "report.html"
 PICTURES = 8  # per class, of real and of generated images
+LOSSES = {
+    "encoder": "Encoder loss",
+    "feature_denoiser": "Feature denoiser loss",
+    "denoiser": "Denoiser loss",
+}
 
 
 class ReportSettings(Settings):
@@ -48,9 +53,14 @@ class Report(Stage[ReportSettings]):
     settings = ReportSettings
     inputs = reads(
         {
-            **{name: one_of(name) for name in ("index", "labels", "encoder", "autoencoder")},
-            **{name: one_of(name) for name in ("features", "moments", "classifier", "pseudo_labels")},
-            **{name: one_of(name) for name in ("probe", "denoiser", "samples", "evaluation")},
+            **{name: one_of(name) for name in ("index", "labels", "encoder", "features", "classifier")},
+            **{name: one_of(name) for name in ("pseudo_labels", "probe", "evaluation")},
+            # Where images are generated; next, where features are.
+            **{name: one_of(name, optional=True) for name in ("autoencoder", "moments")},
+            **{name: one_of(name, optional=True) for name in ("denoiser", "samples")},
+            **{name: one_of(name, optional=True) for name in ("feature_denoiser", "feature_samples")},
+            "generated_features": one_of("classifier", optional=True),
+            "pilot": one_of("ladder", optional=True),
             "sample_features": one_of("features", optional=True),
             "retrained": one_of("classifier", optional=True),
             "augmented": one_of("augmented", optional=True),
@@ -104,9 +114,9 @@ def _gather(task: Task[ReportSettings]) -> page.ReportData:
         calibration=_calibration(calibration) if calibration["n"] else None,
         metrics=[*evaluation["frechet"], *evaluation["image_metrics"]["rows"]],
         metrics_left_out=evaluation["image_metrics"]["left_out"],
-        grid=picture_rows(inputs["index"], inputs["samples"], PICTURES),
+        grid=picture_rows(inputs["index"], inputs["samples"], PICTURES) if "samples" in inputs else (),
         curves=_curves(inputs),
-        curve_note=_curve_note(inputs["denoiser"]),
+        curve_note=_curve_note(inputs["denoiser"]) if "denoiser" in inputs else "",
         quarantined=inputs["features"].manifest["quarantined"],
         warnings=_warnings(inputs["classifier"]),
     )
@@ -195,11 +205,11 @@ def _calibration(facts: Calibration) -> page.Calibration:
 
 def _curves(inputs: Mapping[str, Artifact]) -> dict[str, list[tuple[int, float]]]:
     curves = {}
-    for key, name in (("encoder", "Encoder loss"), ("denoiser", "Denoiser loss")):
-        if records := read_log(inputs[key]):
-            curves[name] = [(int(record["step"]), record["loss"]) for record in records]
-    records = [record for record in read_log(inputs["denoiser"]) if "frechet" in record]
-    if records:
+    logs = {key: read_log(inputs[key]) for key in LOSSES if key in inputs}
+    for key, records in logs.items():
+        if records:
+            curves[LOSSES[key]] = [(int(record["step"]), record["loss"]) for record in records]
+    if records := [record for record in logs.get("denoiser", ()) if "frechet" in record]:
         guidance = records[-1]["frechet_guidance"]
         name = f"Frechet distance at guidance {guidance:g}"
         curves[name] = [(int(record["step"]), record["frechet"]) for record in records]

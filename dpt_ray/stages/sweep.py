@@ -78,10 +78,11 @@ class Sweep(Stage[SweepSettings]):
             "index": one_of("index"),
             "features": one_of("features"),
             "labels": one_of("labels"),
-            "sample_features": one_of("features", hashed_as="generated"),
+            # None where no images are generated; then the controls are all there is.
+            "sample_features": one_of("features", hashed_as="generated", optional=True),
             "augmented_features": one_of("features", hashed_as="augmented", optional=True),
             "pseudo_labels": one_of("pseudo_labels", "rung", hashed_as="self_training", optional=True),
-            "samples": one_of("samples", hashed=False),
+            "samples": one_of("samples", hashed=False, optional=True),
             "augmented": one_of("augmented", hashed=False, optional=True),
         }
     )

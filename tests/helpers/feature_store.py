@@ -53,24 +53,27 @@ def feature_store(root, labels_per_class=2, validation=True, seed=0):
     return store, made
 
 
-def task(stage, store, inputs, settings, name="it"):
+def task(stage, store, inputs, settings, name="it", images_per_class=None, **compute):
     """A task of a stage on artifacts that lie in the store under any identity."""
     nodes = {key: _Published(artifact) for key, artifact in inputs.items()}
-    node = Node(name, stage, settings, nodes, Extent())
-    out = store.artifact(stage.artifact, name)
-    return Task(node, settings, out, inputs, Compute(threads=1), "")
+    node = Node(name, stage, settings, nodes, Extent(images_per_class))
+    out = store.artifact(stage.artifact, name, str(node.extent))
+    return Task(node, settings, out, inputs, Compute(threads=1, **compute), "")
 
 
 class _Published:
     """What a task reads of the node of a published artifact."""
 
+    missing = ""
+
     def __init__(self, artifact):
-        *_, self.artifact_name, self.reference = artifact.uri.split("/")
+        *_, self.artifact_name, self.digest = artifact.uri.split("/")
+        self.reference = self.digest
 
 
-def make(stage, store, inputs, settings, name="it"):
+def make(stage, store, inputs, settings, name="it", images_per_class=None, **compute):
     """Makes and publishes an artifact."""
-    work = task(stage, store, inputs, settings, name)
+    work = task(stage, store, inputs, settings, name, images_per_class, **compute)
     facts = stage.make(work)
     work.out.publish({**facts, "seconds": 1.0, "inputs": work.node.references})
     return work.out

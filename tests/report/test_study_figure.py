@@ -60,3 +60,11 @@ def test_gains_are_drawn_around_zero_with_the_baseline_named(monkeypatch) -> Non
     label = axes.yaxis.get_major_formatter()
     assert (label(2.0, 0), label(-0.5, 0)) == ("+2", "-0.5")
     assert any(list(line.get_ydata()) == [0, 0] for line in axes.lines)
+
+
+def test_without_pictures_the_plot_has_their_room(monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+    study_figure(study_points(), [])
+    [axes] = drawn
+    assert axes.get_position().width > 0.85
