@@ -11,6 +11,7 @@ from dpt_ray.engine.execute import Outcome, execute
 from dpt_ray.engine.node import Node, needed
 from dpt_ray.engine.progress import Display
 from dpt_ray.evaluation.inception_files import NOT_COMPUTED
+from dpt_ray.evaluation.records import read_ladder
 from dpt_ray.models.precision import emulation_note
 from dpt_ray.pipeline.cost import Cost, costs
 from dpt_ray.pipeline.flow import flow
@@ -57,6 +58,8 @@ def run(
     if config.ladder and {nodes[name] for name in config.ladder.rungs} & set(required):
         index = nodes["index"].artifact(store)
         checks["labels"] = partial(check_ladder, config.ladder.prior, index)
+    if "pilot" in nodes:
+        checks["pilot"] = partial(_tell_pilot, display)
     # From here on every artifact of this run counts as used, even if the run fails.
     store.run_folder(config.name).write_json(PLANNED, node_references(nodes))
     to_write = partial(_bytes_to_write, config, nodes, store)
@@ -64,6 +67,19 @@ def run(
     outcome = execute(wanted, store, config.compute, display, checks, to_write, left)
     link(config, nodes, store)
     return outcome, store
+
+
+def _tell_pilot(display: Display, pilot: Artifact) -> None:
+    """Print what generated features gained, before anything is spent on images."""
+    row = read_ladder(pilot)["ladder"][-1]
+    over = {"balanced self-training": row["over_balanced"], "the probe": row["over_probe"]}
+    gains = [
+        f"{100 * gain['gain']:+.1f} +- {100 * gain['stderr']:.1f} points over {name}"
+        for name, gain in over.items()
+        if gain
+    ]
+    if gains:
+        display.console.print(f"pilot: generated features {', '.join(gains)}", highlight=False, soft_wrap=True)
 
 
 def _bytes_to_write(config: Config, nodes: Mapping[str, Node], store: Store, node: Node) -> float:

@@ -1,0 +1,67 @@
+"""`dpt run --until`: it stops where it is told to, and says what comes next and its cost."""
+
+import pytest
+
+from dpt_ray.commands import plan
+from dpt_ray.pipeline.speed import Rates
+from tests.helpers.paths import DIGITS
+
+
+@pytest.fixture(autouse=True)
+def known_speed(monkeypatch):
+    """A machine of 1 GFLOP/s, so that nothing is measured."""
+    monkeypatch.setattr(plan, "rates_for", lambda *_: Rates(1e9, 1e9, "cpu", 1e9))
+
+
+def test_it_stops_after_the_stage_and_tells_the_cost_of_the_others(dpt, tmp_path):
+    code, out, _ = dpt("run", DIGITS, f"output={tmp_path}", "generate_in=both", "--until", "labels")
+    assert code == 0
+    assert {path.name for path in (tmp_path / "store").iterdir()} == {"index", "labels"}
+    table = out[out.index("next: ") :]
+    rows = [line.split("│")[1].strip() for line in table.splitlines() if line.count("│") > 2]
+    assert rows[0] == "encoder" and "feature_denoiser" in rows and "total to do" in rows
+    # 600 steps of 64 images, two views, forward and backward, by hand in tests/pipeline/test_cost.py.
+    encoder = next(line for line in table.splitlines() if line.startswith("│ encoder"))
+    assert "997" in encoder
+
+
+def test_what_is_done_is_not_among_what_comes_next(dpt, tmp_path, monkeypatch):
+    from dpt_ray.commands.plan import next_table
+    from dpt_ray.config import load_config
+    from dpt_ray.pipeline.status import Status
+
+    config = load_config(DIGITS, [f"output={tmp_path}"])
+    dpt("run", DIGITS, f"output={tmp_path}", "--until", "index")
+    real = plan.status
+
+    def all_but(*missing):
+        return lambda config: [
+            row if row.name in missing else Status(row.name, row.artifact, "", row.manifest or {"units": []})
+            for row in real(config)
+        ]
+
+    monkeypatch.setattr(plan, "status", all_but("samples", "report"))
+    table = next_table(config)
+    assert table.title == "next: samples"
+    assert list(table.columns[0].cells)[0] == "samples"
+    monkeypatch.setattr(plan, "status", all_but())
+    assert next_table(config) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("denoising", "--until: 'denoising' is not a stage of this configuration; its stages are index, labels"),
+        ("pilot", "'pilot' is not a stage of this configuration; it comes with generate_in=both; its"),
+        ("ladder", "'ladder' is not a stage of this configuration; it comes with ladder={}; its stages are"),
+    ],
+)
+def test_an_unknown_stage_is_one_line_with_the_names(dpt, tmp_path, name, said):
+    code, out, error = dpt("run", DIGITS, f"output={tmp_path}", "--until", name)
+    assert code == 2 and out == "" and said in error and len(error.strip().splitlines()) == 1
+    assert "evaluation, report" in error and not (tmp_path / "store").exists()
+
+
+def test_stages_of_images_are_refused_where_none_are_generated(dpt, tmp_path):
+    code, _, error = dpt("generate", DIGITS, f"output={tmp_path}", "generate_in=features")
+    assert code == 2 and "with generate_in features no images are generated" in error
