@@ -25,6 +25,8 @@ from dpt_ray.store.artifact import Artifact, Store
 # The minimum share of the bytes in cost.py that is written: a PNG of a photograph has about half of the
 # bytes of its pixels.
 SIZED = {"features": 1.0, "moments": 1.0, "samples": 0.5, "sample_features": 1.0, "feature_samples": 1.0}
+# What there is only where images are generated.
+OF_IMAGES = ("moments", "denoiser", "samples", "retrained")
 
 
 def run(
@@ -44,12 +46,14 @@ def run(
     for name in targets:
         if name not in nodes:
             why = f": {NOT_COMPUTED}" if name == "image_metrics" else ""
-            if not config.generates_images:
+            if name in OF_IMAGES and not config.generates_images:
+                if len(targets) > 1:  # `dpt extract`: features without moments
+                    continue
                 why = ": with generate_in features no images are generated"
             raise ConfigError(f"this configuration has no {name.replace('_', ' ')} stage{why}")
         if nodes[name].missing:
             raise ConfigError(nodes[name].missing)
-    wanted = [nodes[name] for name in targets]
+    wanted = [nodes[name] for name in targets if name in nodes]
     required, checks = needed(wanted), {"index": check_index} if check_index else {}
     if nodes["labels"] in required:  # report a bad label list before any work
         wanted = [nodes["labels"], *wanted]
@@ -79,7 +83,9 @@ def _tell_pilot(display: Display, pilot: Artifact) -> None:
         if gain
     ]
     if gains:
-        display.console.print(f"pilot: generated features {', '.join(gains)}", highlight=False, soft_wrap=True)
+        display.console.print(
+            f"pilot: generated features {', '.join(gains)}", highlight=False, soft_wrap=True
+        )
 
 
 def _bytes_to_write(config: Config, nodes: Mapping[str, Node], store: Store, node: Node) -> float:

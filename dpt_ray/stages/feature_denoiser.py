@@ -91,7 +91,8 @@ def train(task: Task[FeatureTraining], worker: Worker) -> None:
         SCHEDULES[saved.SCHEDULE], saved.PREDICTION, config.num_classes, settings.label_dropout
     )
     flops = 3 * saved.flops(config)  # a backward pass costs two forward passes
-    workload = Workload(network, step_fn, load_batch, len(rows), flops_per_image=flops)
+    blocks = [*network.blocks]
+    workload = Workload(network, step_fn, load_batch, len(rows), blocks=blocks, flops_per_image=flops)
     ema = training.fit(task, worker, workload)
     if ema is not None:
         mean, std = torch.from_numpy(standard.mean), torch.from_numpy(standard.std)

@@ -67,11 +67,12 @@ class FeatureSampler:
     batch_size: int
     threads: int
     settings: FeatureSampling
+    compile: bool = False
 
 
 def _sampler(task: Task[FeatureSampling], threads: int) -> FeatureSampler:
-    denoiser = task.inputs["feature_denoiser"].uri
-    return FeatureSampler(task.out, denoiser, task.compute.batch_size, threads, task.settings)
+    denoiser, compute = task.inputs["feature_denoiser"].uri, task.compute
+    return FeatureSampler(task.out, denoiser, compute.batch_size, threads, task.settings, compute.compile)
 
 
 class FeatureUnit:
@@ -89,6 +90,8 @@ class FeatureUnit:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = load_feature_denoiser(sampler.denoiser)
         self.model.network.to(self.device)
+        if sampler.compile:
+            self.model.network.compile()
 
     @naming_shard
     def __call__(self, unit: ClassRange) -> Result:

@@ -53,14 +53,17 @@ class Report(Stage[ReportSettings]):
     settings = ReportSettings
     inputs = reads(
         {
-            **{name: one_of(name) for name in ("index", "labels", "encoder", "features", "classifier")},
-            **{name: one_of(name) for name in ("pseudo_labels", "probe", "evaluation")},
-            # Where images are generated; next, where features are.
-            **{name: one_of(name, optional=True) for name in ("autoencoder", "moments")},
-            **{name: one_of(name, optional=True) for name in ("denoiser", "samples")},
+            **{name: one_of(name) for name in ("index", "labels", "encoder")},
+            # Optional are what is of generated images, and of generated features.
+            "autoencoder": one_of("autoencoder", optional=True),
+            "features": one_of("features"),
+            "moments": one_of("moments", optional=True),
+            **{name: one_of(name) for name in ("classifier", "pseudo_labels", "probe")},
             **{name: one_of(name, optional=True) for name in ("feature_denoiser", "feature_samples")},
             "generated_features": one_of("classifier", optional=True),
             "pilot": one_of("ladder", optional=True),
+            **{name: one_of(name, optional=True) for name in ("denoiser", "samples")},
+            "evaluation": one_of("evaluation"),
             "sample_features": one_of("features", optional=True),
             "retrained": one_of("classifier", optional=True),
             "augmented": one_of("augmented", optional=True),

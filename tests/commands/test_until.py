@@ -1,10 +1,14 @@
 """`dpt run --until`: it stops where it is told to, and says what comes next and its cost."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from dpt_ray.commands import plan
 from dpt_ray.pipeline.speed import Rates
+from dpt_ray.store.artifact import Store
 from tests.helpers.paths import DIGITS
+from tests.helpers.runs import quiet
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +47,7 @@ def test_what_is_done_is_not_among_what_comes_next(dpt, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "status", all_but("samples", "report"))
     table = next_table(config)
     assert table.title == "next: samples"
-    assert list(table.columns[0].cells)[0] == "samples"
+    assert next(iter(table.columns[0].cells)) == "samples"
     monkeypatch.setattr(plan, "status", all_but())
     assert next_table(config) is None
 
@@ -51,7 +55,10 @@ def test_what_is_done_is_not_among_what_comes_next(dpt, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("denoising", "--until: 'denoising' is not a stage of this configuration; its stages are index, labels"),
+        (
+            "denoising",
+            "--until: 'denoising' is not a stage of this configuration; its stages are index",
+        ),
         ("pilot", "'pilot' is not a stage of this configuration; it comes with generate_in=both; its"),
         ("ladder", "'ladder' is not a stage of this configuration; it comes with ladder={}; its stages are"),
     ],
@@ -60,6 +67,20 @@ def test_an_unknown_stage_is_one_line_with_the_names(dpt, tmp_path, name, said):
     code, out, error = dpt("run", DIGITS, f"output={tmp_path}", "--until", name)
     assert code == 2 and out == "" and said in error and len(error.strip().splitlines()) == 1
     assert "evaluation, report" in error and not (tmp_path / "store").exists()
+
+
+def test_extract_makes_the_features_alone_where_no_images_are_generated(monkeypatch):
+    from dpt_ray.config import load_config
+    from dpt_ray.pipeline import run
+
+    asked = []
+    monkeypatch.setattr(run, "open_store", lambda config: Store("/nowhere"))
+    monkeypatch.setattr(Store, "run_folder", lambda *_: SimpleNamespace(write_json=lambda *_: None))
+    monkeypatch.setattr(run, "execute", lambda wanted, *_: asked.extend(node.name for node in wanted))
+    monkeypatch.setattr(run, "link", lambda *_: None)
+    config = load_config(DIGITS, ["generate_in=features"])
+    run.run(config, quiet(), ["labels", "features", "moments"])
+    assert asked == ["labels", "labels", "features"]
 
 
 def test_stages_of_images_are_refused_where_none_are_generated(dpt, tmp_path):
