@@ -214,6 +214,18 @@ def test_a_ladder_has_every_method_beside_the_probe_and_the_free_control():
     assert "The ladder" not in page(Study(labels_per_class=(1,), encoder_seeds=(0, 5), draws=2), made_up())
 
 
+def test_generated_features_are_compared_with_all_others_with_and_without_images():
+    study = Study(labels_per_class=(1,), draws=2, encoder_seeds=(0,))
+    others = {"probe": 0.30, "balanced_self_training": 0.36, "generated_features": 0.37}
+    runs = {run_name("s", 1, 0, draw): result(others) for draw in range(2)}
+    text = page(study, runs)
+    assert "generated features:" in text and "DPT, " not in text.partition("Paired gains")[2]
+    assert "| 1 | +7.00 ± 0.00 (2/2) | +1.00 ± 0.00 (2/2) |" in text
+    with_images = page(study, {name: result(others | {"dpt": 0.40}) for name in runs})
+    assert "over generated features |" in with_images and "over DPT" not in with_images
+    assert "| 1 | +10.00 ± 0.00 (2/2) | +4.00 ± 0.00 (2/2) | +3.00 ± 0.00 (2/2) |" in with_images
+
+
 def test_distances_in_the_features_of_different_encoders_are_not_averaged():
     study = Study(labels_per_class=(1,), encoder_seeds=(0, 5), draws=1)
 
