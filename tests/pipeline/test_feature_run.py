@@ -41,9 +41,11 @@ def test_both_have_gains_of_images_and_of_features(runs):
     pairs = [(gain["improved"], gain["baseline"]) for gain in found["gains"]]
     assert pairs == [
         ("dpt", "probe"),
+        ("dpt", "tuned_probe"),
         ("dpt", "balanced_self_training"),
         ("dpt", "generated_features"),
         ("generated_features", "probe"),
+        ("generated_features", "tuned_probe"),
         ("generated_features", "balanced_self_training"),
     ]
     assert found["gain"]["improved"] == "dpt"
