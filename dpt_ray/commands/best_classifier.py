@@ -13,8 +13,7 @@ from dpt_ray.pipeline.output import find_store
 from dpt_ray.pipeline.run_folder import sets_made
 from dpt_ray.store.artifact import Artifact
 
-# The methods with a classifier: (node, folder in its artifact), in order of preference where there are no
-# validation images to choose on.
+# The methods with a classifier: (node, folder in its artifact).
 CLASSIFIERS = {
     "dpt": ("sweep", "generated/"),
     "dpt_paper": ("retrained", ""),
@@ -65,7 +64,15 @@ def best_classifier(config: Config, *nodes: str) -> tuple[dict[str, Artifact], C
     else:
         store = find_store(config)
         raise ConfigError(f"run {config.name} has no classifier in {store.uri}; run `dpt run CONFIG` first")
-    return made, min(found, key=lambda choice: (-(choice.validation_top1 or 0.0), choice.validation_nll))
+    # Where nothing was chosen on validation images: what was generated from, else the best of the ladder.
+    ladder = made["best"].manifest["best"] if "best" in made else "probe"
+    order = ["dpt", "dpt_paper", "generated_features", ladder]
+
+    def rank(choice: Choice) -> tuple[float, float, int]:
+        place = order.index(choice.method) if choice.method in order else len(order)
+        return -(choice.validation_top1 or 0.0), choice.validation_nll, place
+
+    return made, min(found, key=rank)
 
 
 def _classifiers(made: Mapping[str, Artifact]) -> list[Choice]:

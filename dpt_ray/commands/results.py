@@ -65,14 +65,14 @@ def show_results(folder: Artifact, targets: Collection[str], console: Console) -
         console.print(accuracy_table(evaluation))
         _show_metrics(evaluation["frechet"], evaluation["image_metrics"], console)
         if "ladder" in evaluation:
-            console.print(ladder_table(evaluation["ladder"]))
+            _show_ladder(evaluation["ladder"], console)
     if "probe" in targets:
         probe: ProbeResult = shown_json(folder, "probe.json")
         console.print(accuracy_table(probe))
     for name in {"ladder", "pilot"} & set(targets):
         ladder: LadderResult = shown_json(folder, f"{name}.json")
         console.print(accuracy_table(ladder))
-        console.print(ladder_table(ladder["ladder"]))
+        _show_ladder(ladder["ladder"], console)
     if "image_metrics" in targets:
         metrics: MetricsResult = shown_json(folder, "image_metrics.json")
         _show_metrics([], metrics, console)
@@ -126,6 +126,29 @@ def ladder_table(rows: Sequence[LadderRow]) -> Table:
         "when they were made"
     )
     return table
+
+
+def label_table(rows: Sequence[LadderRow]) -> Table:
+    """Return how good the pseudo-labels of each rung are."""
+    table = Table("rung", title="pseudo-labels of the training images")
+    for title in ("right", "smallest class", "largest class", "calibration error", "images"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        if found := row.get("labels"):
+            shares = (found["accuracy"], found["smallest"], found["largest"], found["ece"])
+            shown = ("-" if share is None else f"{share:.1%}" for share in shares)
+            table.add_row(METHODS[row["method"]].short, *shown, f"{found['n']:,}")
+    table.caption = (
+        "right, and the error of the confidences: over the images whose true label is known, which is used "
+        "for nothing else; the classes' shares: of all training images"
+    )
+    return table
+
+
+def _show_ladder(rows: Sequence[LadderRow], console: Console) -> None:
+    console.print(ladder_table(rows))
+    if any(row.get("labels") for row in rows):
+        console.print(label_table(rows))
 
 
 def _difference(found: Difference | None) -> str:

@@ -58,19 +58,28 @@ def reliability_bins(probs: Tensor, labels: Tensor, bins: int = 15) -> Reliabili
     if probs.min() < 0 or probs.max() > 1 + 1e-3:
         raise ValueError("probs lie outside [0, 1]; apply softmax to the logits")
     confidence, predicted = probs.detach().double().max(dim=1)
-    correct = (predicted == labels).double()
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=probs.device)
+    return bins_of(confidence, predicted == labels, bins)
+
+
+def bins_of(confidence: Tensor, correct: Tensor, bins: int = 15) -> ReliabilityBins:
+    """Return the diagram of labels with a `confidence` (n,) in [0, 1] that are `correct` (n,) or not."""
+    confidence = confidence.double()
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
     # The inner edges only, so that a confidence of 1 + rounding falls into the last bin.
     index = torch.bucketize(confidence, edges[1:-1])
     counts = torch.bincount(index, minlength=bins)
-    sums = torch.zeros(2, bins, dtype=torch.float64, device=probs.device)
-    means = sums.index_add(1, index, torch.stack([confidence, correct])) / counts
+    sums = torch.zeros(2, bins, dtype=torch.float64, device=confidence.device)
+    means = sums.index_add(1, index, torch.stack([confidence, correct.double()])) / counts
     return ReliabilityBins(edges, counts, means[0], means[1])
 
 
 def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Return the expected calibration error of `probs` (n, C) for `labels` (n,)."""
+    return calibration_error(reliability_bins(probs, labels, bins))
+
+
+def calibration_error(b: ReliabilityBins) -> float:
+    """Return the expected calibration error of a reliability diagram."""
     # ECE = sum_b (n_b / n) |accuracy_b - confidence_b| (Eq. 3)
-    b = reliability_bins(probs, labels, bins)
     gaps = (b.accuracy - b.confidence).abs().nan_to_num(0.0)
     return float((b.counts * gaps).sum() / b.counts.sum())

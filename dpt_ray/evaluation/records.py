@@ -109,12 +109,28 @@ class Difference(TypedDict):
     stderr: float
 
 
+class LabelQuality(TypedDict):
+    """The pseudo-labels of the training images: what share is right, and how it is spread.
+
+    `accuracy` and the calibration error `ece` of the confidences are over the `n` images whose true label
+    is known, None without any. `smallest` and `largest` are the shares of the rarest and of the most
+    frequent class among all pseudo-labels.
+    """
+
+    accuracy: float | None
+    ece: float | None
+    n: int
+    smallest: float
+    largest: float
+
+
 class LadderRow(TypedDict):
     """A rung: its accuracy on what it was chosen on and on test, its gains on test, and its seconds.
 
     `chosen_on` is "" for a method with nothing to choose. Gains are None without test images, for the
     method itself, and where there is no such rung. `seconds` are those that its own stages took when they
-    were made; the features, which all rungs share, are not among them.
+    were made; the features, which all rungs share, are not among them. `labels` is None for methods that
+    label no training images, and lacking in results until 2026-11-26.
     """
 
     method: str
@@ -126,6 +142,7 @@ class LadderRow(TypedDict):
     over_probe: Difference | None
     over_balanced: Difference | None
     seconds: float
+    labels: NotRequired[LabelQuality | None]
 
 
 class LadderResult(ProbeResult):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpt_ray.data.rows import RealRows, Rows
-from dpt_ray.evaluation.records import AccuracyRow, Difference, LadderRow
+from dpt_ray.evaluation.records import AccuracyRow, Difference, LabelQuality, LadderRow
 from dpt_ray.learners.linear_classifier import accuracy, logits
 
 
@@ -47,7 +47,8 @@ def paired_difference(improved: np.ndarray, baseline: np.ndarray) -> Difference 
 class Climber:
     """A method of the ladder: its classifier (C, dim), how it was chosen, and what it took.
 
-    `score` is its accuracy on the `n` images that it was `chosen_on`.
+    `score` is its accuracy on the `n` images that it was `chosen_on`, `labels` how good its pseudo-labels
+    are.
     """
 
     method: str
@@ -56,6 +57,7 @@ class Climber:
     score: float | None
     n: int
     seconds: float
+    labels: LabelQuality | None = None
 
 
 def ladder_rows(climbers: Sequence[Climber], test: Rows) -> list[LadderRow]:
@@ -78,6 +80,7 @@ def ladder_rows(climbers: Sequence[Climber], test: Rows) -> list[LadderRow]:
             "over_probe": over(climber.method, "probe"),
             "over_balanced": over(climber.method, "balanced_self_training"),
             "seconds": climber.seconds,
+            "labels": climber.labels,
         }
         for climber in climbers
     ]

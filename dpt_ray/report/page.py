@@ -33,6 +33,7 @@ __all__ = [
     "ClassRow",
     "Gain",
     "GridRow",
+    "LabelQuality",
     "LadderRow",
     "ReportData",
     "StageRow",
@@ -73,6 +74,21 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class LabelQuality:
+    """The pseudo-labels of a rung: what share of the `n` images of known label is right, and its spread.
+
+    `ece` is their confidences' calibration error; `smallest` and `largest` are classes' shares of all
+    pseudo-labels.
+    """
+
+    accuracy: float | None
+    ece: float | None
+    n: int
+    smallest: float
+    largest: float
+
+
+@dataclass(frozen=True)
 class LadderRow:
     """A rung: accuracies and paired gains (gain, standard error) as fractions, None where unknown.
 
@@ -88,6 +104,7 @@ class LadderRow:
     over_probe: tuple[float, float] | None
     over_balanced: tuple[float, float] | None
     seconds: float
+    labels: LabelQuality | None = None
 
 
 @dataclass(frozen=True)

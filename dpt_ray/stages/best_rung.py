@@ -13,6 +13,8 @@ from dpt_ray.learners.linear_classifier import CONFIG, WEIGHTS
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts
 
+FALLBACK = "balanced_self_training"
+
 
 class BestRung(Stage[NoSettings]):
     """The files of the best rung, and in its manifest which one it is."""
@@ -32,19 +34,22 @@ class BestRung(Stage[NoSettings]):
 
         The rungs' own scores decide: on validation images, else by cross-validation, which the probe
         itself has not (the tuned probe has). A tie goes to the cheaper rung. Where nothing could be
-        chosen on, it is the paper's probe.
+        chosen on, it is balanced self-training if there is that rung, which was better than the probe with
+        every encoder that was measured (docs/ladder.md), else the probe.
         """
         probe = task.inputs["classifier"]
         scores: dict[str, float | None] = {"probe": probe.manifest["validation_top1"]}
         rungs: dict[str, Artifact] = {name: task.inputs[name] for name in RUNGS if name in task.inputs}
         scores |= {name: rung.manifest["rung"]["top1"] for name, rung in rungs.items()}
         known = {name: score for name, score in scores.items() if score is not None}
-        best = max(known, key=lambda name: known[name]) if known else "probe"
+        unknown = FALLBACK if FALLBACK in rungs else "probe"
+        best = max(known, key=lambda name: known[name]) if known else unknown
         if not known:
             logging.getLogger("dpt_ray").warning(
-                "%s: no validation images, and a class with one label: the probe's pseudo-labels are taken; "
-                "labels_from names another rung",
+                "%s: no validation images, and a class with one label: nothing can be compared, and the "
+                "pseudo-labels of %s are taken; labels_from names another rung",
                 task.name,
+                best,
             )
         if best == "probe":
             labels = task.inputs["pseudo_labels"]

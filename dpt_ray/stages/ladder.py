@@ -12,6 +12,7 @@ from dpt_ray.config.ladder import RUNGS
 from dpt_ray.data.rows import RealRows
 from dpt_ray.engine.node import NoSettings, Stage, Task, one_of, reads
 from dpt_ray.evaluation.records import LADDER_FILE, AccuracyRow, LadderResult, read_probe, write_result
+from dpt_ray.learners.label_quality import quality, read_given
 from dpt_ray.learners.linear_classifier import load_classifier
 from dpt_ray.learners.measure import Climber, ladder_rows, measure
 from dpt_ray.store.artifact import Artifact
@@ -31,7 +32,7 @@ class LadderResults(Stage[NoSettings]):
             "features": one_of("features"),
             "probe": one_of("probe"),
             "classifier": one_of("classifier"),
-            # For its seconds; the probe was made from it.
+            # The probe was made from it.
             "pseudo_labels": one_of("pseudo_labels", hashed=False),
             "graph": one_of("graph", optional=True, hashed=False),
             **{name: one_of("rung", optional=True) for name in RUNGS},
@@ -41,6 +42,11 @@ class LadderResults(Stage[NoSettings]):
             "feature_samples": one_of("feature_samples", optional=True, hashed=False),
         }
     )
+
+    @classmethod
+    def version(cls, settings: NoSettings) -> int:
+        """Return 2; raised whenever the content of a ladder changes."""
+        return 2
 
     @classmethod
     def make(cls, task: Task[NoSettings]) -> Facts:
@@ -65,19 +71,30 @@ class LadderResults(Stage[NoSettings]):
 
 def _climbers(inputs: Mapping[str, Artifact]) -> list[Climber]:
     """Return the probe and the rungs, in their order."""
+    index, labels = inputs["index"], inputs["pseudo_labels"]
     classifier = inputs["classifier"].manifest
-    seconds = classifier["seconds"] + inputs["pseudo_labels"].manifest["seconds"]
-    weights = load_classifier(inputs["classifier"])
+    seconds = classifier["seconds"] + labels.manifest["seconds"]
     found = [
-        Climber("probe", weights, "", classifier["validation_top1"], classifier["n_validation"], seconds)
+        Climber(
+            "probe",
+            load_classifier(inputs["classifier"]),
+            "",
+            classifier["validation_top1"],
+            classifier["n_validation"],
+            seconds,
+            quality(read_given(index, labels)),
+        )
     ]
     for name in (*RUNGS, "generated_features"):
         if name in inputs:
             manifest = inputs[name].manifest
             rung = manifest["rung"]
             seconds = sum(inputs[source].manifest["seconds"] for source in (*OWN.get(name, ()), name))
+            labelled = quality(read_given(index, inputs[name])) if name in RUNGS else None
             weights = load_classifier(inputs[name])
-            found.append(Climber(name, weights, rung["chosen_on"], rung["top1"], rung["n"], seconds))
+            found.append(
+                Climber(name, weights, rung["chosen_on"], rung["top1"], rung["n"], seconds, labelled)
+            )
     return found
 
 

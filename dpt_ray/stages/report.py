@@ -168,6 +168,7 @@ def _rung(row: LadderRow) -> page.LadderRow:
         _pair(row["over_probe"]),
         _pair(row["over_balanced"]),
         row["seconds"],
+        page.LabelQuality(**labels) if (labels := row.get("labels")) else None,
     )
 
 

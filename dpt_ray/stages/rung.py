@@ -52,6 +52,11 @@ class LadderRung(Stage[RungSettings]):
     )
 
     @classmethod
+    def version(cls, settings: RungSettings) -> int:
+        """Return 2; raised whenever the content of a rung changes."""
+        return 2
+
+    @classmethod
     def make(cls, task: Task[RungSettings]) -> Facts:
         """Fit, choose, calibrate and label. Raises ConfigError for a prior or graph that does not fit."""
         import torch

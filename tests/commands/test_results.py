@@ -4,7 +4,7 @@ import copy
 
 from rich.console import Console
 
-from dpt_ray.commands.results import accuracy_table, ladder_table
+from dpt_ray.commands.results import accuracy_table, label_table, ladder_table
 from dpt_ray.stages.report import accuracy_rows, headline
 
 ROW = {"note": "", "validation": 0.9, "n_validation": 200, "test": 0.8, "test_top5": None, "n_test": 600}
@@ -88,4 +88,19 @@ def test_the_ladder_says_on_what_each_rung_was_chosen_what_it_gains_and_what_it_
     assert found == [
         ["balanced self-training", *first],
         ["propagation", "none", "-", "-", "-", "-", "8"],
+    ]
+
+
+def test_the_pseudo_labels_of_each_rung_are_shown_and_a_row_without_any_is_left_out():
+    known = {"accuracy": 0.556, "ece": 0.0512, "n": 47500, "smallest": 0.062, "largest": 0.141}
+    unknown = known | {"accuracy": None, "ece": None, "n": 0}
+    rows = [
+        {"method": "probe", "labels": known},
+        {"method": "propagation", "labels": unknown},
+        {"method": "dpt", "labels": None},
+    ]
+    lines = [line.split("│")[1:-1] for line in text(label_table(rows), 200).splitlines() if "│" in line]
+    assert [[cell.strip() for cell in line] for line in lines] == [
+        ["probe", "55.6%", "6.2%", "14.1%", "5.1%", "47,500"],
+        ["propagation", "-", "6.2%", "14.1%", "-", "0"],
     ]

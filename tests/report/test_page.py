@@ -21,7 +21,6 @@ from dpt_ray.report.page import (
     ClassRow,
     Gain,
     GridRow,
-    LadderRow,
     ReportData,
     StageRow,
     SweepRow,
@@ -375,26 +374,3 @@ def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
 )
 def test_sizes_are_decimal(n_bytes: int, text: str) -> None:
     assert size(n_bytes).replace("\u00a0", " ") == text
-
-
-def test_the_ladder_is_a_table_and_the_balanced_control_stands_beside_the_headline() -> None:
-    rungs = [
-        LadderRow("Probe", "", 0.74, 0.031, 200, 0.788, None, (-0.02, 0.008), 7.0),
-        LadderRow("Balanced", "validation", 0.75, 0.0306, 200, 0.808, (0.02, 0.008), None, 65.0),
-        LadderRow("Spread", "none", None, None, 0, None, None, None, 8.0),
-    ]
-    data = dataclasses.replace(full_data(), ladder=rungs, over_balanced=(0.021, 0.017), labels_from="Spread")
-    page = render_report(data)
-    assert "class-balanced self-training" in page and "+2.1 ± 1.7 points" in page
-    assert "Stage 2 has its pseudo-labels from “Spread”." in page
-    minute = "1\u00a0min 05\u00a0s"
-    found = page.split('aria-label="Ladder table"')[1].split("</table>")[0]
-    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in found.split("<tr>")[2:]]
-    assert cells == [
-        ["Probe", "validation (200)", "74.0 ± 3.1\u00a0%", "78.8\u00a0%", "–", "-2.0 ± 0.8", "7.0\u00a0s"],
-        ["Balanced", "validation (200)", "75.0 ± 3.1\u00a0%", "80.8\u00a0%", "+2.0 ± 0.8", "–", minute],
-        ["Spread", "none", "–", "–", "–", "–", "8.0\u00a0s"],
-    ]
-
-    without = render_report(full_data())
-    assert "adder" not in without and "class-balanced" not in without

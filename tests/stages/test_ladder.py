@@ -1,5 +1,7 @@
 """The stages of the ladder on made-up features: graph, rungs, the best of them, their measurement."""
 
+import math
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +16,9 @@ from dpt_ray.config.sections import Classifier as ClassifierSettings
 from dpt_ray.data.graph import read_graph
 from dpt_ray.data.rows import LABELS_FILE, PSEUDO_LABELS_FILE, RealRows, row_normalise
 from dpt_ray.data.shards import read_features
+from dpt_ray.data.units import INDEX, read_index
 from dpt_ray.engine.node import NoSettings
+from dpt_ray.learners.label_quality import quality, quality_by_class, read_given
 from dpt_ray.learners.linear_classifier import load_classifier
 from dpt_ray.stages import graph as graph_stage
 from dpt_ray.stages import pseudo_labels
@@ -181,7 +185,7 @@ def test_the_best_rung_has_the_files_of_the_best_on_validation(tmp_path):
     assert best.manifest["calibration"] == source.manifest["calibration"]
 
 
-def test_where_nothing_can_be_chosen_the_best_is_the_papers_probe_and_says_so(tmp_path, caplog):
+def test_where_nothing_can_be_chosen_the_best_is_the_probe_or_the_free_control_and_says_so(tmp_path, caplog):
     store, made = feature_store(tmp_path, 1, validation=False)
     first = stage_1(store, made)
     inputs = {key: first[key] for key in ("classifier", "pseudo_labels")}
@@ -192,8 +196,12 @@ def test_where_nothing_can_be_chosen_the_best_is_the_papers_probe_and_says_so(tm
         NoSettings(),
         "b",
     )
-    assert best.manifest["best"] == "probe" and "the probe's pseudo-labels are taken" in caplog.text
+    assert best.manifest["best"] == "probe" and "pseudo-labels of probe are taken" in caplog.text
     np.testing.assert_array_equal(load_classifier(best), load_classifier(first["classifier"]))
+    balanced = make_rung(store, made, "balanced_self_training")
+    best = make(BestRung, store, {**inputs, "balanced_self_training": balanced}, NoSettings(), "c")
+    assert best.manifest["best"] == "balanced_self_training" and "of balanced_self_training" in caplog.text
+    np.testing.assert_array_equal(load_classifier(best), load_classifier(balanced))
 
 
 def test_the_ladder_has_paired_gains_on_test_and_seconds(tmp_path):
@@ -219,4 +227,38 @@ def test_the_ladder_has_paired_gains_on_test_and_seconds(tmp_path):
     assert rows["probe"]["over_probe"] is None and rows["balanced_self_training"]["over_balanced"] is None
     # Each artifact of these tests says 1 s: of the probe also the pseudo-labels', of propagation the graph's.
     assert [row["seconds"] for row in rows.values()] == [2.0, 1.0, 2.0]
-    assert len(CLASSES) == 3
+    for name, row in rows.items():
+        check_labels(row["labels"], made["index"], first["pseudo_labels"] if name == "probe" else rungs[name])
+
+
+def check_labels(found, index, source):
+    """Compare the quality of pseudo-labels with that of a plain loop over the table."""
+    truth = dict(zip(*(read_index(index)[key].to_pylist() for key in ("id", "label")), strict=True))
+    table = pq.read_table(source.local_file(PSEUDO_LABELS_FILE)).to_pylist()
+    train = [row for row in table if row["split"] == "train"]
+    shares = [sum(row["label"] == c for row in train) / 120 for c in range(len(CLASSES))]
+    bins = [[] for _ in range(15)]
+    for row in train:
+        right = row["label"] == truth[row["id"]]
+        bins[math.ceil(row["confidence"] * 15) - 1].append((row["confidence"], right))
+    sums = [[sum(column) for column in zip(*rows, strict=True)] for rows in bins if rows]
+    wanted = {
+        "accuracy": sum(right for _, right in sums) / 120,
+        "ece": sum(abs(confidence - right) for confidence, right in sums) / 120,
+        "n": 120,
+        "smallest": min(shares),
+        "largest": max(shares),
+    }
+    assert found == pytest.approx(wanted, abs=1e-6) and found["accuracy"] > 0.7
+
+
+def test_labels_of_images_without_a_known_class_are_counted_but_not_judged(tmp_path):
+    store, made = feature_store(tmp_path)
+    labels, index = stage_1(store, made)["pseudo_labels"], made["index"]
+    table = read_index(index)
+    hidden = pc.if_else(pc.equal(table["split"], "train"), pa.scalar(None, pa.int32()), table["label"])
+    pq.write_table(table.set_column(2, "label", hidden), index.local_file(INDEX))
+    given = read_given(index, labels)
+    found = quality(given)
+    assert (found["accuracy"], found["ece"], found["n"]) == (None, None, 0) and found["largest"] > 1 / 3
+    assert quality_by_class(given) is None
