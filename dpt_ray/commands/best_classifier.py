@@ -23,8 +23,11 @@ CLASSIFIERS = {
     "self_training": ("sweep", "self_training/"),
     "augmented": ("sweep", "augmented/"),
 }
-# With a ladder, its rungs: each has a node of its name, and the sweep's self-training another one.
-RUNG_CLASSIFIERS = CLASSIFIERS | {"same_labels": ("sweep", "self_training/")} | {r: (r, "") for r in RUNGS}
+# With a ladder, the sweep's self-training, from the labels of `labels_from`, has another name than the rung.
+LADDER_CLASSIFIERS = CLASSIFIERS | {
+    "self_training": ("self_training", ""),
+    "same_labels": ("sweep", "self_training/"),
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def best_classifier(config: Config, *nodes: str) -> tuple[dict[str, Artifact], C
 def _classifiers(made: Mapping[str, Artifact]) -> list[Choice]:
     """Return every classifier of a run with its validation results."""
     found = []
-    classifiers = RUNG_CLASSIFIERS if any(rung in made for rung in RUNGS) else CLASSIFIERS
+    rungs = {rung: (rung, "") for rung in RUNGS if rung in made}
+    classifiers = LADDER_CLASSIFIERS | rungs if rungs else CLASSIFIERS
     for method, (node, prefix) in classifiers.items():
         if node not in made:
             continue

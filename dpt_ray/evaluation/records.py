@@ -124,13 +124,20 @@ class LabelQuality(TypedDict):
     largest: float
 
 
+class ValidationDifference(Difference):
+    """The same on the `n` validation images, which may be looked at before test is."""
+
+    n: int
+
+
 class LadderRow(TypedDict):
     """A rung: its accuracy on what it was chosen on and on test, its gains on test, and its seconds.
 
     `chosen_on` is "" for a method with nothing to choose. Gains are None without test images, for the
     method itself, and where there is no such rung. `seconds` are those that its own stages took when they
     were made; the features, which all rungs share, are not among them. `labels` is None for methods that
-    label no training images, and lacking in results until 2026-11-26.
+    label no training images, and lacking in results until 2026-11-26, as
+    `over_balanced_validation` is: the gain over balanced self-training that decisions may rest on.
     """
 
     method: str
@@ -143,6 +150,7 @@ class LadderRow(TypedDict):
     over_balanced: Difference | None
     seconds: float
     labels: NotRequired[LabelQuality | None]
+    over_balanced_validation: NotRequired[ValidationDifference | None]
 
 
 class LadderResult(ProbeResult):

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dpt_ray.data.rows import RealRows, Rows
-from dpt_ray.evaluation.records import AccuracyRow, Difference, LabelQuality, LadderRow
+from dpt_ray.evaluation.records import (
+    AccuracyRow,
+    Difference,
+    LabelQuality,
+    LadderRow,
+    ValidationDifference,
+)
 from dpt_ray.learners.linear_classifier import accuracy, logits
+
+BALANCED = "balanced_self_training"
 
 
 def measure(method: str, W: np.ndarray, real: RealRows, note: str) -> AccuracyRow:
@@ -60,14 +68,20 @@ class Climber:
     labels: LabelQuality | None = None
 
 
-def ladder_rows(climbers: Sequence[Climber], test: Rows) -> list[LadderRow]:
+def ladder_rows(climbers: Sequence[Climber], real: RealRows) -> list[LadderRow]:
     """Return a row for each method; the gains are over `probe` and `balanced_self_training` among them."""
+    test, validation = real.of_split("test"), real.validation
     found = {climber.method: hits(climber.weights, test) for climber in climbers}
+    before = {climber.method: hits(climber.weights, validation) for climber in climbers}
 
-    def over(method: str, other: str) -> Difference | None:
-        if method == other or other not in found:
+    def over(method: str, other: str, of: Mapping[str, np.ndarray] = found) -> Difference | None:
+        if method == other or other not in of:
             return None
-        return paired_difference(found[method], found[other])
+        return paired_difference(of[method], of[other])
+
+    def on_validation(method: str) -> ValidationDifference | None:
+        difference = over(method, BALANCED, before)
+        return ValidationDifference(**difference, n=len(validation)) if difference else None
 
     return [
         {
@@ -78,7 +92,8 @@ def ladder_rows(climbers: Sequence[Climber], test: Rows) -> list[LadderRow]:
             "n": climber.n,
             "test": float(found[climber.method].mean()) if len(test) else None,
             "over_probe": over(climber.method, "probe"),
-            "over_balanced": over(climber.method, "balanced_self_training"),
+            "over_balanced": over(climber.method, BALANCED),
+            "over_balanced_validation": on_validation(climber.method),
             "seconds": climber.seconds,
             "labels": climber.labels,
         }

@@ -10,6 +10,7 @@ from dpt_ray.config import Config, ConfigError
 from dpt_ray.engine.execute import Outcome, execute
 from dpt_ray.engine.node import Node, needed
 from dpt_ray.engine.progress import Display
+from dpt_ray.evaluation.advice import advice
 from dpt_ray.evaluation.inception_files import NOT_COMPUTED
 from dpt_ray.evaluation.records import read_ladder
 from dpt_ray.models.precision import emulation_note
@@ -74,18 +75,9 @@ def run(
 
 
 def _tell_pilot(display: Display, pilot: Artifact) -> None:
-    """Print what generated features gained, before anything is spent on images."""
-    row = read_ladder(pilot)["ladder"][-1]
-    over = {"balanced self-training": row["over_balanced"], "the probe": row["over_probe"]}
-    gains = [
-        f"{100 * gain['gain']:+.1f} +- {100 * gain['stderr']:.1f} points over {name}"
-        for name, gain in over.items()
-        if gain
-    ]
-    if gains:
-        display.console.print(
-            f"pilot: generated features {', '.join(gains)}", highlight=False, soft_wrap=True
-        )
+    """Print what to think of generation, before anything is spent on images."""
+    if words := advice(read_ladder(pilot)["ladder"]):
+        display.console.print(words, highlight=False, soft_wrap=True)
 
 
 def _bytes_to_write(config: Config, nodes: Mapping[str, Node], store: Store, node: Node) -> float:

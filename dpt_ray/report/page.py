@@ -130,6 +130,7 @@ class ReportData:
     gain: Gain | None = None
     over_balanced: tuple[float, float] | None = None
     ladder: Sequence[LadderRow] = ()
+    advice: str = ""
     labels_from: str = ""
     sweep: Sequence[SweepRow] = ()
     pseudo_label_classes: Sequence[ClassRow] = ()

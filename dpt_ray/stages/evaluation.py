@@ -219,7 +219,7 @@ def _dpt_rows(
         for method, W in weights.items()
         if method in ("probe", "balanced_self_training", dpt)
     ]
-    return [row for row in ladder_rows(climbers, real.of_split("test")) if row["method"] == dpt]
+    return [row for row in ladder_rows(climbers, real) if row["method"] == dpt]
 
 
 def _distances(task: Task[EvaluationSettings]) -> list[MetricRow]:

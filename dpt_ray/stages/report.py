@@ -13,6 +13,7 @@ from typing import Annotated
 from dpt_ray.config.hashing import HashedIfSet, NotHashed, Settings
 from dpt_ray.config.ladder import RUNGS, LabelsFrom
 from dpt_ray.engine.node import Stage, Task, one_of, reads
+from dpt_ray.evaluation.advice import advice
 from dpt_ray.evaluation.methods import METHODS, key_of, method_of
 from dpt_ray.evaluation.records import (
     TRAINING_FRECHET_FILE,
@@ -110,6 +111,7 @@ def _gather(task: Task[ReportSettings]) -> page.ReportData:
         gain=headline(evaluation),
         over_balanced=_pair(gain_over(evaluation, "balanced_self_training")),
         ladder=[_rung(row) for row in evaluation.get("ladder", ())],
+        advice=advice(evaluation.get("ladder", ())),
         labels_from=_labels_from(task),
         sweep=_trials(sweep) if sweep and sweep["n_validation"] else (),
         pseudo_label_classes=[page.ClassRow(**row) for row in quality["classes"]] if quality else [],

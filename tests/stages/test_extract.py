@@ -25,7 +25,7 @@ class Recorder(Display):
     """A display that keeps what it is told of progress."""
 
     @contextmanager
-    def step(self, number, total, name):
+    def step(self, number, total, name, left=None):
         self.told = []
         yield lambda *numbers: self.told.append(numbers)
 

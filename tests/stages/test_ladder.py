@@ -213,10 +213,8 @@ def test_the_ladder_has_paired_gains_on_test_and_seconds(tmp_path):
     result = make(LadderResults, store, inputs, NoSettings()).manifest["result"]
     assert [row["method"] for row in result["accuracy"]] == ["probe", "balanced_self_training", "propagation"]
     test = RealRows(made["index"], made["features"], ("test",)).of_split("test")
-    hits = {
-        name: ((test.features @ load_classifier(source).T).argmax(axis=1) == test.labels) * 1.0
-        for name, source in {"probe": first["classifier"], **rungs}.items()
-    }
+    sources = {"probe": first["classifier"], **rungs}
+    hits = {name: right(test, source) for name, source in sources.items()}
     rows = {row["method"]: row for row in result["ladder"]}
     for name, row in rows.items():
         assert row["test"] == pytest.approx(hits[name].mean())
@@ -225,10 +223,19 @@ def test_the_ladder_has_paired_gains_on_test_and_seconds(tmp_path):
         {"gain": difference.mean(), "stderr": difference.std(ddof=1) / np.sqrt(60)}
     )
     assert rows["probe"]["over_probe"] is None and rows["balanced_self_training"]["over_balanced"] is None
+    judged = rows["propagation"]["over_balanced_validation"]
+    validation = RealRows(made["index"], made["features"], ("validation",)).validation
+    mine, control = (right(validation, rungs[name]) for name in ("propagation", "balanced_self_training"))
+    assert judged["n"] == len(validation) and judged["gain"] == pytest.approx((mine - control).mean())
     # Each artifact of these tests says 1 s: of the probe also the pseudo-labels', of propagation the graph's.
     assert [row["seconds"] for row in rows.values()] == [2.0, 1.0, 2.0]
     for name, row in rows.items():
         check_labels(row["labels"], made["index"], first["pseudo_labels"] if name == "probe" else rungs[name])
+
+
+def right(rows, source):
+    """Return 1 for each row whose label has the largest logit of `source`'s classifier, else 0."""
+    return ((rows.features @ load_classifier(source).T).argmax(axis=1) == rows.labels) * 1.0
 
 
 def check_labels(found, index, source):
