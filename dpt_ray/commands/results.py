@@ -11,7 +11,7 @@ from rich.table import Table
 from dpt_ray.commands.plan import next_table
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.engine.progress import Display
-from dpt_ray.evaluation.methods import METHODS, key_of, method_of
+from dpt_ray.evaluation.methods import BALANCED, METHODS, key_of, method_of
 from dpt_ray.evaluation.records import (
     Difference,
     EvaluationResult,
@@ -94,7 +94,7 @@ def accuracy_table(result: ProbeResult) -> Table:
         values = [row["validation"], row["test"], *([row["test_top5"]] if has_top5 else [])]
         table.add_row(method_of(row).name, *("-" if value is None else f"{value:.3f}" for value in values))
     if gain := result["gain"]:
-        balanced = gain_over(result, "balanced_self_training")
+        balanced = gain_over(result, BALANCED)
         shown = "; ".join(_gain(found) for found in (gain, balanced) if found)
         table.caption = f"{shown} ({gain['kind']})"
     return table

@@ -12,7 +12,7 @@ from typing import Literal
 from dpt_ray.config import Config
 from dpt_ray.config.sections import Sweep
 from dpt_ray.config.study import Study, reference_name, run_name
-from dpt_ray.evaluation.methods import METHODS, key_of, method_key
+from dpt_ray.evaluation.methods import BALANCED, METHODS, key_of, method_key
 from dpt_ray.evaluation.paired import PairedGain, paired_gain
 from dpt_ray.evaluation.records import MetricRow, StudyResult, StudyRun
 from dpt_ray.pipeline.output import open_store
@@ -39,7 +39,6 @@ TITLES = {
     "generated_features": "generated features",
 }
 PER_CLASS = "labels per class"
-BALANCED = "balanced_self_training"
 
 # The columns that the rows of a table of distances usually have in common.
 Compared = Literal["n_generated", "n_reference", "reference", "extractor", "resize"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dpt_ray.evaluation.methods import PILOT
 from dpt_ray.evaluation.records import LadderRow
 
-PILOT = "generated_features"
 ERRORS = 2.0  # standard errors that a difference must exceed: about 95 % of chance stays within
 
 
@@ -20,7 +20,7 @@ def advice(rows: Sequence[LadderRow]) -> str:
         return ""
     if (found := row["over_balanced_validation"]) is None:
         return (
-            "recommendation: none. Without balanced self-training in the ladder and validation images "
+            "none. Without balanced self-training in the ladder and validation images "
             "(data.validation) nothing tells whether generation helps"
         )
     gain, error = 100 * found["gain"], 100 * found["stderr"]
@@ -29,10 +29,10 @@ def advice(rows: Sequence[LadderRow]) -> str:
         f"{found['n']:,} validation images"
     )
     if gain > ERRORS * error:
-        return f"recommendation: go on. {measured}, more than {ERRORS:g} errors: generation helps here"
+        return f"go on. {measured}, more than {ERRORS:g} errors: generation helps here"
     if gain < -ERRORS * error:
-        return f"recommendation: stop before images. {measured}: generation harms here"
+        return f"stop before images. {measured}: generation harms here"
     return (
-        f"recommendation: stop before images, which cost much more. {measured}, within {ERRORS:g} errors: "
+        f"stop before images, which cost much more. {measured}, within {ERRORS:g} errors: "
         "nothing is shown to be gained"
     )

@@ -15,6 +15,10 @@ class Method:
     short: str
 
 
+# The free control that stands beside every gain, and what is measured before images are paid for.
+BALANCED = "balanced_self_training"
+PILOT = "generated_features"
+
 # In the order of a study's columns.
 METHODS = {
     "probe": Method("Linear probe on the labels (stage 1)", "probe"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpt_ray.data.rows import RealRows, Rows
+from dpt_ray.evaluation.methods import BALANCED
 from dpt_ray.evaluation.records import (
     AccuracyRow,
     Difference,
@@ -17,8 +18,6 @@ from dpt_ray.evaluation.records import (
     ValidationDifference,
 )
 from dpt_ray.learners.linear_classifier import accuracy, logits
-
-BALANCED = "balanced_self_training"
 
 
 def measure(method: str, W: np.ndarray, real: RealRows, note: str) -> AccuracyRow:
@@ -44,7 +43,7 @@ def paired_difference(improved: np.ndarray, baseline: np.ndarray) -> Difference 
     """Return the mean of hits (n,) minus others on the same images, and its error; None below 2 images."""
     if len(improved) < 2:
         return None
-    # Over the n test images the difference d_i in {-1, 0, 1} of the two hits has standard error
+    # Over the n images the difference d_i in {-1, 0, 1} of the two hits has standard error
     # sd(d) / sqrt(n); it says nothing of other label draws or encoders.
     difference = improved - baseline
     stderr = float(difference.std(ddof=1) / math.sqrt(len(difference)))

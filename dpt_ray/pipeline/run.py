@@ -75,9 +75,9 @@ def run(
 
 
 def _tell_pilot(display: Display, pilot: Artifact) -> None:
-    """Print what to think of generation, before anything is spent on images."""
+    """Print the recommendation on images before anything is spent on them; no gain on test."""
     if words := advice(read_ladder(pilot)["ladder"]):
-        display.console.print(words, highlight=False, soft_wrap=True)
+        display.console.print(f"recommendation: {words}", highlight=False, soft_wrap=True)
 
 
 def _bytes_to_write(config: Config, nodes: Mapping[str, Node], store: Store, node: Node) -> float:

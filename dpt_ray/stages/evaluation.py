@@ -20,6 +20,7 @@ from dpt_ray.data.rows import RealRows
 from dpt_ray.engine.node import Stage, Task, one_of, reads
 from dpt_ray.evaluation.distances import Extractor, frechet_rows
 from dpt_ray.evaluation.inception_files import NOT_COMPUTED
+from dpt_ray.evaluation.methods import BALANCED
 from dpt_ray.evaluation.records import (
     EVALUATION_FILE,
     EvaluationResult,
@@ -217,7 +218,7 @@ def _dpt_rows(
     climbers = [
         Climber(method, W, chosen_on, score, len(validation), seconds)
         for method, W in weights.items()
-        if method in ("probe", "balanced_self_training", dpt)
+        if method in ("probe", BALANCED, dpt)
     ]
     return [row for row in ladder_rows(climbers, real) if row["method"] == dpt]
 

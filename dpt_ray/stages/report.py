@@ -14,7 +14,7 @@ from dpt_ray.config.hashing import HashedIfSet, NotHashed, Settings
 from dpt_ray.config.ladder import RUNGS, LabelsFrom
 from dpt_ray.engine.node import Stage, Task, one_of, reads
 from dpt_ray.evaluation.advice import advice
-from dpt_ray.evaluation.methods import METHODS, key_of, method_of
+from dpt_ray.evaluation.methods import BALANCED, METHODS, key_of, method_of
 from dpt_ray.evaluation.records import (
     TRAINING_FRECHET_FILE,
     Difference,
@@ -109,7 +109,7 @@ def _gather(task: Task[ReportSettings]) -> page.ReportData:
         n_validation_labels=evaluation["accuracy"][0]["n_validation"],
         accuracies=accuracy_rows(evaluation),
         gain=headline(evaluation),
-        over_balanced=_pair(gain_over(evaluation, "balanced_self_training")),
+        over_balanced=_pair(gain_over(evaluation, BALANCED)),
         ladder=[_rung(row) for row in evaluation.get("ladder", ())],
         advice=advice(evaluation.get("ladder", ())),
         labels_from=_labels_from(task),

@@ -21,7 +21,7 @@ def test_the_ladder_is_a_table_and_the_balanced_control_stands_beside_the_headli
     )
     page = render_report(data)
     assert "class-balanced self-training" in page and "+2.1 ± 1.7 points" in page
-    assert "<p>Stop.</p>" in page
+    assert "as it was before any image: stop.</p>" in page
     assert "Stage 2 has its pseudo-labels from “Spread”." in page
     minute = "1\u00a0min 05\u00a0s"
     found = page.split('aria-label="Ladder table"')[1].split("</table>")[0]
