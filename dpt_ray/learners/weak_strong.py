@@ -1,0 +1,83 @@
+"""The weak and strong views of consistency training, by torchvision's transforms on uint8 images.
+
+FixMatch (arXiv 2001.07685), FreeMatch (arXiv 2205.07246) and Semi-ViT (arXiv 2208.05688) take the
+pseudo-label of an image from its weak view and train on its strong view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from dpt_ray.training.random import StepRandom
+
+JITTER = 0.4  # of brightness, contrast and saturation, in Semi-ViT's weak view
+ERASED = 0.25  # probability of random erasing in Semi-ViT's strong view
+CUTOUT = 0.25  # area of the square that FixMatch's strong view erases, as a part of the image's
+KEYS = 2**62  # number of different keys of a view
+
+
+class Views(NamedTuple):
+    """A weak and a strong random transform of one uint8 image (C, H, W)."""
+
+    weak: nn.Module
+    strong: nn.Module
+
+
+def small_image_views(size: int) -> Views:
+    """Return the views of FixMatch and FreeMatch, for small images of `size` pixels.
+
+    Weak: mirrored with probability 1/2 and shifted by up to 1/8, reflected at the border. Strong: then
+    RandAugment (two operations of magnitude 9 of 30), and a square of a quarter of the area erased.
+    """
+    weak = [v2.RandomHorizontalFlip(), v2.RandomCrop(size, padding=size // 8, padding_mode="reflect")]
+    cutout = v2.RandomErasing(p=1.0, scale=(CUTOUT, CUTOUT), ratio=(1.0, 1.0), value=127)
+    return Views(v2.Compose(weak), v2.Compose([*weak, v2.RandAugment(), cutout]))
+
+
+def photograph_views(size: int) -> Views:
+    """Return the views of Semi-ViT, `size` pixels wide and high.
+
+    Weak: a random part of the image, mirrored with probability 1/2, colours jittered. Strong: RandAugment
+    instead of the jitter, and random erasing. RandAugment is torchvision's, whose magnitude is fixed; the
+    paper adds noise to it.
+    """
+    crop = [
+        v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+        v2.RandomHorizontalFlip(),
+    ]
+    jitter = v2.ColorJitter(JITTER, JITTER, JITTER)
+    erase = v2.RandomErasing(p=ERASED, value=127)
+    return Views(v2.Compose([*crop, jitter]), v2.Compose([*crop, v2.RandAugment(), erase]))
+
+
+def view_keys(random: StepRandom, name: str, per_position: int = 1) -> list[int]:
+    """Return a key for each of `per_position` images at each position of the batch, in order."""
+    return random.integers(name, KEYS, (per_position,)).flatten().tolist()
+
+
+def draw_views(images: Tensor, transform: nn.Module, keys: Sequence[int]) -> Tensor:
+    """Return a random view of each image: equal images and keys give equal views.
+
+    images (B, C, H, W) and views are uint8, keys are B integers. torchvision draws from torch's generator
+    on the CPU, whose state is restored afterwards: call this in the thread that trains, where nothing else
+    draws from it at the same time.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images of dtype {images.dtype}: views are drawn of uint8 images")
+    with torch.random.fork_rng(devices=[]):
+        return torch.stack([_view(x, transform, key) for x, key in zip(images, keys, strict=True)])
+
+
+def _view(image: Tensor, transform: nn.Module, key: int) -> Tensor:
+    torch.default_generator.manual_seed(key)
+    return transform(image)
+
+
+def network_pixels(images: Tensor) -> Tensor:
+    """Return uint8 images as float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
