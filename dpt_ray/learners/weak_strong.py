@@ -6,7 +6,8 @@ pseudo-label of an image from its weak view and train on its strong view.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,13 +70,24 @@ def draw_views(images: Tensor, transform: nn.Module, keys: Sequence[int]) -> Ten
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images of dtype {images.dtype}: views are drawn of uint8 images")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         return torch.stack([_view(x, transform, key) for x, key in zip(images, keys, strict=True)])
 
 
 def _view(image: Tensor, transform: nn.Module, key: int) -> Tensor:
     torch.default_generator.manual_seed(key)
     return transform(image)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch on one thread: an operation on one small image costs less than waking the others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def network_pixels(images: Tensor) -> Tensor:

@@ -1,0 +1,175 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dpt_ray.learners.semi_supervised import StudentTeacher, freematch_step, semi_vit_step
+from dpt_ray.learners.weak_strong import Views, small_image_views
+from dpt_ray.training.loop import TrainSettings, train
+from dpt_ray.training.order import batch_rows
+from dpt_ray.training.random import StepRandom
+from dpt_ray.training.workload import Hooks, Worker, Workload
+
+PLAIN = Views(nn.Identity(), nn.Identity())  # so that the test knows the views
+CLASSES, RATIO, SIZE, GROUP = 4, 2, 8, 8
+STEPS = {
+    "semi_vit": lambda views: semi_vit_step(views, CLASSES, GROUP, threshold=0.4),
+    "semi_vit_adaptive": lambda views: semi_vit_step(views, CLASSES, GROUP, threshold=None),
+    "freematch": lambda views: freematch_step(views, GROUP),
+}
+
+
+def model(seed: int = 0) -> StudentTeacher:
+    student = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, CLASSES))
+    generator = torch.Generator().manual_seed(seed)
+    nn.init.normal_(student[1].weight, std=0.2, generator=generator)
+    nn.init.zeros_(student[1].bias)
+    return StudentTeacher(student, CLASSES, decay=0.9, threshold_momentum=0.5)
+
+
+def batch(n: int = 16) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+
+    def images(*shape: int) -> torch.Tensor:
+        return torch.randint(0, 256, (*shape, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+
+    labels = torch.randint(0, CLASSES, (n,), generator=generator)
+    return {"image": images(n), "unlabelled": images(n, RATIO), "label": labels}
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def pixels(images: torch.Tensor) -> np.ndarray:
+    return images.numpy().reshape(-1, 3 * SIZE**2).astype(np.float64) / 127.5 - 1
+
+
+def weights(of: StudentTeacher) -> np.ndarray:
+    return of.student[1].weight.detach().numpy().T.astype(np.float64)
+
+
+def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return -(targets * np.log(softmax(logits))).sum(1)
+
+
+def supervised(of: StudentTeacher, given: dict[str, torch.Tensor]) -> float:
+    return cross_entropy(pixels(given["image"]) @ weights(of), np.eye(CLASSES)[given["label"]]).mean()
+
+
+@pytest.mark.parametrize("threshold", [0.6, None])
+def test_semi_vits_loss_is_the_formula(threshold):
+    of, given = model(), batch()
+    of.threshold.prediction.copy_(torch.tensor([0.4, 0.3, 0.2, 0.1]))
+    of.threshold.level.fill_(0.8)
+    tau = np.array([0.8, 0.6, 0.4, 0.2]) if threshold is None else np.full(CLASSES, threshold)
+    x, random = pixels(given["unlabelled"]), StepRandom(0, 3, 0, 16)
+    p = softmax(x @ weights(of))
+    o, y = p.max(1), p.argmax(1)
+    keys = random.uniform("partner", (RATIO,)).numpy().reshape(-1, GROUP * RATIO)
+    pi = np.concatenate([i * GROUP * RATIO + k.argsort() for i, k in enumerate(keys)])
+    lam = (o / (o + o[pi]))[:, None]
+    smooth = np.eye(CLASSES)[y] * 0.9 + 0.1 / CLASSES
+    loss = cross_entropy((lam * x + (1 - lam) * x[pi]) @ weights(of), lam * smooth + (1 - lam) * smooth[pi])
+    above = np.maximum(o / tau[y], (o / tau[y])[pi]) >= 1
+    assert 0 < above.sum() < len(above) or threshold is None
+    expected = supervised(of, given) + 5 * (above * loss).mean()
+    step = semi_vit_step(PLAIN, CLASSES, GROUP, threshold, unlabelled_weight=5, cutmix=0)
+    assert step(of, given, random).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_freematchs_loss_is_the_formula():
+    of, given = model(), batch()
+    prediction, histogram = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.1, 0.2, 0.3, 0.4])
+    of.threshold.prediction.copy_(torch.tensor(prediction))
+    of.threshold.histogram.copy_(torch.tensor(histogram))
+    of.threshold.level.fill_(0.9)
+    logits = pixels(given["unlabelled"]) @ weights(of)
+    q = softmax(logits)
+    sure = q.max(1) >= (prediction / 0.4 * 0.9)[q.argmax(1)]
+    assert 0 < sure.sum() < len(sure)
+    unlabelled = (sure * cross_entropy(logits, np.eye(CLASSES)[q.argmax(1)])).mean()
+    fair = []
+    for part, which in zip(q.reshape(2, -1, CLASSES), sure.reshape(2, -1), strict=True):
+        counts = np.bincount(part[which].argmax(1), minlength=CLASSES) / which.sum()
+        found = np.divide(part[which].mean(0), counts, out=np.zeros(CLASSES), where=counts > 0)
+        target = prediction / histogram / (prediction / histogram).sum()
+        fair.append((target * np.log(found / found.sum() + 1e-12)).sum())
+    expected = supervised(of, given) + 2 * unlabelled + 0.5 * np.mean(fair)
+    step = freematch_step(PLAIN, GROUP, unlabelled_weight=2, fairness_weight=0.5)
+    assert step(of, given, StepRandom(0, 3, 0, 16)).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_two_workers_losses_and_observations_are_those_of_one(name):
+    given, step, views = batch(), STEPS[name], small_image_views(SIZE)
+    one, two = model(), model()
+    whole = step(views)(one, given, StepRandom(0, 3, 0, 16))
+    halves = [
+        step(views)(two, {k: v[lo : lo + 8] for k, v in given.items()}, StepRandom(0, 3, lo, lo + 8))
+        for lo in (0, 8)
+    ]
+    torch.testing.assert_close(whole, sum(halves) / 2, rtol=1e-5, atol=0)
+    torch.testing.assert_close(one.pending, two.pending)
+
+
+def test_the_teacher_is_the_average_and_gets_no_gradient():
+    of = model()
+    first = copy.deepcopy(of.student.state_dict())
+    with torch.no_grad():
+        of.student[1].weight += 1
+    of.observe(torch.full((8, CLASSES), 1 / CLASSES))
+    of.before_step(1)
+    torch.testing.assert_close(of.teacher[1].weight, first["1.weight"] + 0.1)
+    assert not any(p.requires_grad for p in of.teacher.parameters())
+    assert not of.train().teacher.training
+    assert of.student.training
+    assert of.pending.tolist() == [0] * len(of.pending)
+
+
+def trained(name: str, resume=None):
+    """Six steps on 32 images; the checkpoint of each step and the averages."""
+    of, checkpoints, views = model(), {}, small_image_views(SIZE)
+    given = batch(32)
+
+    def load(rows, step):
+        return {key: value[torch.from_numpy(rows.copy())] for key, value in given.items()}
+
+    def keep(step, tensors, meta):
+        checkpoints[step] = tensors, meta
+
+    workload = Workload(of, STEPS[name](views), load, 32, before_step=of.before_step)
+    settings = TrainSettings(6, 16, 1e-2, checkpoint_every=1, ema_decay=0.9)
+    result = train(workload, settings, Worker(), Hooks(on_checkpoint=keep), resume)
+    return result.ema, checkpoints
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_resumed_training_is_bit_identical_to_one_that_never_stopped(name):
+    assert len(batch_rows(0, 0, 16, 32)) == 16
+    expected, checkpoints = trained(name)
+    found, after = trained(name, checkpoints[3])
+    assert list(after) == [4, 5, 6]
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert all(torch.equal(after[6][0][key], value) for key, value in checkpoints[6][0].items())
+    # The thresholds have moved, so the checkpoint had to hold them.
+    assert checkpoints[3][0]["model.threshold.level"] != checkpoints[6][0]["model.threshold.level"]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_loops_average_of_the_student_is_the_teacher_after_the_last_step(name):
+    expected, checkpoints = trained(name)
+    of = model()
+    last = {key.removeprefix("model."): v for key, v in checkpoints[6][0].items() if key.startswith("model.")}
+    of.load_state_dict(last)
+    of.before_step(6)
+    for key, value in of.teacher.state_dict().items():
+        torch.testing.assert_close(value, expected[f"student.{key}"])
+
+
+def test_a_decay_outside_zero_and_one_is_refused():
+    with pytest.raises(ValueError, match="ema_decay 1"):
+        StudentTeacher(nn.Linear(2, 2), 2, 1.0)
