@@ -3,7 +3,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import nn
+import torch.multiprocessing
+from safetensors.torch import load_file, save_file
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dpt_ray.learners.semi_supervised import StudentTeacher, freematch_step, semi_vit_step
 from dpt_ray.learners.weak_strong import Views, small_image_views
@@ -11,6 +14,7 @@ from dpt_ray.training.loop import TrainSettings, train
 from dpt_ray.training.order import batch_rows
 from dpt_ray.training.random import StepRandom
 from dpt_ray.training.workload import Hooks, Worker, Workload
+from tests.helpers.small_training import join_two
 
 PLAIN = Views(nn.Identity(), nn.Identity())  # so that the test knows the views
 CLASSES, RATIO, SIZE, GROUP = 4, 2, 8, 8
@@ -19,6 +23,7 @@ STEPS = {
     "semi_vit_adaptive": lambda views: semi_vit_step(views, CLASSES, GROUP, threshold=None),
     "freematch": lambda views: freematch_step(views, GROUP),
 }
+SHARED = ("semi_vit_adaptive", "freematch")  # by two processes: what communicates
 
 
 def model(seed: int = 0) -> StudentTeacher:
@@ -130,7 +135,7 @@ def test_the_teacher_is_the_average_and_gets_no_gradient():
     assert of.pending.tolist() == [0] * len(of.pending)
 
 
-def trained(name: str, resume=None):
+def trained(name: str, resume=None, rank: int = 0, workers: int = 1):
     """Six steps on 32 images; the checkpoint of each step and the averages."""
     of, checkpoints, views = model(), {}, small_image_views(SIZE)
     given = batch(32)
@@ -141,9 +146,10 @@ def trained(name: str, resume=None):
     def keep(step, tensors, meta):
         checkpoints[step] = tensors, meta
 
-    workload = Workload(of, STEPS[name](views), load, 32, before_step=of.before_step)
+    net = DistributedDataParallel(of) if workers > 1 else of
+    workload = Workload(net, STEPS[name](views), load, 32, before_step=of.before_step)
     settings = TrainSettings(6, 16, 1e-2, checkpoint_every=1, ema_decay=0.9)
-    result = train(workload, settings, Worker(), Hooks(on_checkpoint=keep), resume)
+    result = train(workload, settings, Worker(rank, workers), Hooks(on_checkpoint=keep), resume)
     return result.ema, checkpoints
 
 
@@ -157,6 +163,24 @@ def test_a_resumed_training_is_bit_identical_to_one_that_never_stopped(name):
     assert all(torch.equal(after[6][0][key], value) for key, value in checkpoints[6][0].items())
     # The thresholds have moved, so the checkpoint had to hold them.
     assert checkpoints[3][0]["model.threshold.level"] != checkpoints[6][0]["model.threshold.level"]
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    join_two(rank, folder)
+    for name in SHARED:
+        _, checkpoints = trained(name, rank=rank, workers=2)
+        if rank == 0:
+            save_file(checkpoints[6][0], f"{folder}/{name}.safetensors")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_train_as_one_with_equal_teacher_and_thresholds(tmp_path):
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    for name in SHARED:
+        found = load_file(tmp_path / f"{name}.safetensors")
+        expected = trained(name)[1][6][0]
+        for key in (key for key in expected if key.startswith(("model.", "ema."))):
+            torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", STEPS)
