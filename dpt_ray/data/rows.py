@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpt_ray.config import ConfigError
+from dpt_ray.config.ladder import ChooseOn
 from dpt_ray.data.class_ranges import read_class_and_index
 from dpt_ray.data.shards import read_features
 from dpt_ray.data.units import read_index
@@ -83,6 +84,12 @@ class RealRows:
     def validation(self) -> Rows:
         """The validation rows with a true label."""
         return self.of_split("validation")
+
+    def judges(self, choose_on: ChooseOn) -> Rows:
+        """Return the rows to choose on: those of validation, none where it rests on the few labels."""
+        if choose_on == "validation":
+            return self.validation
+        return Rows(self.features, np.empty(0, np.int64), np.empty(0, np.int64))
 
     def of_split(self, split: str) -> Rows:
         """Return the rows of a split that have a true label."""

@@ -16,7 +16,7 @@ from dpt_ray.models.precision import resolve_precisions, resolved
 from dpt_ray.models.saved import weight_file
 from dpt_ray.stages.augmented import Augmented, AugmentSettings
 from dpt_ray.stages.autoencoder import AutoencoderSettings, ImportedAutoencoder
-from dpt_ray.stages.best_rung import BestRung
+from dpt_ray.stages.best_rung import BestRung, BestRungSettings
 from dpt_ray.stages.classifier import Classifier, Retrained
 from dpt_ray.stages.denoiser import Denoiser, DenoiserSettings
 from dpt_ray.stages.encoder import PretrainedEncoder, PretrainSettings
@@ -141,13 +141,16 @@ class _Run:
         for name in (rung for rung in RUNGS if rung in ladder.rungs):
             balanced = name not in ("tuned_probe", "self_training")
             settings = RungSettings(
-                method=name, probe_l2=probe_l2, prior=ladder.prior if balanced else "uniform"
+                method=name,
+                probe_l2=probe_l2,
+                prior=ladder.prior if balanced else "uniform",
+                choose_on=ladder.choose_on,
             )
             given = {**labelled, "graph": graph if name == "propagation" else None}
             rungs[name] = self.add(name, LadderRung, given, settings)
         stage_1 = {key: nodes[key] for key in ("classifier", "pseudo_labels")}
         if self.config.labels_from == "best":
-            self.add("best", BestRung, {**stage_1, **rungs})
+            self.add("best", BestRung, {**stage_1, **rungs}, BestRungSettings(choose_on=ladder.choose_on))
         sources = {key: nodes[key] for key in ("index", "features", "probe")}
         self.add("ladder", LadderResults, {**sources, **stage_1, **rungs, "graph": graph})
 
@@ -173,7 +176,11 @@ class _Run:
             FeatureSampling(**feature.model_dump(include=set(FeatureSampling.model_fields))),
             extent=Extent(images_per_class=count),
         )
-        settings = FeatureRetrainSettings(images_per_class=count, real_weight=config.retrain.real_weight)
+        settings = FeatureRetrainSettings(
+            images_per_class=count,
+            real_weight=config.retrain.real_weight,
+            choose_on=config.ladder.choose_on if config.ladder else "validation",
+        )
         given = {**rows, "labels": nodes["labels"], "feature_samples": samples}
         self.add("generated_features", GeneratedFeatures, given, settings)
         self.add("pilot", LadderResults, {key: nodes.get(key) for key in LadderResults.inputs})

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import Annotated
 
-from dpt_ray.config.ladder import RUNGS
+from dpt_ray.config.hashing import HashedIfSet, Settings
+from dpt_ray.config.ladder import RUNGS, ChooseOn
 from dpt_ray.data.rows import PSEUDO_LABELS_FILE
-from dpt_ray.engine.node import NoSettings, Stage, Task, one_of, reads
+from dpt_ray.engine.node import Stage, Task, one_of, reads
 from dpt_ray.learners.linear_classifier import CONFIG, WEIGHTS
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts
@@ -16,10 +18,17 @@ from dpt_ray.store.records import Facts
 FALLBACK = "balanced_self_training"
 
 
-class BestRung(Stage[NoSettings]):
+class BestRungSettings(Settings):
+    """What the rungs' scores rest on."""
+
+    choose_on: Annotated[ChooseOn, HashedIfSet] = "validation"
+
+
+class BestRung(Stage[BestRungSettings]):
     """The files of the best rung, and in its manifest which one it is."""
 
     artifact = "rung"
+    settings = BestRungSettings
     inputs = reads(
         {
             "classifier": one_of("classifier"),
@@ -29,7 +38,7 @@ class BestRung(Stage[NoSettings]):
     )
 
     @classmethod
-    def make(cls, task: Task[NoSettings]) -> Facts:
+    def make(cls, task: Task[BestRungSettings]) -> Facts:
         """Choose and publish.
 
         The rungs' own scores decide: on validation images, else by cross-validation, which the probe
@@ -38,7 +47,10 @@ class BestRung(Stage[NoSettings]):
         every encoder that was measured (docs/ladder.md), else the probe.
         """
         probe = task.inputs["classifier"]
-        scores: dict[str, float | None] = {"probe": probe.manifest["validation_top1"]}
+        on_validation = task.settings.choose_on == "validation"
+        scores: dict[str, float | None] = {
+            "probe": probe.manifest["validation_top1"] if on_validation else None
+        }
         rungs: dict[str, Artifact] = {name: task.inputs[name] for name in RUNGS if name in task.inputs}
         scores |= {name: rung.manifest["rung"]["top1"] for name, rung in rungs.items()}
         known = {name: score for name, score in scores.items() if score is not None}
@@ -46,8 +58,8 @@ class BestRung(Stage[NoSettings]):
         best = max(known, key=lambda name: known[name]) if known else unknown
         if not known:
             logging.getLogger("dpt_ray").warning(
-                "%s: no validation images, and a class with one label: nothing can be compared, and the "
-                "pseudo-labels of %s are taken; labels_from names another rung",
+                "%s: no validation images to choose on, and a class with one label: nothing can be "
+                "compared, and the pseudo-labels of %s are taken; labels_from names another rung",
                 task.name,
                 best,
             )

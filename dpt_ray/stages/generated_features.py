@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from typing import Annotated
 
 from dpt_ray.cluster.session import threads
-from dpt_ray.config.hashing import Settings
+from dpt_ray.config.hashing import HashedIfSet, Settings
+from dpt_ray.config.ladder import ChooseOn
 from dpt_ray.config.sections import RealWeight
 from dpt_ray.config.values import Count
 from dpt_ray.data.rows import ImageRows, RealRows
@@ -16,10 +18,11 @@ from dpt_ray.store.records import Facts
 
 
 class FeatureRetrainSettings(Settings):
-    """The first `images_per_class` features of each class, and the weight of a labelled row."""
+    """The first `images_per_class` features of each class, the weight of a labelled row, how to choose."""
 
     images_per_class: Count
     real_weight: RealWeight
+    choose_on: Annotated[ChooseOn, HashedIfSet] = "validation"
 
 
 class GeneratedFeatures(Stage[FeatureRetrainSettings]):
@@ -48,12 +51,13 @@ class GeneratedFeatures(Stage[FeatureRetrainSettings]):
         real = RealRows(task.inputs["index"], task.inputs["features"], ("validation",), labels)
         labelled = real.labelled(labels)
         generated = ImageRows(samples, samples).first(task.settings.images_per_class)
-        found = from_generated(
-            labelled, generated, real.validation, len(real.classes), task.settings.real_weight
-        )
+        judges = real.judges(task.settings.choose_on)
+        found = from_generated(labelled, generated, judges, len(real.classes), task.settings.real_weight)
         if found.on == "none":
             logging.getLogger("dpt_ray").warning(
-                "%s: no validation images: the default lambda x classes %g is taken", task.name, found.setting
+                "%s: no validation images to choose on: the default lambda x classes %g is taken",
+                task.name,
+                found.setting,
             )
         facts: Facts = {
             "rows": len(labelled) + len(generated),

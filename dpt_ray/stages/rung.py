@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pyarrow.compute as pc
@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from dpt_ray.cluster.session import threads
 from dpt_ray.config import ConfigError
-from dpt_ray.config.hashing import Settings
-from dpt_ray.config.ladder import Prior, RungName
+from dpt_ray.config.hashing import HashedIfSet, Settings
+from dpt_ray.config.ladder import ChooseOn, Prior, RungName
 from dpt_ray.config.sections import Positive
 from dpt_ray.data.graph import read_graph
 from dpt_ray.data.rows import LABELS_FILE, PSEUDO_LABELS_FILE, RealRows
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 
 class RungSettings(Settings):
-    """The method, the l2 of the probe that it starts from, and the prior that it is balanced to."""
+    """The method, the l2 of the probe that it starts from, its prior, and what its setting is chosen on."""
 
     method: RungName
     probe_l2: Positive
     prior: Prior = "uniform"
+    choose_on: Annotated[ChooseOn, HashedIfSet] = "validation"
 
 
 class LadderRung(Stage[RungSettings]):
@@ -69,11 +70,12 @@ class LadderRung(Stage[RungSettings]):
         real = RealRows(task.inputs["index"], task.inputs["features"], ("train", "validation"), labels)
         rung = Rung(settings.method, settings.probe_l2, settings.prior)
         images = _images(task, real)
-        chosen = climb(rung, images, real.validation, lambda a, b: task.progress(a, b, "passes"))
+        judges = real.judges(settings.choose_on)
+        chosen = climb(rung, images, judges, lambda a, b: task.progress(a, b, "passes"))
         if chosen.on == "none":
             logging.getLogger("dpt_ray").warning(
-                "%s: no validation images, and a class with one label: nothing can be chosen or calibrated, "
-                "the default setting %g is taken",
+                "%s: no validation images to choose on, and a class with one label: nothing can be chosen "
+                "or calibrated, the default setting %g is taken",
                 task.name,
                 chosen.setting,
             )

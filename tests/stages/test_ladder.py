@@ -19,10 +19,11 @@ from dpt_ray.data.shards import read_features
 from dpt_ray.data.units import INDEX, read_index
 from dpt_ray.engine.node import NoSettings
 from dpt_ray.learners.label_quality import quality, quality_by_class, read_given
+from dpt_ray.learners.ladder import Images, Rung, climb
 from dpt_ray.learners.linear_classifier import load_classifier
 from dpt_ray.stages import graph as graph_stage
 from dpt_ray.stages import pseudo_labels
-from dpt_ray.stages.best_rung import BestRung
+from dpt_ray.stages.best_rung import BestRung, BestRungSettings
 from dpt_ray.stages.classifier import Classifier
 from dpt_ray.stages.graph import Graph, GraphSettings
 from dpt_ray.stages.ladder import LadderResults
@@ -132,6 +133,38 @@ def test_without_validation_images_the_choice_is_said(tmp_path, caplog, labels, 
     assert (manifest["calibration"]["temperature"] == 1.0) == (on == "none")
 
 
+def test_a_choice_on_the_labels_is_that_of_a_set_without_validation_images(tmp_path):
+    store, made = feature_store(tmp_path / "with", 3)
+    chosen = make_rung(store, made, choose_on="labels")
+    facts = chosen.manifest
+    assert (facts["rung"]["chosen_on"], facts["rung"]["n"], facts["calibration"]["n"]) == (
+        "cross-validation",
+        9,
+        9,
+    )
+    assert facts["n_validation"] == 30 and facts["validation_top1"] > 0.7  # measured, not chosen on
+    images = RealRows(made["index"], made["features"], ("train",), made["labels"])
+    few = images.labelled(made["labels"])
+    train = np.arange(len(images.ids))
+    alone = Images(images.features, train, few.index, few.labels, len(CLASSES))
+    nothing = images.validation
+    assert len(nothing) == 0
+    found = climb(Rung("balanced_self_training", 0.0025), alone, nothing, lambda done, total: None)
+    np.testing.assert_allclose(load_classifier(chosen), found.weights, rtol=1e-4, atol=1e-5)
+    # Ordinarily the same rung is chosen on the validation images.
+    assert make_rung(store, made).manifest["rung"]["chosen_on"] == "validation"
+
+
+def test_the_best_by_the_labels_leaves_out_the_probe_which_chooses_nothing(tmp_path):
+    store, made = feature_store(tmp_path, 3)
+    first = stage_1(store, made)
+    inputs = {key: first[key] for key in ("classifier", "pseudo_labels")}
+    rungs = {name: make_rung(store, made, name, choose_on="labels") for name in RUNGS[1:3]}
+    best = make(BestRung, store, {**inputs, **rungs}, BestRungSettings(choose_on="labels"), "best")
+    scores = {name: rung.manifest["rung"]["top1"] for name, rung in rungs.items()}
+    assert scores[best.manifest["best"]] == max(scores.values())
+
+
 def test_a_prior_of_another_length_is_refused(tmp_path):
     store, made = feature_store(tmp_path)
     with pytest.raises(ConfigError, match=r"ladder.prior: 2 shares, and there are 3 classes"):
@@ -176,7 +209,7 @@ def test_the_best_rung_has_the_files_of_the_best_on_validation(tmp_path):
     scores = {"probe": first["classifier"].manifest["validation_top1"]}
     scores |= {name: rung.manifest["validation_top1"] for name, rung in rungs.items()}
     inputs = {key: first[key] for key in ("classifier", "pseudo_labels")}
-    best = make(BestRung, store, {**inputs, **rungs}, NoSettings(), "best")
+    best = make(BestRung, store, {**inputs, **rungs}, BestRungSettings(), "best")
     chosen = best.manifest["best"]
     assert scores[chosen] == max(scores.values())
     source = rungs.get(chosen, first["pseudo_labels"])
@@ -193,13 +226,13 @@ def test_where_nothing_can_be_chosen_the_best_is_the_probe_or_the_free_control_a
         BestRung,
         store,
         {**inputs, "self_training": make_rung(store, made, "self_training")},
-        NoSettings(),
+        BestRungSettings(),
         "b",
     )
     assert best.manifest["best"] == "probe" and "pseudo-labels of probe are taken" in caplog.text
     np.testing.assert_array_equal(load_classifier(best), load_classifier(first["classifier"]))
     balanced = make_rung(store, made, "balanced_self_training")
-    best = make(BestRung, store, {**inputs, "balanced_self_training": balanced}, NoSettings(), "c")
+    best = make(BestRung, store, {**inputs, "balanced_self_training": balanced}, BestRungSettings(), "c")
     assert best.manifest["best"] == "balanced_self_training" and "of balanced_self_training" in caplog.text
     np.testing.assert_array_equal(load_classifier(best), load_classifier(balanced))
 
