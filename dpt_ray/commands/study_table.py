@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from statistics import fmean
 from typing import Literal
 
@@ -25,7 +26,9 @@ from dpt_ray.report.study_page import (
     StudyPage,
     Table,
     TestError,
+    VariantDistance,
     VariantRow,
+    Variants,
     render_study,
 )
 
@@ -114,9 +117,10 @@ class Results:
         }
 
     def accuracies(self, per_class: int, variant: str = "") -> dict[str, Values]:
-        """Return the test accuracies by method."""
+        """Return the test accuracies by method, of those that all runs have."""
         found = self.of(per_class, variant)
-        return {method: {at: run.test[method] for at, run in found.items()} for method in self.methods}
+        methods = [method for method in METHODS if all(method in run.test for run in found.values())]
+        return {method: {at: run.test[method] for at, run in found.items()} for method in methods}
 
     def distances(self, per_class: int, variant: str = "") -> Values:
         """Return the Frechet distances, empty where there are none or they are not comparable."""
@@ -154,8 +158,7 @@ def table(study: Study, summary: StudyResult, name: str, sweep: Sweep | None) ->
             gains=tuple(_comparison(results, method) for method in TITLES if method in results.methods),
             distances=_distances(results) if results.one_extractor else None,
             several_extractors=bool(results.some.frechet) and not results.one_extractor,
-            variants=tuple(_variants(results)),
-            changes={variant: json.dumps(changes) for variant, changes in study.variants.items()},
+            variants=_variants(results) if study.variants else None,
         )
     )
 
@@ -259,34 +262,35 @@ def _each(rows: list[MetricRow], key: Compared) -> str:
     return " or ".join(str(value) for value in dict.fromkeys(row[key] for row in rows))
 
 
-def _variants(results: Results) -> list[VariantRow]:
-    """Return the base and the variants at each number of labels; differences are paired by run."""
-    if not results.study.variants:
-        return []
+def _variants(results: Results) -> Variants:
+    """Return what the variants change, and what it does to accuracies and Frechet distances."""
+    rows: list[VariantRow] = []
+    distances: list[VariantDistance] = []
+    for per_class, variant in product(results.study.labels_per_class, results.study.variants):
+        rows += _variant(results, per_class, variant)
+        base, changed = results.distances(per_class), results.distances(per_class, variant)
+        if base and changed:
+            found = (spread(changed), spread(base), spread(changed, base))
+            distances.append(VariantDistance(per_class, variant, *found))
+    changes = {variant: json.dumps(change) for variant, change in results.study.variants.items()}
+    return Variants(changes, tuple(rows), tuple(distances))
+
+
+def _variant(results: Results, per_class: int, variant: str) -> list[VariantRow]:
+    """Return the methods whose accuracy a variant changes in any run, beside the base."""
+    base, changed = results.accuracies(per_class), results.accuracies(per_class, variant)
     return [
-        _variant(results, per_class, variant)
-        for per_class in results.study.labels_per_class
-        for variant in ("", *results.study.variants)
+        VariantRow(
+            per_class,
+            variant,
+            METHODS[method].short,
+            top1=spread(values),
+            of_base=spread(base[method]),
+            over_base=spread(values, base[method]),
+        )
+        for method, values in changed.items()
+        if method in base and values != base[method]
     ]
-
-
-def _variant(results: Results, per_class: int, variant: str) -> VariantRow:
-    dpt = next((method for method in TITLES if method in results.methods), None)
-    accuracies, distances = results.accuracies(per_class, variant), results.distances(per_class, variant)
-    over_base = frechet_over_base = None
-    if variant and dpt:
-        over_base = spread(accuracies[dpt], results.accuracies(per_class)[dpt])
-    if variant and distances:
-        frechet_over_base = spread(distances, results.distances(per_class))
-    return VariantRow(
-        per_class,
-        variant,
-        dpt=spread(accuracies[dpt]) if dpt else None,
-        over_probe=spread(accuracies[dpt], accuracies["probe"]) if dpt else None,
-        over_base=over_base,
-        frechet=spread(distances) if distances else None,
-        frechet_over_base=frechet_over_base,
-    )
 
 
 def figure(study: Study, stored: Mapping[str, StudyRun], base: Config, name: str) -> bytes:

@@ -69,15 +69,34 @@ class Distances:
 
 @dataclass(frozen=True)
 class VariantRow:
-    """A variant at one number of labels: DPT, its gains over its probe and over the base, distances."""
+    """A method of a variant at one number of labels, beside the same method of the base."""
 
     per_class: int
     variant: str
-    dpt: PairedGain | None
-    over_probe: PairedGain | None
-    over_base: PairedGain | None
-    frechet: PairedGain | None
-    frechet_over_base: PairedGain | None
+    method: str
+    top1: PairedGain
+    of_base: PairedGain
+    over_base: PairedGain
+
+
+@dataclass(frozen=True)
+class VariantDistance:
+    """The Frechet distance of a variant at one number of labels, beside that of the base."""
+
+    per_class: int
+    variant: str
+    distance: PairedGain
+    of_base: PairedGain
+    over_base: PairedGain
+
+
+@dataclass(frozen=True)
+class Variants:
+    """What the variants change (JSON by name), the methods that differ by it, and the distances."""
+
+    changes: dict[str, str]
+    rows: tuple[VariantRow, ...]
+    distances: tuple[VariantDistance, ...]
 
 
 @dataclass(frozen=True)
@@ -110,8 +129,7 @@ class StudyPage:
     gains: tuple[Comparison, ...]
     distances: Distances | None
     several_extractors: bool
-    variants: tuple[VariantRow, ...]
-    changes: dict[str, str]
+    variants: Variants | None
 
 
 def render_study(page: StudyPage) -> str:

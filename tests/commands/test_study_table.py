@@ -62,11 +62,12 @@ def made_up():
     return runs
 
 
-def rows(text):
+def rows(text, names=2):
+    """The cells of all tables by their first ones."""
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
     ]
-    return {tuple(row[:2]): row[2:] for row in cells}
+    return {tuple(row[:names]): row[names:] for row in cells}
 
 
 def section(text, title):
@@ -77,20 +78,35 @@ def section(text, title):
 def test_a_variant_is_compared_with_the_base_run_by_run_with_draws_nested_in_seeds():
     study = Study(labels_per_class=(1,), encoder_seeds=(0, 5), draws=2, variants={"v": {"diffusion": {}}})
     text = page(study, made_up())
-    found = rows(text)
-    # DPT by seed: 0.92 and 0.94, so 0.93 and sqrt(((0.01^2 + 0.01^2) / 1) / 2) = 0.01.
-    # Over the probe by seed: 0.02 and 0.01. Frechet by seed: 0.3 and 0.4.
-    assert found["1", "base"] == ["93.00 ± 1.00", "+1.50 ± 0.50", "", "0.350 ± 0.050", ""]
-    # The variant by seed: 0.93 and 0.97; less the probe 0.03 and 0.04; less the base 0.01 and 0.03, three of
-    # four above 0. Frechet by seed: 0.22 and 0.30, less the base -0.08 and -0.10.
-    assert found["1", "v"] == [
-        "95.00 ± 2.00",
-        "+3.50 ± 0.50",
-        "+2.00 ± 1.00 (3/4)",
-        "0.260 ± 0.040",
-        "-0.090 ± 0.010",
-    ]
+    found = rows(text, 3)
+    # DPT by seed: 0.92 and 0.94, so 0.93 and sqrt(((0.01^2 + 0.01^2) / 1) / 2) = 0.01. The variant by seed:
+    # 0.93 and 0.97; less the base 0.01 and 0.03, three of four above 0.
+    assert found["1", "v", "DPT"] == ["95.00 ± 2.00", "93.00 ± 1.00", "+2.00 ± 1.00 (3/4)"]
+    assert ("1", "v", "probe") not in found
+    # Frechet by seed: 0.22 and 0.30, in the base 0.3 and 0.4, so -0.08 and -0.10.
+    assert rows(text)["1", "v"] == ["0.260 ± 0.040", "0.350 ± 0.050", "-0.090 ± 0.010"]
     assert '- v: `{"diffusion": {}}`' in text
+
+
+def test_a_variant_has_a_row_for_each_method_of_both_that_differs_in_any_run():
+    """As of a study of generated features, which has no DPT."""
+    variants = {"same": {}, "probe_labels": {"labels_from": "probe"}, "no_ladder": {"ladder": None}}
+    study = Study(labels_per_class=(1, 4), encoder_seeds=(0,), draws=2, variants=variants)
+    base = {"probe": 0.30, "balanced_self_training": 0.36, "generated_features": 0.40, "augmented": 0.30}
+    runs = {run_name("s", n, 0, d, v): result(base) for n in (1, 4) for d in (0, 1) for v in ("", *variants)}
+    # One run of two differs: +0.02 and 0 are +0.01 with an error of sqrt(2 * 0.01^2 / 1 / 2) = 0.01.
+    runs[run_name("s", 4, 0, 0, "probe_labels")] = result(base | {"generated_features": 0.42})
+    for draw, value in enumerate((0.35, 0.31)):
+        without = {"probe": 0.30, "self_training": 0.33, "generated_features": value, "augmented": 0.27}
+        runs[run_name("s", 1, 0, draw, "no_ladder")] = result(without)
+    text = page(study, runs)
+    table = text.partition("\nVariants, ")[2].partition("\n|---")[2].partition("\n\n")[0]
+    assert table.splitlines()[1:] == [
+        "| 1 | no_ladder | generated features | 33.00 ± 2.00 | 40.00 ± 0.00 | -7.00 ± 2.00 (0/2) |",
+        "| 1 | no_ladder | augmentation | 27.00 ± 0.00 | 30.00 ± 0.00 | -3.00 ± 0.00 (0/2) |",
+        "| 4 | probe_labels | generated features | 41.00 ± 1.00 | 40.00 ± 0.00 | +1.00 ± 1.00 (1/2) |",
+    ]
+    assert "- same: `{}`" in text and "Frechet" not in text
 
 
 def test_a_study_without_variants_has_the_table_of_methods_alone():
