@@ -48,8 +48,8 @@ def run_study(path: Path, overrides: Sequence[str], display: Display) -> str:
 def show_study(path: Path, overrides: Sequence[str], results: Path, display: Display) -> str:
     """Write the page and the figure of a finished study from its `study.json`, without its runs.
 
-    Only missing samples of the first run are made, for the figure. Raises ConfigError where `results`
-    cannot be read or is from another study.
+    Only what the figure's images need is made where it is missing: the first run's samples or index.
+    Raises ConfigError where `results` cannot be read or is from another study.
     """
     study, configs = load_study(path, overrides)
     summary = _read_results(results)
@@ -59,8 +59,7 @@ def show_study(path: Path, overrides: Sequence[str], results: Path, display: Dis
             f"{path}); give the study.json of this study"
         )
     first = next(iter(configs.values()))
-    if first.generates_images:
-        run(first, display, ["samples"])
+    run(first, display, ["samples" if first.generates_images else "index"])
     return _publish(study, configs, summary)
 
 

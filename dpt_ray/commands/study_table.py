@@ -296,11 +296,11 @@ def _variant(results: Results, per_class: int, variant: str) -> list[VariantRow]
 def figure(study: Study, stored: Mapping[str, StudyRun], base: Config, name: str) -> bytes:
     """Return the README's figure (PNG): accuracies with standard errors, and real and generated images.
 
-    With a ladder it has the gains over the probe instead.
+    With a ladder it has the gains over the probe instead; where no images are generated, more real ones.
     """
     from dpt_ray.pipeline.flow import flow
+    from dpt_ray.report.picture_rows import picture_rows, real_rows
     from dpt_ray.report.study_figure import Baseline, StudyPoint, study_figure
-    from dpt_ray.stages.report import picture_rows
 
     results = Results.read(study, name, stored)
     points, probe = [], {}
@@ -312,7 +312,10 @@ def figure(study: Study, stored: Mapping[str, StudyRun], base: Config, name: str
             if not over_probe or method != "probe":
                 found = spread(values, accuracies["probe"] if over_probe else None)
                 points.append(StudyPoint(per_class, METHODS[method].short, found.mean, found.stderr))
-    store, nodes, pictures = open_store(base), flow(base), []
+    store, nodes = open_store(base), flow(base)
+    index = nodes["index"].artifact(store)
     if "samples" in nodes:
-        pictures = picture_rows(nodes["index"].artifact(store), nodes["samples"].artifact(store), 4)
+        pictures = picture_rows(index, nodes["samples"].artifact(store), 4)
+    else:
+        pictures = real_rows(index, base.data.image_size, 8)
     return study_figure(points, pictures[:10], Baseline("probe", probe) if over_probe else None)

@@ -25,6 +25,13 @@ def picture_rows(index: Artifact, samples: Artifact, count: int) -> list[GridRow
     return [GridRow(name, real[label], generated[label]) for label, name in enumerate(classes)]
 
 
+def real_rows(index: Artifact, side: int, count: int) -> list[GridRow]:
+    """For each class (of the first 40) so many real test images, cropped to `side` pixels."""
+    classes = index.read_json("classes.json")[:CLASSES_SHOWN]
+    real = _real_images(index, len(classes), side, count)
+    return [GridRow(name, images, []) for name, images in zip(classes, real, strict=True)]
+
+
 def _generated_images(samples: Artifact, classes: int, count: int) -> list[list[np.ndarray]]:
     """The first `count` images of each class, or as many as there are: of the first few shards."""
     found: list[list[np.ndarray]] = [[] for _ in range(classes)]

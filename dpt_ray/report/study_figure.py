@@ -146,7 +146,7 @@ def _pictures(axes: Axes, strip: Image.Image, rows: Sequence[GridRow]) -> None:
     column = (strip.width - GUTTER - gap) / (n_real + n_generated)
     heading: dict[str, Any] = {"y": -14, "va": "bottom", "weight": "bold", "color": INK}
     if n_real:
-        axes.text(x=GUTTER, s="real", **heading)
+        axes.text(x=GUTTER, s="real" if n_generated else "test images", **heading)
     if n_generated:
         axes.text(x=GUTTER + n_real * column + gap, s="generated", **heading)
     for r, row in enumerate(rows):

@@ -68,3 +68,13 @@ def test_without_pictures_the_plot_has_their_room(monkeypatch) -> None:
     study_figure(study_points(), [])
     [axes] = drawn
     assert axes.get_position().width > 0.85
+
+
+def test_pictures_that_are_all_real_are_called_test_images(monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+    rows = digit_rows(4)
+    study_figure(study_points(), [GridRow(row.class_name, row.real, []) for row in rows])
+    study_figure(study_points(), rows)
+    words = [{text.get_text() for text in axes.texts} - {row.class_name for row in rows} for axes in drawn]
+    assert words == [set(), {"test images"}, set(), {"real", "generated"}]

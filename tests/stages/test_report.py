@@ -10,7 +10,7 @@ from PIL import Image
 from dpt_ray.data import units
 from dpt_ray.data.index import build_index
 from dpt_ray.data.shards import write_images
-from dpt_ray.report.picture_rows import picture_rows
+from dpt_ray.report.picture_rows import picture_rows, real_rows
 from dpt_ray.store.artifact import Store
 
 CLASSES, IMAGES, SIDE = 3, 40, 4
@@ -98,3 +98,9 @@ def test_a_run_without_test_images_shows_the_generated_ones(index, samples):
     with index.writing(units.INDEX) as path:
         units.write_index(path, train)
     assert numbers(picture_rows(index, samples, 1)) == [[[], [(k, 100)]] for k in range(CLASSES)]
+
+
+def test_without_samples_every_class_has_its_first_test_images(index):
+    rows = real_rows(index, SIDE, 3)
+    assert [row.class_name for row in rows] == ["class0", "class1", "class2"]
+    assert numbers(rows) == [[[(k, 0), (k, 1), (k, 2)], []] for k in range(CLASSES)]
