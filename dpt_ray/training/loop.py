@@ -121,7 +121,8 @@ class _Run:
         self._share_out()
         self.core = unwrapped(workload.model)
         self.ema = EMA(self.core, settings.ema_decay)
-        self.optimizer = adamw(self.core, settings.learning_rate, settings.weight_decay, settings.betas)
+        rate, decay, groups = settings.learning_rate, settings.weight_decay, workload.parameter_groups
+        self.optimizer = adamw(self.core, rate, decay, settings.betas, groups)
         self.first, self.bad_steps = 0, BadSteps(settings.max_bad_steps)
         self.divergence = Divergence(settings.diverged_above)
         if resume:
@@ -243,12 +244,13 @@ class _Run:
 
 def _update_weights(optimizer: torch.optim.AdamW, learning_rate: float, grad_clip: float | None) -> Tensor:
     """Take one step unless the gradient norm is not finite; return the norm before clipping."""
-    [group] = optimizer.param_groups
-    grads = [p.grad for p in group["params"] if p.grad is not None]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    grads = [p.grad for p in parameters if p.grad is not None]
     grad_norm = whole(torch.nn.utils.get_total_norm(grads))
     if grad_clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(group["params"], grad_clip, grad_norm)
-    group["lr"] = learning_rate
+        torch.nn.utils.clip_grads_with_norm_(parameters, grad_clip, grad_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["scale"]
     # Fused AdamW reads this flag on the device (it exists for loss scaling). Where it is 1, weights, moments
     # and step counts are unchanged, and the host need not wait for the result.
     vars(optimizer)["found_inf"] = (~grad_norm.isfinite()).float()

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from dpt_ray.store.records import CheckpointMeta
+from dpt_ray.training.optimizer import ParameterGroup
 from dpt_ray.training.order import GROUP, Order
 from dpt_ray.training.random import StepRandom
 
@@ -33,6 +34,8 @@ class Workload:
     possible, and a worker computes its share in `gradient_accumulation` parts; the gradient is that of
     the whole batch in any case. `blocks` are the parts of the model that are compiled, and gathered from
     shards, one by one. With `flops_per_image`, of a whole training step, the log states the MFU.
+    `parameter_groups` name the model's parameters without a wrapper; by default all are one group with the
+    settings' weight decay.
     """
 
     model: nn.Module
@@ -45,6 +48,7 @@ class Workload:
     blocks: Sequence[nn.Module] = ()
     flops_per_image: float | None = None
     before_step: Callable[[int], None] = lambda step: None
+    parameter_groups: Sequence[ParameterGroup] | None = None
 
 
 @dataclass(frozen=True)

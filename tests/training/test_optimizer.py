@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpt_ray.training.optimizer import adamw, learning_rate
+from dpt_ray.training.optimizer import ParameterGroup, adamw, learning_rate
 
 
 def test_warm_up_rises_linearly_from_zero_to_the_base_rate():
@@ -36,3 +36,17 @@ def test_frozen_weights_have_no_moments():
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
     assert set(adamw(model, 0.1, 0.0, (0.9, 0.99)).state) == {model.weight}
+
+
+@pytest.mark.parametrize(
+    ("names", "wrong"),
+    [
+        (["weight"], "bias (1 in all)"),
+        (["weight", "bias", "gain"], "gain (1 in all)"),
+        (["weight", "bias", "bias"], "bias"),
+    ],
+)
+def test_groups_that_miss_repeat_or_invent_a_parameter_are_refused(names, wrong):
+    with pytest.raises(ValueError) as error:
+        adamw(nn.Linear(2, 2), 0.1, 0.0, (0.9, 0.99), [ParameterGroup(names, 1.0, 0.0)])
+    assert f"miss, repeat or invent {wrong}" in str(error.value)

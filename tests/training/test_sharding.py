@@ -16,7 +16,7 @@ from dpt_ray.models.uvit import UViT, UViTConfig
 from dpt_ray.training.ema import EMA
 from dpt_ray.training.guards import NonFiniteLoss
 from dpt_ray.training.loop import TrainSettings, train
-from dpt_ray.training.optimizer import adamw
+from dpt_ray.training.optimizer import ParameterGroup, adamw
 from dpt_ray.training.sharding import local, shard
 from dpt_ray.training.workload import Hooks, Worker, Workload
 from tests.helpers.small_training import join_two
@@ -63,13 +63,30 @@ def bad_on_one_worker_at(*steps):
     return step_fn
 
 
+def groups() -> list[ParameterGroup]:
+    """Vectors without decay and at another rate than the rest."""
+    shapes = {name: p.ndim for name, p in UViT(CONFIG).named_parameters()}
+    matrices, vectors = ([name for name, n in shapes.items() if (n > 1) == is_it] for is_it in (True, False))
+    return [ParameterGroup(matrices, 0.5, 0.3), ParameterGroup(vectors, 1.0, 0.0)]
+
+
 class Runs:
     """Trainings of one of two workers; what each comes to is in files of the folder."""
 
     def __init__(self, folder: str, rank: int = 0, workers: int = 1) -> None:
         self.folder, self.worker, self.rank = Path(folder), Worker(rank, workers), rank
 
-    def __call__(self, name, kind, step_fn=denoise, resume=None, model=None, parts=2, **settings):
+    def __call__(
+        self,
+        name,
+        kind,
+        step_fn=denoise,
+        resume=None,
+        model=None,
+        parts=2,
+        parameter_groups=None,
+        **settings,
+    ):
         """Trains; the losses, and both the checkpoints and the averages shown at the same steps."""
         losses = []
 
@@ -91,7 +108,7 @@ class Runs:
         model = model or network(kind)
         work = Workload(model, step_fn, lambda rows, step: {"x": DATA[rows]}, ROWS)
         result = train(
-            replace(work, gradient_accumulation=parts),
+            replace(work, gradient_accumulation=parts, parameter_groups=parameter_groups),
             replace(SETTINGS, **settings),
             self.worker,
             hooks,
@@ -121,6 +138,9 @@ def worker(rank: int, folder: str) -> None:
     run("ddp-from-fsdp", "ddp", resume=("fsdp", STOP))
     run("ddp-bf16", "ddp", precision="bfloat16")
     run("fsdp-bf16", "fsdp", precision="bfloat16")
+    for kind in ("ddp", "fsdp"):
+        run(f"{kind}-groups", kind, parameter_groups=groups())
+    run("fsdp-groups-resumed", "fsdp", resume=("fsdp-groups", STOP), parameter_groups=groups())
     run("skipping", "fsdp", bad_on_one_worker_at(5), checkpoint_every=1, parts=1)
 
     # A rollback, as the stage makes one: the same model goes on from the checkpoint before the bad steps.
@@ -149,6 +169,7 @@ def runs(tmp_path_factory):
     one = Runs(str(folder))
     one("one", "")
     one("one-from-fsdp", "", resume=("fsdp", STOP))
+    one("one-groups", "", parameter_groups=groups())
     return folder
 
 
@@ -172,6 +193,8 @@ def same_tensors(runs, *names):
         ("ddp-from-fsdp", "fsdp", 1e-5),
         ("one-from-fsdp", "fsdp", 1e-5),
         ("fsdp-bf16", "ddp-bf16", 1e-3),
+        ("fsdp-groups", "ddp-groups", 1e-5),
+        ("fsdp-groups", "one-groups", 1e-5),
     ],
 )
 def test_shards_train_as_replicas_do_and_go_on_from_each_others_checkpoints(runs, name, other, tolerance):
@@ -182,9 +205,11 @@ def test_shards_train_as_replicas_do_and_go_on_from_each_others_checkpoints(runs
 
 
 def test_a_resumed_sharded_run_is_bit_identical_to_one_that_never_stopped(runs):
-    losses, expected = result(runs, "fsdp-from-fsdp")[0], result(runs, "fsdp")[0]
-    assert torch.equal(losses, expected[STOP:])
-    assert same_tensors(runs, f"fsdp-from-fsdp.{STEPS}", f"fsdp.{STEPS}")
+    for resumed, whole in (("fsdp-from-fsdp", "fsdp"), ("fsdp-groups-resumed", "fsdp-groups")):
+        losses, expected = result(runs, resumed)[0], result(runs, whole)[0]
+        assert torch.equal(losses, expected[STOP:])
+        assert same_tensors(runs, f"{resumed}.{STEPS}", f"{whole}.{STEPS}")
+    assert not same_tensors(runs, f"fsdp-groups.{STEPS}", f"fsdp.{STEPS}")
 
 
 def test_a_checkpoint_of_shards_is_one_of_replicas_by_names_and_shapes(runs):
