@@ -34,14 +34,17 @@ class AdaptiveThreshold(nn.Module):
     def update(self, sums: Tensor) -> None:
         """Move the averages towards a batch, given the sum of its rows of `threshold_rows` (2C + 2,).
 
-        Sums over workers and accumulated parts add up, so that the batch is the global one.
+        Sums over workers and accumulated parts add up, so that the batch is the global one. Without rows
+        (a supervised step) nothing moves.
         """
         classes = len(self.prediction)
         confidence, predicted, counted, rows = sums.split([1, classes, classes, 1])
+        rate = (1 - self.momentum) * (rows > 0)[0]
+        rows = rows.clamp(min=1)
         # tau_t = m tau_(t-1) + (1 - m) mean max q; p~_t likewise of q; h~_t of the one-hot of argmax q
-        self.level.lerp_((confidence / rows)[0], 1 - self.momentum)
-        self.prediction.lerp_(predicted / rows, 1 - self.momentum)
-        self.histogram.lerp_(counted / rows, 1 - self.momentum)
+        self.level.lerp_((confidence / rows)[0], rate)
+        self.prediction.lerp_(predicted / rows, rate)
+        self.histogram.lerp_(counted / rows, rate)
 
     def thresholds(self) -> Tensor:
         """Return the threshold of each class (C,)."""

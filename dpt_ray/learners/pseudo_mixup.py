@@ -33,18 +33,24 @@ class Mixed(NamedTuple):
     confidence: Tensor
 
 
+def check_groups(positions: int, group: int) -> None:
+    """Raise ValueError where groups of `group` positions do not fill the batch."""
+    if positions % group:
+        raise ValueError(
+            f"{positions} positions are not a multiple of the mixing group of {group}: make the batch "
+            "of every worker and accumulated part a multiple of it"
+        )
+
+
 def partners_within(keys: Tensor, group: int) -> Tensor:
     """Return a permutation pi (B,) within groups of `group` consecutive positions.
 
-    keys (B,) are uniform random numbers per position, such as `StepRandom.uniform("partner")`, which
-    make the partners independent of the number of workers. Raises ValueError where the groups do not
-    fill the batch.
+    keys (B,) are uniform random numbers per position, such as `StepRandom.uniform("partner")`. The
+    published code permutes what is on one GPU, so its partners depend on the number of GPUs. A group takes
+    the place of a GPU's batch: of the same size the partners are drawn from as many images, and they are
+    the same for any number of workers. Raises ValueError where the groups do not fill the batch.
     """
-    if len(keys) % group:
-        raise ValueError(
-            f"{len(keys)} positions are not a multiple of the mixing group of {group}: make the batch "
-            "of every worker and accumulated part a multiple of it"
-        )
+    check_groups(len(keys), group)
     first = torch.arange(0, len(keys), group, device=keys.device)
     return (keys.unflatten(0, (-1, group)).argsort(dim=1, stable=True) + first[:, None]).flatten()
 

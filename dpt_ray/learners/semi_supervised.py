@@ -3,17 +3,22 @@
 A batch has B labelled images and R unlabelled ones for each of them: "image" (B, C, H, W) uint8, "label"
 (B,) int64 and "unlabelled" (B, R, C, H, W) uint8. The images at a position stay on one worker, and whatever
 couples images does so within groups of positions, so that the number of workers does not matter.
+
+Where the teacher collapses, more and more images pass the threshold (`above_threshold` nears 1) while they
+are given to few classes (`class_entropy` falls): `StudentTeacher.extra_log` tells both.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from dpt_ray.learners.adaptive_threshold import AdaptiveThreshold, fairness_loss, threshold_rows
+from dpt_ray.learners.labelled_mixup import LabelledMix
 from dpt_ray.learners.pseudo_mixup import CutMix, partners_within, pseudo_loss, pseudo_mixup
 from dpt_ray.learners.weak_strong import Views, draw_views, network_pixels, view_keys
 from dpt_ray.training.random import StepRandom
@@ -24,8 +29,9 @@ from dpt_ray.training.workload import Batch, StepFn
 class StudentTeacher(nn.Module):
     """A classifier, its moving average that makes the pseudo-labels, and the adaptive thresholds.
 
-    `student` maps (B, C, H, W) in [-1, 1] to logits (B, num_classes). `pending` (2 num_classes + 2,) is
-    what the last step adds to the thresholds, the same on every worker.
+    `student` maps (B, C, H, W) in [-1, 1] to logits (B, num_classes). `pending` (2 num_classes + 3,) is
+    what the last step adds to the thresholds, and how many images were above theirs; the same on every
+    worker.
     """
 
     pending: Tensor
@@ -39,7 +45,7 @@ class StudentTeacher(nn.Module):
         self.student, self.decay = student, decay
         self.teacher = copy.deepcopy(student).requires_grad_(False)
         self.threshold = AdaptiveThreshold(num_classes, threshold_momentum)
-        self.register_buffer("pending", torch.zeros(2 * num_classes + 2))
+        self.register_buffer("pending", torch.zeros(2 * num_classes + 3))
 
     def train(self, mode: bool = True) -> StudentTeacher:
         """Set the student's mode; the teacher stays in evaluation mode."""
@@ -63,19 +69,59 @@ class StudentTeacher(nn.Module):
                 local(average).lerp_(local(student[name]), 1 - self.decay)
             else:
                 average.copy_(student[name])
-        self.threshold.update(self.pending)
+        self.threshold.update(self.pending[:-1])
         self.pending.zero_()
 
     @torch.no_grad()
-    def observe(self, probabilities: Tensor) -> None:
+    def observe(self, probabilities: Tensor, above: Tensor) -> None:
         """Add predictions (n, num_classes) of weak views to those that the next step's thresholds follow.
 
-        A collective operation of all workers.
+        above (n,) bool says which are above their threshold. A collective operation of all workers.
         """
-        sums = threshold_rows(probabilities).sum(0)
+        sums = torch.cat([threshold_rows(probabilities).sum(0), above.sum()[None]])
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         self.pending += sums
+
+    def extra_log(self) -> dict[str, Tensor]:
+        """Return numbers of the last step's unlabelled images, the same on every worker; none without any.
+
+        `above_threshold` is the share that is above its threshold, before it is mixed. `class_entropy` is
+        the entropy of the mean prediction in units of log C: 1 where the classes are in balance, 0 where
+        all predictions are of one class.
+        """
+        classes = len(self.threshold.prediction)
+        _, predicted, _, rows, above = self.pending.split([1, classes, classes, 1, 1])
+        if not rows:
+            return {}
+        entropy = torch.special.entr(predicted / rows).sum() / math.log(classes)
+        return {"above_threshold": above[0] / rows[0], "class_entropy": entropy}
+
+
+def supervised_step(views: Views, mix: LabelledMix | None = None) -> StepFn:
+    """Return the step function of cross-entropy on strong views of the labelled images alone.
+
+    With a `StudentTeacher` the teacher follows as in the semi-supervised steps. A batch needs no
+    "unlabelled".
+    """
+
+    def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
+        labelled, targets = _labelled(batch, views.strong, random, mix)
+        return F.cross_entropy(model(labelled).float(), targets)
+
+    return step
+
+
+def supervised_first(steps: int, supervised: StepFn, then: StepFn) -> StepFn:
+    """Return the step function `supervised` for the first `steps` steps of a training and `then` after them.
+
+    Semi-ViT's supervised stage, with one schedule of the learning rate for both.
+    """
+
+    def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
+        return (supervised if random.step < steps else then)(model, batch, random)
+
+    return step
 
 
 def semi_vit_step(
@@ -86,10 +132,12 @@ def semi_vit_step(
     unlabelled_weight: float = 5.0,
     cutmix: float = 0.5,
     smoothing: float = 0.1,
+    mix: LabelledMix | None = None,
 ) -> StepFn:
     """Return Semi-ViT's step function for a `StudentTeacher`: L = CE + lambda_u L_u.
 
-    Partners are mixed within `group` consecutive positions of the global batch. `threshold` None takes
+    Unlabelled images are mixed within `group` consecutive positions of the global batch (in the published
+    code, within a GPU's batch; see `partners_within`), the labelled ones by `mix`. `threshold` None takes
     FreeMatch's adaptive thresholds; `cutmix` is the probability of CutMix for each unlabelled image.
     """
 
@@ -97,24 +145,25 @@ def semi_vit_step(
         unlabelled, per = batch["unlabelled"].flatten(0, 1), batch["unlabelled"].shape[1]
         weak = _drawn(unlabelled, views.weak, random, "weak", per)
         strong = _drawn(unlabelled, views.strong, random, "strong", per)
-        labelled = _drawn(batch["image"], views.strong, random, "labelled", 1)
+        labelled, targets = _labelled(batch, views.strong, random, mix)
         # p = softmax(teacher(weak(u))), o = max p, y = argmax p
         with torch.no_grad():
             p = model(weak, by_teacher=True).float().softmax(1)
         confidence, labels = p.max(1)
-        core = _observed(model, p)
+        # o_i >= tau, or o_i / tau(y_i) >= 1
+        sure, least = confidence, 1.0 if threshold is None else threshold
+        if threshold is None:
+            sure = confidence / _core(model).threshold.thresholds()[labels]
+        _core(model).observe(p, sure >= least)
         partners = partners_within(random.uniform("partner", (per,)).flatten(), group * per)
         chosen = random.uniform("cutmix", (per,)).flatten() < cutmix
         boxes = CutMix(chosen, random.uniform("centre", (per, 2)).flatten(0, 1))
         mixed = pseudo_mixup(strong, labels, confidence, partners, num_classes, smoothing, boxes)
 
-        sure, least = mixed.confidence, threshold
-        if least is None:  # in units of each class's threshold
-            sure, least = confidence / core.threshold.thresholds()[labels], 1.0
-            sure = torch.maximum(sure, sure[partners])
         of_labelled, of_mixed = _split(model(torch.cat([labelled, mixed.images])), len(labelled))
-        supervised = F.cross_entropy(of_labelled, batch["label"])
-        return supervised + unlabelled_weight * pseudo_loss(of_mixed, mixed.targets, sure, least)
+        supervised = F.cross_entropy(of_labelled, targets)
+        unsupervised = pseudo_loss(of_mixed, mixed.targets, torch.maximum(sure, sure[partners]), least)
+        return supervised + unlabelled_weight * unsupervised
 
     return step
 
@@ -132,16 +181,17 @@ def freematch_step(
         unlabelled, per = batch["unlabelled"].flatten(0, 1), batch["unlabelled"].shape[1]
         weak = _drawn(unlabelled, views.weak, random, "weak", per)
         strong = _drawn(unlabelled, views.strong, random, "strong", per)
-        labelled = _drawn(batch["image"], views.weak, random, "labelled", 1)
+        labelled, targets = _labelled(batch, views.weak, random)
         with torch.no_grad():
             q = model(weak).float().softmax(1)
         confidence, labels = q.max(1)
-        core = _observed(model, q)
+        core = _core(model)
         sure = confidence >= core.threshold.thresholds()[labels]
+        core.observe(q, sure)
         of_labelled, of_strong = _split(model(torch.cat([labelled, strong])), len(labelled))
         # L_u = mean 1[max q >= tau(argmax q)] CE(Q, argmax q)
         loss = torch.where(sure, F.cross_entropy(of_strong, labels, reduction="none"), 0.0).mean()
-        supervised = F.cross_entropy(of_labelled, batch["label"])
+        supervised = F.cross_entropy(of_labelled, targets)
         fair = _fairness(of_strong, sure, core.threshold, group * per)
         return supervised + unlabelled_weight * loss + fairness_weight * fair
 
@@ -160,11 +210,18 @@ def _drawn(images: Tensor, transform: nn.Module, random: StepRandom, name: str, 
     return network_pixels(draw_views(images, transform, view_keys(random, name, per)))
 
 
-def _observed(model: nn.Module, probabilities: Tensor) -> StudentTeacher:
-    """Return the model without a wrapper, after it has observed the predictions."""
+def _labelled(
+    batch: Batch, transform: nn.Module, random: StepRandom, mix: LabelledMix | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return views of the labelled images, mixed if asked, and their labels or soft targets."""
+    images = _drawn(batch["image"], transform, random, "labelled", 1)
+    return mix(images, batch["label"], random) if mix else (images, batch["label"])
+
+
+def _core(model: nn.Module) -> StudentTeacher:
+    """Return the model without a wrapper."""
     core = unwrapped(model)
     assert isinstance(core, StudentTeacher)
-    core.observe(probabilities)
     return core
 
 

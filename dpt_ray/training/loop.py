@@ -199,6 +199,7 @@ class _Run:
         if self.worker.rank == 0:
             record = {"step": done, "loss": loss, "lr": made.lr, "grad_norm": made.grad_norm.item()}
             record |= {"skipped_steps": self.bad_steps.skipped, **self.meter.read(self.device)}
+            record |= {name: value.item() for name, value in self.workload.extra_log().items()}
             self.hooks.on_log(record)
         self.divergence.add(done, loss)
         return asked

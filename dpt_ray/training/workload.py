@@ -35,7 +35,8 @@ class Workload:
     the whole batch in any case. `blocks` are the parts of the model that are compiled, and gathered from
     shards, one by one. With `flops_per_image`, of a whole training step, the log states the MFU.
     `parameter_groups` name the model's parameters without a wrapper; by default all are one group with the
-    settings' weight decay.
+    settings' weight decay. The log also states the numbers of `extra_log()`, which is called on rank 0 at
+    each log step: scalars of the last step that are the same on every worker.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class Workload:
     flops_per_image: float | None = None
     before_step: Callable[[int], None] = lambda step: None
     parameter_groups: Sequence[ParameterGroup] | None = None
+    extra_log: Callable[[], Mapping[str, Tensor]] = dict
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
 import copy
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dpt_ray.learners.semi_supervised import StudentTeacher, freematch_step, semi_vit_step
+from dpt_ray.learners.labelled_mixup import batch_mixup
+from dpt_ray.learners.semi_supervised import (
+    StudentTeacher,
+    freematch_step,
+    semi_vit_step,
+    supervised_first,
+    supervised_step,
+)
 from dpt_ray.learners.weak_strong import Views, small_image_views
 from dpt_ray.training.loop import TrainSettings, train
 from dpt_ray.training.order import batch_rows
@@ -18,12 +27,25 @@ from tests.helpers.small_training import join_two
 
 PLAIN = Views(nn.Identity(), nn.Identity())  # so that the test knows the views
 CLASSES, RATIO, SIZE, GROUP = 4, 2, 8, 8
+GUARD = ("above_threshold", "class_entropy")
 STEPS = {
     "semi_vit": lambda views: semi_vit_step(views, CLASSES, GROUP, threshold=0.4),
     "semi_vit_adaptive": lambda views: semi_vit_step(views, CLASSES, GROUP, threshold=None),
     "freematch": lambda views: freematch_step(views, GROUP),
+    "semi_vit_after_supervised": lambda views: after_supervised(views),
 }
-SHARED = ("semi_vit_adaptive", "freematch")  # by two processes: what communicates
+SHARED = (
+    "semi_vit_adaptive",
+    "freematch",
+    "semi_vit_after_supervised",
+)  # by two processes: what communicates
+
+
+def after_supervised(views):
+    """Two supervised steps, then Semi-ViT's, with mixed labelled images in both."""
+    mix = batch_mixup(CLASSES, GROUP)
+    then = semi_vit_step(views, CLASSES, GROUP, threshold=None, mix=mix)
+    return supervised_first(2, supervised_step(views, mix), then)
 
 
 def model(seed: int = 0) -> StudentTeacher:
@@ -84,6 +106,10 @@ def test_semi_vits_loss_is_the_formula(threshold):
     expected = supervised(of, given) + 5 * (above * loss).mean()
     step = semi_vit_step(PLAIN, CLASSES, GROUP, threshold, unlabelled_weight=5, cutmix=0)
     assert step(of, given, random).item() == pytest.approx(expected, rel=1e-5)
+    log = of.extra_log()
+    assert log["above_threshold"].item() == pytest.approx((o >= tau[y]).mean())
+    mean = p.mean(0)
+    assert log["class_entropy"].item() == pytest.approx(-(mean * np.log(mean)).sum() / np.log(CLASSES))
 
 
 def test_freematchs_loss_is_the_formula():
@@ -106,6 +132,48 @@ def test_freematchs_loss_is_the_formula():
     expected = supervised(of, given) + 2 * unlabelled + 0.5 * np.mean(fair)
     step = freematch_step(PLAIN, GROUP, unlabelled_weight=2, fairness_weight=0.5)
     assert step(of, given, StepRandom(0, 3, 0, 16)).item() == pytest.approx(expected, rel=1e-5)
+    assert of.extra_log()["above_threshold"].item() == pytest.approx(sure.mean())
+
+
+def test_mixed_labelled_images_enter_the_losses_with_their_soft_targets():
+    of, given, random = model(), batch(), StepRandom(0, 3, 0, 16)
+    mix = batch_mixup(CLASSES, GROUP)
+    images, targets = mix(given["image"].float() / 127.5 - 1, given["label"], random)
+    logits = images.numpy().reshape(16, -1).astype(np.float64) @ weights(of)
+    expected = cross_entropy(logits, targets.numpy()).mean()
+    assert supervised_step(PLAIN, mix)(of, given, random).item() == pytest.approx(expected, rel=1e-5)
+    plain, mixed = (
+        semi_vit_step(PLAIN, CLASSES, GROUP, threshold=0.4, mix=how)(of, given, random).item()
+        for how in (None, mix)
+    )
+    assert mixed - plain == pytest.approx(expected - supervised(of, given), rel=1e-4)
+
+
+def test_a_supervised_step_needs_no_unlabelled_images_and_moves_no_threshold():
+    of, given = model(), batch()
+    del given["unlabelled"]
+    loss = supervised_step(PLAIN)(of, given, StepRandom(0, 3, 0, 16))
+    assert loss.item() == pytest.approx(supervised(of, given), rel=1e-5)
+    assert of.extra_log() == {}
+    before = copy.deepcopy(of.threshold.state_dict())
+    of.before_step(1)
+    assert all(torch.equal(value, before[key]) for key, value in of.threshold.state_dict().items())
+
+
+def test_the_first_steps_are_supervised():
+    chosen = supervised_first(2, lambda *_: "supervised", lambda *_: "then")
+    assert [chosen(None, {}, StepRandom(0, step, 0, 8)) for step in range(4)] == [
+        *("supervised", "supervised", "then", "then")
+    ]
+
+
+@pytest.mark.parametrize(("prediction", "entropy"), [([1.0, 0, 0, 0], 0.0), ([0.25] * 4, 1.0)])
+def test_the_guard_tells_one_class_from_all(prediction, entropy):
+    of = model()
+    of.observe(torch.tensor([prediction] * 8), torch.arange(8) < 6)
+    of.observe(torch.tensor([prediction] * 8), torch.zeros(8, dtype=torch.bool))  # an accumulated part
+    log = {name: value.item() for name, value in of.extra_log().items()}
+    assert log == {"above_threshold": 6 / 16, "class_entropy": pytest.approx(entropy)}
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -126,7 +194,7 @@ def test_the_teacher_is_the_average_and_gets_no_gradient():
     first = copy.deepcopy(of.student.state_dict())
     with torch.no_grad():
         of.student[1].weight += 1
-    of.observe(torch.full((8, CLASSES), 1 / CLASSES))
+    of.observe(torch.full((8, CLASSES), 1 / CLASSES), torch.ones(8, dtype=torch.bool))
     of.before_step(1)
     torch.testing.assert_close(of.teacher[1].weight, first["1.weight"] + 0.1)
     assert not any(p.requires_grad for p in of.teacher.parameters())
@@ -136,8 +204,8 @@ def test_the_teacher_is_the_average_and_gets_no_gradient():
 
 
 def trained(name: str, resume=None, rank: int = 0, workers: int = 1):
-    """Six steps on 32 images; the checkpoint of each step and the averages."""
-    of, checkpoints, views = model(), {}, small_image_views(SIZE)
+    """Six steps on 32 images: the averages, the checkpoint of each step, and the log."""
+    of, checkpoints, logs, views = model(), {}, [], small_image_views(SIZE)
     given = batch(32)
 
     def load(rows, step):
@@ -147,17 +215,20 @@ def trained(name: str, resume=None, rank: int = 0, workers: int = 1):
         checkpoints[step] = tensors, meta
 
     net = DistributedDataParallel(of) if workers > 1 else of
-    workload = Workload(net, STEPS[name](views), load, 32, before_step=of.before_step)
-    settings = TrainSettings(6, 16, 1e-2, checkpoint_every=1, ema_decay=0.9)
-    result = train(workload, settings, Worker(rank, workers), Hooks(on_checkpoint=keep), resume)
-    return result.ema, checkpoints
+    step = STEPS[name](views)
+    workload = Workload(net, step, load, 32, before_step=of.before_step, extra_log=of.extra_log)
+    settings = TrainSettings(6, 16, 1e-2, checkpoint_every=1, ema_decay=0.9, log_every=1)
+    result = train(workload, settings, Worker(rank, workers), Hooks(logs.append, keep), resume)
+    return result.ema, checkpoints, [{key: r[key] for key in GUARD if key in r} for r in logs]
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_resumed_training_is_bit_identical_to_one_that_never_stopped(name):
     assert len(batch_rows(0, 0, 16, 32)) == 16
-    expected, checkpoints = trained(name)
-    found, after = trained(name, checkpoints[3])
+    expected, checkpoints, logs = trained(name)
+    found, after, logs_after = trained(name, checkpoints[3])
+    assert logs_after == logs[3:]
+    assert all(set(log) == set(GUARD) for log in logs_after)
     assert list(after) == [4, 5, 6]
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert all(torch.equal(after[6][0][key], value) for key, value in checkpoints[6][0].items())
@@ -168,9 +239,10 @@ def test_a_resumed_training_is_bit_identical_to_one_that_never_stopped(name):
 def one_of_two(rank: int, folder: str) -> None:
     join_two(rank, folder)
     for name in SHARED:
-        _, checkpoints = trained(name, rank=rank, workers=2)
+        _, checkpoints, logs = trained(name, rank=rank, workers=2)
         if rank == 0:
             save_file(checkpoints[6][0], f"{folder}/{name}.safetensors")
+            Path(folder, f"{name}.json").write_text(json.dumps(logs))
     distributed.destroy_process_group()
 
 
@@ -178,14 +250,16 @@ def test_two_processes_train_as_one_with_equal_teacher_and_thresholds(tmp_path):
     torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
     for name in SHARED:
         found = load_file(tmp_path / f"{name}.safetensors")
-        expected = trained(name)[1][6][0]
+        _, checkpoints, logs = trained(name)
+        expected = checkpoints[6][0]
+        assert json.loads((tmp_path / f"{name}.json").read_text()) == [pytest.approx(log) for log in logs]
         for key in (key for key in expected if key.startswith(("model.", "ema."))):
             torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_the_loops_average_of_the_student_is_the_teacher_after_the_last_step(name):
-    expected, checkpoints = trained(name)
+    expected, checkpoints, _ = trained(name)
     of = model()
     last = {key.removeprefix("model."): v for key, v in checkpoints[6][0].items() if key.startswith("model.")}
     of.load_state_dict(last)
