@@ -2,7 +2,8 @@
 
 A batch has B labelled images and R unlabelled ones for each of them: "image" (B, C, H, W) uint8, "label"
 (B,) int64 and "unlabelled" (B, R, C, H, W) uint8. The images at a position stay on one worker, and whatever
-couples images does so within groups of positions, so that the number of workers does not matter.
+couples images does so within groups of positions, so that the number of workers does not matter. A step
+draws their views, unless the workload's `prepare` is its `draw` (`batch_views`) and has done so.
 
 Where the teacher collapses, more and more images pass the threshold (`above_threshold` nears 1) while they
 are given to few classes (`class_entropy` falls): `StudentTeacher.extra_log` tells both.
@@ -20,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 from dpt_ray.learners.adaptive_threshold import AdaptiveThreshold, fairness_loss, threshold_rows
 from dpt_ray.learners.labelled_mixup import LabelledMix
 from dpt_ray.learners.pseudo_mixup import CutMix, partners_within, pseudo_loss, pseudo_mixup
-from dpt_ray.learners.weak_strong import Views, draw_views, network_pixels, view_keys
+from dpt_ray.learners.weak_strong import Draw, Views, batch_views, network_pixels
 from dpt_ray.training.random import StepRandom
 from dpt_ray.training.sharding import local, unwrapped
 from dpt_ray.training.workload import Batch, StepFn
@@ -105,8 +106,11 @@ def supervised_step(views: Views, mix: LabelledMix | None = None) -> StepFn:
     "unlabelled".
     """
 
+    draw = batch_views(views, views.strong)
+
     def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
-        labelled, targets = _labelled(batch, views.strong, random, mix)
+        batch = _drawn({name: batch[name] for name in batch if name != "unlabelled"}, draw, random)
+        labelled, targets = _labelled(batch, random, mix)
         return F.cross_entropy(model(labelled).float(), targets)
 
     return step
@@ -141,11 +145,12 @@ def semi_vit_step(
     FreeMatch's adaptive thresholds; `cutmix` is the probability of CutMix for each unlabelled image.
     """
 
+    draw = batch_views(views, views.strong)
+
     def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
-        unlabelled, per = batch["unlabelled"].flatten(0, 1), batch["unlabelled"].shape[1]
-        weak = _drawn(unlabelled, views.weak, random, "weak", per)
-        strong = _drawn(unlabelled, views.strong, random, "strong", per)
-        labelled, targets = _labelled(batch, views.strong, random, mix)
+        batch = _drawn(batch, draw, random)
+        per, weak, strong = _unlabelled(batch)
+        labelled, targets = _labelled(batch, random, mix)
         # p = softmax(teacher(weak(u))), o = max p, y = argmax p
         with torch.no_grad():
             p = model(weak, by_teacher=True).float().softmax(1)
@@ -177,11 +182,12 @@ def freematch_step(
     is that of `group` consecutive positions of the global batch, and thresholds are those before the step.
     """
 
+    draw = batch_views(views, views.weak)
+
     def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
-        unlabelled, per = batch["unlabelled"].flatten(0, 1), batch["unlabelled"].shape[1]
-        weak = _drawn(unlabelled, views.weak, random, "weak", per)
-        strong = _drawn(unlabelled, views.strong, random, "strong", per)
-        labelled, targets = _labelled(batch, views.weak, random)
+        batch = _drawn(batch, draw, random)
+        per, weak, strong = _unlabelled(batch)
+        labelled, targets = _labelled(batch, random)
         with torch.no_grad():
             q = model(weak).float().softmax(1)
         confidence, labels = q.max(1)
@@ -205,16 +211,20 @@ def _fairness(strong: Tensor, sure: Tensor, state: AdaptiveThreshold, rows: int)
     return torch.stack(found).mean()
 
 
-def _drawn(images: Tensor, transform: nn.Module, random: StepRandom, name: str, per: int) -> Tensor:
-    """Return a view of each image in network pixels."""
-    return network_pixels(draw_views(images, transform, view_keys(random, name, per)))
+def _drawn(batch: Batch, draw: Draw, random: StepRandom) -> Batch:
+    """Return the batch with its views, drawn here if they are not."""
+    return batch if "labelled" in batch else draw(batch, random)
 
 
-def _labelled(
-    batch: Batch, transform: nn.Module, random: StepRandom, mix: LabelledMix | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return views of the labelled images, mixed if asked, and their labels or soft targets."""
-    images = _drawn(batch["image"], transform, random, "labelled", 1)
+def _unlabelled(batch: Batch) -> tuple[int, Tensor, Tensor]:
+    """Return R, and the weak and strong views of all unlabelled images in network pixels (B R, C, H, W)."""
+    weak, strong = (network_pixels(batch[name].flatten(0, 1)) for name in ("weak", "strong"))
+    return batch["weak"].shape[1], weak, strong
+
+
+def _labelled(batch: Batch, random: StepRandom, mix: LabelledMix | None = None) -> tuple[Tensor, Tensor]:
+    """Return views of the labelled images in network pixels, mixed if asked, and their (soft) labels."""
+    images = network_pixels(batch["labelled"])
     return mix(images, batch["label"], random) if mix else (images, batch["label"])
 
 

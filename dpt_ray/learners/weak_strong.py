@@ -7,7 +7,7 @@ pseudo-label of an image from its weak view and train on its strong view.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,11 +15,16 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from dpt_ray.training.random import StepRandom
+from dpt_ray.training.workload import Batch
 
 JITTER = 0.4  # of brightness, contrast and saturation, in Semi-ViT's weak view
 ERASED = 0.25  # probability of random erasing in Semi-ViT's strong view
 CUTOUT = 0.25  # area of the square that FixMatch's strong view erases, as a part of the image's
 KEYS = 2**62  # number of different keys of a view
+
+
+# What draws the views of a batch: a workload's `prepare`.
+Draw = Callable[[Batch, StepRandom], Batch]
 
 
 class Views(NamedTuple):
@@ -54,6 +59,26 @@ def photograph_views(size: int) -> Views:
     jitter = v2.ColorJitter(JITTER, JITTER, JITTER)
     erase = v2.RandomErasing(p=ERASED, value=127)
     return Views(v2.Compose([*crop, jitter]), v2.Compose([*crop, v2.RandAugment(), erase]))
+
+
+def batch_views(views: Views, labelled: nn.Module) -> Draw:
+    """Return what draws the views of a batch {"image" (B, C, H, W), "unlabelled" (B, R, C, H, W), ...} uint8.
+
+    It returns them in the place of the images, uint8 of the same shapes with the views' size: "labelled" by
+    the transform `labelled`, "weak" and "strong".
+    """
+
+    def draw(batch: Batch, random: StepRandom) -> Batch:
+        drawn = {name: value for name, value in batch.items() if name not in ("image", "unlabelled")}
+        drawn["labelled"] = draw_views(batch["image"], labelled, view_keys(random, "labelled"))
+        if (unlabelled := batch.get("unlabelled")) is not None:
+            shape = unlabelled.shape[:2]
+            for name, transform in views._asdict().items():
+                keys = view_keys(random, name, shape[1])
+                drawn[name] = draw_views(unlabelled.flatten(0, 1), transform, keys).unflatten(0, shape)
+        return drawn
+
+    return draw
 
 
 def view_keys(random: StepRandom, name: str, per_position: int = 1) -> list[int]:

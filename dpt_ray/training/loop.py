@@ -6,8 +6,7 @@ import contextlib
 import math
 import resource
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +18,7 @@ from dpt_ray.training.ema import EMA
 from dpt_ray.training.guards import BadSteps, Divergence
 from dpt_ray.training.optimizer import Schedule, adamw, learning_rate
 from dpt_ray.training.order import batch_rows, share
+from dpt_ray.training.prefetch import prefetch
 from dpt_ray.training.random import StepRandom
 from dpt_ray.training.sharding import averaging, gather, unwrapped, whole
 from dpt_ray.training.state import pack, restore
@@ -78,7 +78,7 @@ def train(
     """
     run = _Run(workload, settings, worker, hooks, resume)
     workload.model.train()
-    with contextlib.closing(prefetch(run.load, range(run.first, settings.steps))) as batches:
+    with contextlib.closing(run.batches()) as batches:
         for step, (batch, waited) in enumerate(batches, start=run.first):
             made = run.step(step, batch, waited)
             done, last = step + 1, step + 1 == settings.steps
@@ -152,19 +152,29 @@ class _Run:
         self.bad_steps = BadSteps(limits[0], meta["skipped_steps"], meta["bad_in_a_row"])
         self.divergence = Divergence(limits[1], **meta.get("losses", {}))  # absent in older checkpoints
 
+    def batches(self) -> Generator[tuple[Batch, float], None, None]:
+        """Yield this worker's batch of each step that is left, and the seconds spent waiting for it."""
+        steps, pin = range(self.first, self.settings.steps), self.device.type == "cuda"
+        return prefetch(self.load, steps, self.workload.load_processes, pin)
+
     def load(self, step: int) -> Batch:
-        """Load this worker's part of the batch of `step`, pinned where a GPU will read it."""
+        """Load this worker's part of the batch of `step`; processes prepare it too."""
         settings, workload = self.settings, self.workload
         if workload.order:
             rows = workload.order(step)
         else:
             rows = batch_rows(settings.seed, step, settings.batch_size, workload.n_rows)
         batch = workload.load_batch(rows[self.lo : self.hi], step)
-        return {k: v.pin_memory() if self.device.type == "cuda" else v for k, v in batch.items()}
+        return self._prepared(step, batch) if workload.load_processes else batch
+
+    def _prepared(self, step: int, batch: Batch) -> Batch:
+        return self.workload.prepare(batch, StepRandom(self.settings.seed, step, self.lo, self.hi))
 
     def step(self, step: int, batch: Batch, waited: float) -> _Step:
         """Take one step on a batch; `waited` is the seconds spent waiting for it."""
         settings = self.settings
+        if not self.workload.load_processes:
+            batch = self._prepared(step, batch)
         batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
         self.workload.before_step(step)
         loss = self._accumulate_gradients(step, batch)
@@ -267,21 +277,6 @@ def _over_workers(loss: Tensor, asked: bool, number: int, world_size: int) -> tu
         torch.distributed.all_reduce(values)
     total, asking, numbers = values.tolist()
     return total / world_size, asking > 0, int(numbers)
-
-
-def prefetch(load: Callable[[int], Batch], steps: range) -> Generator[tuple[Batch, float], None, None]:
-    """Yield `load(step)` for each step, loaded one step ahead, and the seconds spent waiting for it."""
-    if not steps:
-        return
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        ahead = thread.submit(load, steps.start)
-        for step in steps:
-            start = time.perf_counter()
-            batch = ahead.result()
-            waited = time.perf_counter() - start
-            if step + 1 in steps:
-                ahead = thread.submit(load, step + 1)
-            yield batch, waited
 
 
 MOST_STEPS = 1 << 24  # float32 represents integers exactly up to it

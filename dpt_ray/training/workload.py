@@ -25,10 +25,14 @@ class Workload:
     """A model, its loss and its data.
 
     `load_batch(rows, step)` returns this worker's tensors on the CPU, first dimension len(rows); it runs
-    in a background thread, one step ahead. `step_fn(model, batch, random)` returns the mean loss over
-    exactly the positions random.lo..random.hi. `before_step(step)` is called before each step, from 0, on
-    every worker. The rows of a step are `order(step)`, by default those of
-    the shuffle of all `n_rows`.
+    in a background thread, one step ahead. `prepare(batch, random)` then changes the batch on the CPU, with
+    the random numbers of its positions. It may use torch's global generator, and therefore runs in the
+    thread that trains, before the step. With `load_processes` so many processes of each worker do both,
+    ahead of the training.
+
+    `step_fn(model, batch, random)` returns the mean loss over exactly the positions random.lo..random.hi.
+    `before_step(step)` is called before each step, from 0, on every worker. The rows of a step are
+    `order(step)`, by default those of the shuffle of all `n_rows`.
 
     The batch is shared out in groups of `unit` neighbouring positions (a multiple of 8), as equally as
     possible, and a worker computes its share in `gradient_accumulation` parts; the gradient is that of
@@ -51,6 +55,8 @@ class Workload:
     before_step: Callable[[int], None] = lambda step: None
     parameter_groups: Sequence[ParameterGroup] | None = None
     extra_log: Callable[[], Mapping[str, Tensor]] = dict
+    prepare: Callable[[Batch, StepRandom], Batch] = lambda batch, random: batch
+    load_processes: int = 0
 
 
 @dataclass(frozen=True)

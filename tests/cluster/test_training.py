@@ -34,13 +34,13 @@ def poisoned(monkeypatch):
 
         original = loop.prefetch
 
-        def poisoning(load, steps):
+        def poisoning(load, *given):
             def loaded(step):
                 attempts[step] = attempts.get(step, 0) + 1
                 batch = load(step)
                 return batch | {"moments": batch["moments"] * factor} if bad(step, attempts[step]) else batch
 
-            return original(loaded, steps)
+            return original(loaded, *given)
 
         monkeypatch.setattr(loop, "prefetch", poisoning)
         return attempts

@@ -18,7 +18,7 @@ from dpt_ray.learners.semi_supervised import (
     supervised_first,
     supervised_step,
 )
-from dpt_ray.learners.weak_strong import Views, small_image_views
+from dpt_ray.learners.weak_strong import Views, batch_views, small_image_views
 from dpt_ray.training.loop import TrainSettings, train
 from dpt_ray.training.order import batch_rows
 from dpt_ray.training.random import StepRandom
@@ -203,7 +203,7 @@ def test_the_teacher_is_the_average_and_gets_no_gradient():
     assert of.pending.tolist() == [0] * len(of.pending)
 
 
-def trained(name: str, resume=None, rank: int = 0, workers: int = 1):
+def trained(name: str, resume=None, rank: int = 0, workers: int = 1, **more):
     """Six steps on 32 images: the averages, the checkpoint of each step, and the log."""
     of, checkpoints, logs, views = model(), {}, [], small_image_views(SIZE)
     given = batch(32)
@@ -216,7 +216,7 @@ def trained(name: str, resume=None, rank: int = 0, workers: int = 1):
 
     net = DistributedDataParallel(of) if workers > 1 else of
     step = STEPS[name](views)
-    workload = Workload(net, step, load, 32, before_step=of.before_step, extra_log=of.extra_log)
+    workload = Workload(net, step, load, 32, before_step=of.before_step, extra_log=of.extra_log, **more)
     settings = TrainSettings(6, 16, 1e-2, checkpoint_every=1, ema_decay=0.9, log_every=1)
     result = train(workload, settings, Worker(rank, workers), Hooks(logs.append, keep), resume)
     return result.ema, checkpoints, [{key: r[key] for key in GUARD if key in r} for r in logs]
@@ -234,6 +234,17 @@ def test_a_resumed_training_is_bit_identical_to_one_that_never_stopped(name):
     assert all(torch.equal(after[6][0][key], value) for key, value in checkpoints[6][0].items())
     # The thresholds have moved, so the checkpoint had to hold them.
     assert checkpoints[3][0]["model.threshold.level"] != checkpoints[6][0]["model.threshold.level"]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_views_drawn_ahead_by_processes_are_those_that_the_step_draws(name):
+    views = small_image_views(SIZE)
+    draw = batch_views(views, views.weak if name == "freematch" else views.strong)
+    expected, _, logs = trained(name)
+    for processes in (0, 2):
+        found, _, found_logs = trained(name, prepare=draw, load_processes=processes)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+        assert found_logs == logs
 
 
 def one_of_two(rank: int, folder: str) -> None:
