@@ -16,6 +16,8 @@ from dpt_ray.store.artifact import Artifact
 # The methods with a classifier: (node, folder in its artifact).
 CLASSIFIERS = {
     "dpt": ("sweep", "generated/"),
+    "semi_supervised_dpt": ("retrained_learner_classifier", ""),
+    "semi_supervised": ("learner_classifier", ""),
     "dpt_paper": ("retrained", ""),
     "generated_features": ("generated_features", ""),
     "probe": ("classifier", ""),
@@ -23,6 +25,8 @@ CLASSIFIERS = {
     "self_training": ("sweep", "self_training/"),
     "augmented": ("sweep", "augmented/"),
 }
+# The pseudo-labels of a classifier that has them in an artifact of their own.
+CALIBRATED = {"classifier": "pseudo_labels", "learner_classifier": "learner_labels"}
 # With a ladder, the sweep's self-training, from the labels of `labels_from`, has another name than the rung.
 LADDER_CLASSIFIERS = CLASSIFIERS | {
     "self_training": ("self_training", ""),
@@ -34,7 +38,8 @@ LADDER_CLASSIFIERS = CLASSIFIERS | {
 class Choice:
     """A method's classifier with its results on `n_validation` images; one of `among` in the run.
 
-    Its decisions divided by `temperature` are calibrated, where one was fitted.
+    Its decisions divided by `temperature` are calibrated, where one was fitted. `encoder` is the node of the
+    encoder whose features it classifies.
     """
 
     method: str
@@ -44,6 +49,7 @@ class Choice:
     validation_nll: float
     n_validation: int
     temperature: float = 1.0
+    encoder: str = "encoder"
     among: int = 1
 
     def __str__(self) -> str:
@@ -69,7 +75,7 @@ def best_classifier(config: Config, *nodes: str) -> tuple[dict[str, Artifact], C
         raise ConfigError(f"run {config.name} has no classifier in {store.uri}; run `dpt run CONFIG` first")
     # Where nothing was chosen on validation images: what was generated from, else the best of the ladder.
     ladder = made["best"].manifest["best"] if "best" in made else "probe"
-    order = ["dpt", "dpt_paper", "generated_features", ladder]
+    order = ["semi_supervised_dpt", "dpt", "dpt_paper", "semi_supervised", "generated_features", ladder]
 
     def rank(choice: Choice) -> tuple[float, float, int]:
         place = order.index(choice.method) if choice.method in order else len(order)
@@ -95,9 +101,12 @@ def _classifiers(made: Mapping[str, Artifact]) -> list[Choice]:
         else:
             top1, nll = manifest["validation_top1"], manifest.get("validation_nll")
         order = math.inf if nll is None else nll
-        # Stage 1's classifier has its temperature beside its pseudo-labels, a rung in its manifest.
-        calibrated = made.get("pseudo_labels" if node == "classifier" else node)
+        # Stage 1's classifiers have their temperature beside their pseudo-labels, a rung in its manifest.
+        calibrated = made.get(CALIBRATED.get(node, node))
         facts = calibrated.manifest.get("calibration") if calibrated else None
         temperature = facts["temperature"] if facts else 1.0
-        found.append(Choice(method, made[node], prefix, top1, order, manifest["n_validation"], temperature))
+        encoder = node.removesuffix("_classifier") if node.endswith("_classifier") else "encoder"
+        found.append(
+            Choice(method, made[node], prefix, top1, order, manifest["n_validation"], temperature, encoder)
+        )
     return [replace(choice, among=len(found)) for choice in found]

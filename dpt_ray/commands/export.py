@@ -109,16 +109,23 @@ def export_model(config: Config, format: str, out: Path) -> int:
 
 
 def _export_classifier(config: Config, out: Path) -> int:
-    """Write `model.safetensors` and `config.json` of the best classifier; return its parameters."""
+    """Write `model.safetensors` and `config.json` of the best classifier; return its parameters.
+
+    Where its encoder was trained with it, the folder has that too, as `encoder`.
+    """
     from dpt_ray.learners.linear_classifier import CONFIG, WEIGHTS, load_classifier
 
-    _, best = best_classifier(config)
+    made, best = best_classifier(config)
     facts = best.artifact.read_json(best.prefix + CONFIG)
     facts |= {"method": best.method, "temperature": best.temperature}
     with _publishing(out) as part:
         part.mkdir()
         shutil.copyfile(best.artifact.local_file(best.prefix + WEIGHTS), part / WEIGHTS)
         (part / CONFIG).write_text(json.dumps(facts, indent=1) + "\n")
+        if best.encoder != "encoder":
+            (part / "encoder").mkdir()
+            for name in (WEIGHTS, CONFIG):
+                shutil.copyfile(made[best.encoder].local_file(name), part / "encoder" / name)
     return int(load_classifier(best.artifact, best.prefix).size)
 
 

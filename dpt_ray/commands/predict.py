@@ -133,7 +133,7 @@ def load_labeller(config: Config) -> Labeller:
 
     made, best = best_classifier(config, "encoder")
     precision = resolved(resolve_precisions(config).encoder.precision)
-    encoder = load_encoder(made["encoder"].uri, precision)
+    encoder = load_encoder(made[best.encoder].uri, precision)
     return Labeller(
         encoder.to("cuda" if torch.cuda.is_available() else "cpu"),
         Batches(config.compute.batch_size),

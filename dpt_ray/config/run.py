@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,7 @@ from dpt_ray.config.sections import (
     SelfSupervised,
     Sweep,
 )
+from dpt_ray.config.semi_supervised import SemiSupervised
 from dpt_ray.config.yaml_file import build, merge, parse_overrides, read_yaml
 
 
@@ -35,7 +36,8 @@ class Config(Section):
     cluster it is `dpt_ray_outputs` in the home folder, because a job's working folder is removed.
 
     `labels_from` is the rung of the ladder whose pseudo-labels stage 2 trains on, and the control of stage
-    3 that trains on them as they are: the paper's `probe`, a rung's name, or `best` (on validation).
+    3 that trains on them as they are: the paper's `probe`, a rung's name, or `best` (on validation). A
+    `classifier.learner` other than linear is a rung too, `learner`, and the default where it is configured.
 
     `generate_in` is what stage 2 generates: images, as the paper; the encoder's features, in minutes; or
     both, the features first (docs/ladder.md).
@@ -49,6 +51,7 @@ class Config(Section):
     pretrain: SelfSupervised | None = None
     autoencoder: Autoencoder = Autoencoder()
     classifier: Classifier = Classifier()
+    semi_supervised: SemiSupervised | None = None
     ladder: Ladder | None = None
     labels_from: LabelsFrom = "probe"
     generate_in: GenerateIn = "images"
@@ -60,6 +63,37 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     compute: Compute = Compute()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_of_the_learner(cls, values: Any) -> Any:
+        classifier = values.get("classifier") if isinstance(values, dict) else None
+        learner = classifier.get("learner") if isinstance(classifier, dict) else None
+        return values if learner in (None, "linear") else {"labels_from": "learner"} | values
+
+    @model_validator(mode="after")
+    def _learner(self) -> Config:
+        learner, section = self.classifier.learner, self.semi_supervised
+        if learner == "linear":
+            if self.labels_from == "learner":
+                raise ValueError(
+                    "labels_from learner needs another classifier.learner than linear: freematch or semi_vit"
+                )
+            return self
+        if section is None:
+            raise ValueError(f"classifier.learner {learner} needs a semi_supervised section: its training")
+        if learner == "freematch" and section.threshold != "adaptive":
+            raise ValueError(
+                f"semi_supervised.threshold {section.threshold}: freematch has adaptive ones: leave it out"
+            )
+        workers, groups = self.compute.train_workers, section.batch_size // section.group
+        if groups < workers:
+            raise ValueError(
+                f"semi_supervised.batch_size {section.batch_size} has {groups} groups of {section.group} for "
+                f"compute.train_workers ({workers}), and each takes at least one: set a larger batch_size, a "
+                "smaller group or fewer workers"
+            )
+        return self
+
     @model_validator(mode="after")
     def _across_sections(self) -> Config:
         if self.encoder.kind == "pretrain" and self.pretrain is None:
@@ -70,10 +104,10 @@ class Config(Section):
             raise ValueError(
                 f"data.mode L does not fit {published[0]}, which takes colour: set data.mode RGB"
             )
-        if self.labels_from != "probe" and self.ladder is None:
+        if self.labels_from not in ("probe", "learner") and self.ladder is None:
             raise ValueError(f"labels_from {self.labels_from} needs a ladder section: add `ladder: {{}}`")
         rungs = self.ladder.rungs if self.ladder else ()
-        if self.labels_from not in ("probe", "best", *rungs):
+        if self.labels_from not in ("probe", "learner", "best", *rungs):
             raise ValueError(
                 f"labels_from {self.labels_from} is not among ladder.rungs ({', '.join(rungs)}): add it there"
             )
@@ -85,6 +119,7 @@ class Config(Section):
             )
         trained = {
             "pretrain": self.pretrain,
+            "semi_supervised": self.semi_supervised,
             "diffusion": self.diffusion,
             "feature_diffusion": self.feature_diffusion if self.generates_features else None,
             "evaluate.referee": self.evaluate.referee,
@@ -140,6 +175,11 @@ class Config(Section):
     def generates_features(self) -> bool:
         """Whether stage 2 generates features."""
         return self.generate_in != "images"
+
+    @property
+    def trains_learner(self) -> bool:
+        """Whether stages 1 and 3 have a learner that trains the encoder."""
+        return self.classifier.learner != "linear"
 
     @property
     def features_per_class(self) -> int:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dpt_ray.config.hashing import Hashed, HashedFile, HashedIfSet, NotHashed, Section, Settings
+from dpt_ray.config.semi_supervised import LearnerName
 from dpt_ray.config.training import Optimisation, Pretrain
 from dpt_ray.config.training import SelfSupervised as SelfSupervised
 from dpt_ray.config.values import (
@@ -132,11 +133,13 @@ class Autoencoder(Settings):
 
 
 class Classifier(Settings):
-    """Multinomial logistic regression on row-normalised features.
+    """Multinomial logistic regression on row-normalised features, and which learner stage 1 has besides.
 
-    The penalty's weight is lambda = `l2` / n for n rows; the paper's `l2` is 0.0025.
+    The penalty's weight is lambda = `l2` / n for n rows; the paper's `l2` is 0.0025. A `learner` other than
+    "linear" trains the encoder on pixels as `semi_supervised` says; the regression stays its baseline.
     """
 
+    learner: Annotated[LearnerName, NotHashed] = "linear"
     l2: Positive = 0.0025
     max_iterations: Annotated[Count | None, Hashed] = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -102,18 +102,7 @@ class RealRows:
 
         Raises ConfigError, naming the classes, where all labelled images of a class are unreadable.
         """
-        table = pq.read_table(labels.local_file(LABELS_FILE))
-        readable = table.filter(pc.is_in(table["id"], value_set=self.ids))
-        kept = set(pc.unique(readable["label"]).to_pylist())
-        lost = [label for label in pc.unique(table["label"]).to_pylist() if label not in kept]
-        if lost:
-            names = ", ".join(self.classes[label] for label in lost[:5])
-            first = table["id"].filter(pc.equal(table["label"], lost[0]))[0].as_py()
-            raise ConfigError(
-                f"labels: no labelled image of class {names} can be read ({len(lost)} such classes; "
-                f"{first} and others are in the features' quarantine.parquet); label other images of it, "
-                "raise labels.per_class or change labels.seed"
-            )
+        readable = readable_labels(labels, self.ids, self.classes)
         return self.joined(readable)
 
     def pseudo_labelled(self, pseudo_labels: Artifact) -> Rows:
@@ -130,6 +119,26 @@ class RealRows:
                 f"image {lost} has a pseudo-label but no features ({where.null_count} such images)"
             )
         return Rows(self.features, _int64(table["label"]), where.to_numpy())
+
+
+def readable_labels(labels: Artifact, ids: pa.Array, classes: Sequence[str]) -> pa.Table:
+    """Return id and label of the images in a `labels` artifact that are among the readable ones, `ids`.
+
+    Raises ConfigError, naming the classes, where all labelled images of a class are unreadable.
+    """
+    table = pq.read_table(labels.local_file(LABELS_FILE))
+    readable = table.filter(pc.is_in(table["id"], value_set=ids))
+    kept = set(pc.unique(readable["label"]).to_pylist())
+    lost = [label for label in pc.unique(table["label"]).to_pylist() if label not in kept]
+    if lost:
+        names = ", ".join(classes[label] for label in lost[:5])
+        first = table["id"].filter(pc.equal(table["label"], lost[0]))[0].as_py()
+        raise ConfigError(
+            f"labels: no labelled image of class {names} can be read ({len(lost)} such classes; "
+            f"{first} and others are in the features' quarantine.parquet); label other images of it, "
+            "raise labels.per_class or change labels.seed"
+        )
+    return readable
 
 
 class ImageRows:

@@ -29,12 +29,16 @@ METHODS = {
     ),
     "balanced_rounds": Method("Balanced self-training, four rounds", "four rounds"),
     "propagation": Method("Label propagation, then the balanced fit", "propagation"),
+    "semi_supervised": Method("Semi-supervised learner (stage 1)", "semi-supervised"),
     "generated_features": Method("Stage 3 on generated features", "generated features"),
     # In a run with a ladder, whose rung self_training starts from the probe's labels.
     "same_labels": Method("The denoiser's pseudo-labels on real images (control)", "same labels, real"),
     "augmented": Method("Augmented labelled images (control)", "augmentation"),
     "dpt": Method("DPT, chosen on validation", "DPT"),
     "dpt_paper": Method("DPT, the configured setting (stage 3)", "DPT, paper's setting"),
+    "semi_supervised_dpt": Method(
+        "Semi-supervised learner with generated images (stage 3)", "DPT, semi-supervised"
+    ),
 }
 
 # Results until 2026-11-22, and gains until 2026-11-25, stored the displayed text of that time.

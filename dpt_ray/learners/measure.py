@@ -20,23 +20,31 @@ from dpt_ray.evaluation.records import (
 from dpt_ray.learners.linear_classifier import accuracy, logits
 
 
-def measure(method: str, W: np.ndarray, real: RealRows, note: str) -> AccuracyRow:
-    """Return the accuracy of a method's classifier (C, dim) on validation and test images."""
-    validation, test = real.validation, real.of_split("test")
+@dataclass(frozen=True)
+class Classified:
+    """A linear classifier (C, dim) and the real images, in the features that it is for."""
+
+    weights: np.ndarray
+    real: RealRows
+
+    def hits(self, split: str) -> np.ndarray:
+        """Return 1.0 for each image of a split (n,) whose largest decision is its label, else 0.0."""
+        rows = self.real.of_split(split)
+        return (logits(rows.features, self.weights).argmax(axis=1) == rows.labels).astype(np.float64)
+
+
+def measure(method: str, found: Classified, note: str) -> AccuracyRow:
+    """Return the accuracy of a method's classifier on validation and test images."""
+    validation, test = found.real.validation, found.real.of_split("test")
     return {
         "method": method,
         "note": note,
-        "validation": accuracy(W, validation),
+        "validation": accuracy(found.weights, validation),
         "n_validation": len(validation),
-        "test": accuracy(W, test),
-        "test_top5": _top5(W, test),
+        "test": accuracy(found.weights, test),
+        "test_top5": _top5(found.weights, test),
         "n_test": len(test),
     }
-
-
-def hits(W: np.ndarray, rows: Rows) -> np.ndarray:
-    """Return 1.0 for each row (n,) whose largest decision value is that of its label, else 0.0."""
-    return (logits(rows.features, W).argmax(axis=1) == rows.labels).astype(np.float64)
 
 
 def paired_difference(improved: np.ndarray, baseline: np.ndarray) -> Difference | None:
@@ -52,14 +60,14 @@ def paired_difference(improved: np.ndarray, baseline: np.ndarray) -> Difference 
 
 @dataclass(frozen=True)
 class Climber:
-    """A method of the ladder: its classifier (C, dim), how it was chosen, and what it took.
+    """A method of the ladder: its classifier, how it was chosen, and what it took.
 
     `score` is its accuracy on the `n` images that it was `chosen_on`, `labels` how good its pseudo-labels
     are.
     """
 
     method: str
-    weights: np.ndarray
+    classified: Classified
     chosen_on: str
     score: float | None
     n: int
@@ -67,11 +75,10 @@ class Climber:
     labels: LabelQuality | None = None
 
 
-def ladder_rows(climbers: Sequence[Climber], real: RealRows) -> list[LadderRow]:
+def ladder_rows(climbers: Sequence[Climber]) -> list[LadderRow]:
     """Return a row for each method; the gains are over `probe` and `balanced_self_training` among them."""
-    test, validation = real.of_split("test"), real.validation
-    found = {climber.method: hits(climber.weights, test) for climber in climbers}
-    before = {climber.method: hits(climber.weights, validation) for climber in climbers}
+    found = {climber.method: climber.classified.hits("test") for climber in climbers}
+    before = {climber.method: climber.classified.hits("validation") for climber in climbers}
 
     def over(method: str, other: str, of: Mapping[str, np.ndarray] = found) -> Difference | None:
         if method == other or other not in of:
@@ -80,7 +87,7 @@ def ladder_rows(climbers: Sequence[Climber], real: RealRows) -> list[LadderRow]:
 
     def on_validation(method: str) -> ValidationDifference | None:
         difference = over(method, BALANCED, before)
-        return ValidationDifference(**difference, n=len(validation)) if difference else None
+        return ValidationDifference(**difference, n=len(before[method])) if difference else None
 
     return [
         {
@@ -89,7 +96,7 @@ def ladder_rows(climbers: Sequence[Climber], real: RealRows) -> list[LadderRow]:
             "score": climber.score,
             "score_stderr": _binomial(climber.score, climber.n),
             "n": climber.n,
-            "test": float(found[climber.method].mean()) if len(test) else None,
+            "test": float(found[climber.method].mean()) if len(found[climber.method]) else None,
             "over_probe": over(climber.method, "probe"),
             "over_balanced": over(climber.method, BALANCED),
             "over_balanced_validation": on_validation(climber.method),

@@ -58,9 +58,14 @@ class Encoder(nn.Module):
             )
         x = (rearrange(pixels, "b h w c -> b c h w").float() / 255 - self.mean) / self.std
         with autocast(x.device, self.precision):
-            msn = self.spec.kind == "msn"
-            features = self.network(x, self.spec.blocks) if msn else self.network(x)
+            features = apply_network(self.network, self.spec, x)
         return features.float()
+
+
+def apply_network(network: nn.Module, spec: EncoderSpec, x: Tensor) -> Tensor:
+    """Return the features (B, dim) of normalised images (B, C, H, W)."""
+    features: Tensor = network(x, spec.blocks) if spec.kind == "msn" else network(x)
+    return features
 
 
 def open_encoder(

@@ -89,6 +89,7 @@ def _precisions(config: Config) -> dict[str, str]:
         "autoencoder": config.autoencoder,
         "generate": config.generate,
         "pretrain": config.pretrain,
+        "semi_supervised": config.semi_supervised,
         "diffusion": config.diffusion,
         "feature_diffusion": config.feature_diffusion,
         "evaluate.referee": config.evaluate.referee,

@@ -82,6 +82,8 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     found["features"] = features.cost(everything)
     if config.generates_images:
         found["moments"] = _moments(config, train)
+    if config.trains_learner:
+        found |= _learner("learner", config, images, features)
     if config.ladder:
         found |= _ladder(config, images, features.dim, classes)
     if config.generates_features:
@@ -91,6 +93,8 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     if not config.generates_images or config.diffusion.condition != "none":
         if config.generates_images:
             found["sample_features"] = features.cost(generated)
+            if config.trains_learner:
+                found |= _learner("retrained_learner", config, images, features)
         if config.evaluate.controls:
             found["augmented"] = _times(generated, _pixel_bytes(config))
             found["augmented_features"] = features.cost(generated)
@@ -107,6 +111,21 @@ def _moments(config: Config, train: int | None) -> Cost:
     variants = 2 if config.autoencoder.flips else 1
     moment_bytes = 2 * variants * 2 * channels * side**2  # float16; mean and logvar of each variant
     return _times(train, moment_bytes, conv=variants * encode)
+
+
+def _learner(
+    name: str, config: Config, images: Mapping[str, int] | None, encoder: _Encoder
+) -> dict[str, Cost]:
+    """Return the costs of training an encoder, and of its features of all images."""
+    from dpt_ray.learners.learners import passes
+
+    section, everything = config.semi_supervised, sum(images.values()) if images else None
+    assert section is not None  # checked by Config
+    forwards = passes(config.classifier.learner, section.unlabelled_ratio)
+    times = float(forwards * section.steps * section.batch_size)
+    conv, transformer = (each and times * each for each in (encoder.conv, encoder.transformer))
+    trained = Cost(images.get("train", 0) if images else None, conv=conv, transformer=transformer)
+    return {name: trained, f"{name}_features": encoder.cost(everything)}
 
 
 def _pilot(config: Config, train: int | None, dim: int | None, classes: int | None) -> dict[str, Cost]:

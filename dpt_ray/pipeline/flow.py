@@ -9,11 +9,13 @@ from dpt_ray.config.features import FeatureSampling, FeatureTraining
 from dpt_ray.config.hashing import Settings
 from dpt_ray.config.ladder import RUNGS, Ladder
 from dpt_ray.config.sections import Pretrain, SampleSettings, Sampling
+from dpt_ray.config.semi_supervised import LearnerSettings, SemiSupervised
 from dpt_ray.data.fingerprint import fingerprint
 from dpt_ray.engine.node import AnyStage, Extent, Node, NoSettings
 from dpt_ray.evaluation.inception_files import WHERE, check_reference
 from dpt_ray.models.precision import resolve_precisions, resolved
 from dpt_ray.models.saved import weight_file
+from dpt_ray.pipeline.encoders import check_network, encoder_settings
 from dpt_ray.stages.augmented import Augmented, AugmentSettings
 from dpt_ray.stages.autoencoder import AutoencoderSettings, ImportedAutoencoder
 from dpt_ray.stages.best_rung import BestRung, BestRungSettings
@@ -28,12 +30,13 @@ from dpt_ray.stages.generated_features import FeatureRetrainSettings, GeneratedF
 from dpt_ray.stages.graph import Graph, GraphSettings
 from dpt_ray.stages.image_metrics import ImageMetrics, MetricSettings
 from dpt_ray.stages.imported_denoiser import ImportedDenoiser, ImportedDenoiserSettings
-from dpt_ray.stages.imported_encoder import EncoderSettings, ImportedEncoder
+from dpt_ray.stages.imported_encoder import ImportedEncoder
 from dpt_ray.stages.inception import Inception, InceptionSettings
 from dpt_ray.stages.inception_statistics import InceptionStatistics, StatisticsSettings
 from dpt_ray.stages.index import Index, IndexSettings
 from dpt_ray.stages.labels import Labels
 from dpt_ray.stages.ladder import LadderResults
+from dpt_ray.stages.learner import Learner, LearnerClassifier
 from dpt_ray.stages.probe import Probe
 from dpt_ray.stages.pseudo_labels import PseudoLabels
 from dpt_ray.stages.report import Report, ReportSettings
@@ -51,6 +54,8 @@ def flow(config: Config) -> Nodes:
     run = _Run(resolve_precisions(config), to_yaml(config))
     run.images_and_models()
     run.first_stage()
+    if config.trains_learner:
+        run.learner()
     if config.ladder:
         run.ladder(config.ladder)
     if config.generates_features:
@@ -108,7 +113,7 @@ class _Run:
             assert config.pretrain is not None  # checked by Config
             self.pretrain("encoder", config.pretrain, config.pretrain.objective)
         else:
-            self.add("encoder", ImportedEncoder, {}, _encoder_settings(config))
+            self.add("encoder", ImportedEncoder, {}, encoder_settings(config))
 
     def first_stage(self) -> None:
         """Add stage 1: features, the classifier of the few labels, and a pseudo-label for every image."""
@@ -128,6 +133,32 @@ class _Run:
         scored = {"index": index, "features": features, "classifier": classifier}
         pseudo_labels = self.add("pseudo_labels", PseudoLabels, scored)
         self.add("probe", Probe, {**scored, "pseudo_labels": pseudo_labels})
+
+    def learner(self) -> None:
+        """Add stage 1's learner that trains the encoder, and its pseudo-labels."""
+        classifier = self.train_learner("learner")
+        scored = {"index": self.nodes["index"], "features": self.nodes["learner_features"]}
+        self.add("learner_labels", PseudoLabels, {**scored, "classifier": classifier})
+
+    def train_learner(self, name: str, samples: Node | None = None) -> Node:
+        """Add a learner, its features of all images, and its classifier, which is returned."""
+        section, method, nodes = self.config.semi_supervised, self.config.classifier.learner, self.nodes
+        assert section is not None and method != "linear"  # checked by Config
+        settings = LearnerSettings(
+            **section.model_dump(include=set(SemiSupervised.model_fields)),
+            method=method,
+            images_per_class=self.config.retrain.images_per_class if samples else None,
+        )
+        from_probe = section.head == "probe"
+        sources = {
+            **{key: nodes[key] for key in ("index", "labels", "encoder")},
+            **{key: nodes[key] if from_probe else None for key in ("classifier", "pseudo_labels")},
+            "samples": samples,
+        }
+        trained = self.add(name, Learner, sources, settings)
+        features = self.features(f"{name}_features", nodes["index"], trained)
+        given = {"index": nodes["index"], "features": features, "learner": trained}
+        return self.add(f"{name}_classifier", LearnerClassifier, given)
 
     def ladder(self, ladder: Ladder) -> None:
         """Add the rungs of stage 1 besides the probe, the best of all, and their measurement."""
@@ -158,7 +189,7 @@ class _Run:
     def pseudo_labels(self) -> Node:
         """The node of the pseudo-labels that stage 2 trains on."""
         name = self.config.labels_from
-        return self.nodes["pseudo_labels" if name == "probe" else name]
+        return self.nodes[{"probe": "pseudo_labels", "learner": "learner_labels"}.get(name, name)]
 
     def pilot(self) -> None:
         """Add stages 2 and 3 on features, and what they bring beside stage 1."""
@@ -230,6 +261,8 @@ class _Run:
             samples = rows["samples"] = nodes["samples"]
             rows["sample_features"] = self.features("sample_features", samples, nodes["encoder"])
             self.add("retrained", Retrained, rows, config.retrain)
+            if config.trains_learner:
+                self.train_learner("retrained_learner", samples)
         controls = self.controls() if config.evaluate.controls else {}
         if settings := sweep_settings(config):
             self.add("sweep", SweepStage, {**rows, **controls}, settings)
@@ -301,9 +334,7 @@ class _Run:
         """Add the training of an encoder on the run's own images."""
         size = self.config.data.image_size
         if section.patch_size:
-            _check_network(
-                f"{'pretrain' if name == 'encoder' else 'evaluate.referee'}.network", section, size
-            )
+            check_network(f"{'pretrain' if name == 'encoder' else 'evaluate.referee'}.network", section, size)
         settings = PretrainSettings(
             **section.model_dump(include=set(Pretrain.model_fields)), objective=objective, image_size=size
         )
@@ -316,6 +347,8 @@ class _Run:
             max_bad_fraction=self.config.data.max_bad_fraction,
         )
         group = f"extract {images.name if images.extent != Extent() else 'images'}"
+        if encoder.stage is Learner:  # after the pass that it is trained from
+            group = ""
         sources = {"images": images, "encoder": encoder}
         return self.add(name, Features, sources, settings, extent=images.extent, group=group)
 
@@ -342,45 +375,6 @@ def _index_settings(config: Config) -> IndexSettings:
         lists=tuple(_content("data.keep_in_train", uri) for uri in lists) if lists else None,
         list_format=config.labels.format if lists else None,
     )
-
-
-def _encoder_settings(config: Config) -> EncoderSettings:
-    encoder = config.encoder
-    assert encoder.kind != "pretrain"
-    weights = encoder.weights
-    if encoder.kind == "timm" and not weights:
-        weights = _timm_weights(str(encoder.name))
-    return EncoderSettings(
-        kind=encoder.kind,
-        name=encoder.name,
-        weights=weights,
-        heads=encoder.heads,
-        blocks=encoder.blocks,
-        image_size=encoder.image_size,
-    )
-
-
-def _check_network(key: str, section: Pretrain, size: int) -> None:
-    """Raise ConfigError where timm has no such vision transformer."""
-    import torch
-
-    from dpt_ray.models.own_networks import vision_transformer
-
-    assert section.patch_size is not None
-    try:
-        with torch.device("meta"):
-            vision_transformer(section.network, 3, size, section.patch_size)
-    except ValueError as error:
-        raise ConfigError(f"{key}: {error}") from error
-
-
-def _timm_weights(name: str) -> str:
-    from dpt_ray.models.encoder import timm_weights
-
-    try:
-        return timm_weights(name)
-    except ValueError as error:
-        raise ConfigError(f"encoder.name: {error}") from error
 
 
 def _content(key: str, source: str) -> str:

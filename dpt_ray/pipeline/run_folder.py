@@ -26,6 +26,9 @@ MADE = "artifacts.json"
 SHOWN = {
     "report": ("report.html", "report.html"),
     "pseudo_labels": ("pseudo_labels.parquet", "pseudo_labels.parquet"),
+    "learner_labels": ("pseudo_labels.parquet", "pseudo_labels.parquet"),  # replace those of the probe
+    "learner": ("learner", ""),
+    "retrained_learner": ("learner", ""),  # replaces that of stage 1
     "probe": ("probe.json", "probe.json"),
     "ladder": ("ladder.json", "ladder.json"),
     "pilot": ("pilot.json", "ladder.json"),

@@ -15,17 +15,15 @@ from dpt_ray.cluster import training
 from dpt_ray.config import ConfigError
 from dpt_ray.config.sections import Count, Pretrain
 from dpt_ray.data.crops import Crop
-from dpt_ray.data.units import iterate_pixels, read_index
+from dpt_ray.data.pixels import check_fits, count_rows, load_pixels
+from dpt_ray.data.units import read_index
 from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
-from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import CropFields, Facts
 
 if TYPE_CHECKING:
     import torch
 
     from dpt_ray.training.workload import Worker
-
-IN_MEMORY = 4 << 30  # bytes of decoded training images at most; beyond it use a published encoder
 
 
 class PretrainSettings(Pretrain):
@@ -46,14 +44,15 @@ class PretrainedEncoder(Stage[PretrainSettings]):
     @classmethod
     def make(cls, task: Task[PretrainSettings]) -> Facts:
         """Train and publish an encoder's folder."""
-        index, size = task.inputs["index"], task.settings.image_size
-        channels = 1 if index.manifest["mode"] == "L" else 3
-        rows = _rows(index)
-        if rows * channels * size**2 > IN_MEMORY:
-            raise ConfigError(
-                f"pretrain: {rows} images of {size} pixels do not fit into memory; use encoder.kind msn "
-                "or timm with published weights, or a smaller data.image_size"
-            )
+        index = task.inputs["index"]
+        rows = count_rows(index)
+        check_fits(
+            "pretrain",
+            rows,
+            task.settings.image_size,
+            index.manifest["mode"],
+            "use encoder.kind msn or timm with published weights, or a smaller data.image_size",
+        )
         facts = training.run(task, train)
         return {**facts, "rows": rows, "crop": cast(CropFields, asdict(_crop(task)))}
 
@@ -103,31 +102,18 @@ def train(task: Task[PretrainSettings], worker: Worker) -> None:
 
 
 def _load(task: Task[PretrainSettings]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pixels (n, H, W, C) uint8 and labels (-1: unknown) of the training images.
-
-    The array is filled unit by unit: a worker holds one copy.
-    """
+    """Return pixels (n, H, W, C) uint8 and labels (-1: unknown) of the training images."""
     import torch
 
-    index, size = task.inputs["index"], task.settings.image_size
-    mode = index.manifest["mode"]
-    pixels = np.empty((_rows(index), size, size, 1 if mode == "L" else 3), np.uint8)
-    ids: list[str] = []
-    for found, part in iterate_pixels(index, _crop(task), mode, "train"):
-        pixels[len(ids) : len(ids) + len(found)] = part
-        ids += found
+    index = task.inputs["index"]
+    ids, pixels = load_pixels(index, _crop(task), index.manifest["mode"])
     table = read_index(index, ["id", "label"])
     known = dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
     labels = [known[identifier] for identifier in ids]
     if task.settings.objective == "supervised" and None in labels:
         raise ConfigError("evaluate.referee: the training images have no true labels; remove the section")
     numbers = torch.tensor([-1 if label is None else label for label in labels])
-    return torch.from_numpy(pixels[: len(ids)]), numbers
-
-
-def _rows(index: Artifact) -> int:
-    """Return the number of training images, including unreadable ones."""
-    return sum(unit["rows"] for unit in index.manifest["units"] if unit["split"] == "train")
+    return torch.from_numpy(pixels), numbers
 
 
 def _to_network(pixels: torch.Tensor) -> torch.Tensor:

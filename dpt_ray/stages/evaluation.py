@@ -33,8 +33,9 @@ from dpt_ray.evaluation.records import (
     read_probe,
     write_result,
 )
+from dpt_ray.learners.label_quality import quality, read_given
 from dpt_ray.learners.linear_classifier import load_classifier
-from dpt_ray.learners.measure import Climber, hits, ladder_rows, measure, paired_difference
+from dpt_ray.learners.measure import Classified, Climber, ladder_rows, measure, paired_difference
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts
 
@@ -44,6 +45,13 @@ CHOSEN = {
     "self_training": "self_training",
     "augmented": "augmented",
     "generated": "dpt",
+}
+# The node of a method that trains the encoder; its features and classifier have the node's name before them.
+LEARNERS = {"semi_supervised": "learner", "semi_supervised_dpt": "retrained_learner"}
+# Stages 2 and 3 take these besides the last one, stage 1's learner those.
+STAGES = {
+    **dict.fromkeys(("dpt", "dpt_paper", "semi_supervised_dpt"), ("moments", "denoiser", "samples")),
+    "semi_supervised": ("learner_labels",),
 }
 # (encoder, its features of real images, its features of generated images) as inputs, and its description.
 EXTRACTORS = (
@@ -83,6 +91,11 @@ class Evaluation(Stage[EvaluationSettings]):
             "image_metrics": one_of("image_metrics", optional=True),
             "ladder": one_of("ladder", optional=True),  # or the pilot, which has its rows too
             **{name: one_of("rung", optional=True) for name in RUNGS},
+            # Of a learner that trains the encoder; what is not hashed is for its seconds.
+            **{f"{name}_features": one_of("features", optional=True) for name in LEARNERS.values()},
+            **{f"{name}_classifier": one_of("classifier", optional=True) for name in LEARNERS.values()},
+            **{name: one_of("encoder", optional=True, hashed=False) for name in LEARNERS.values()},
+            "learner_labels": one_of("pseudo_labels", optional=True, hashed=False),
             "generated_features": one_of("classifier", optional=True),
             # Not hashed: the identities of the features contain those of their encoders.
             "encoder": one_of("encoder", hashed=False),
@@ -109,21 +122,32 @@ class Evaluation(Stage[EvaluationSettings]):
         classifiers = _classifiers(task)
         ladder = read_ladder(task.inputs["ladder"]) if "ladder" in task.inputs else None
         first = ladder or read_probe(task.inputs["probe"])
-        others = [measure(found.method, found.weights, real, found.note) for found in classifiers]
+        learned = _learned(task, real)
         weights = _stage_1(task) | {found.method: found.weights for found in classifiers}
-        gains = {method: _paired_gains(method, weights, real) for method in _improved(weights)}
-        baseline = "tuned_probe" if "tuned_probe" in weights else "probe"
+        methods = {method: Classified(W, real) for method, W in weights.items()} | learned
+        notes = {found.method: found.note for found in classifiers} | dict.fromkeys(learned, _method(task))
+        gains = {method: _paired_gains(method, methods) for method in _improved(methods)}
+        baseline = next(name for name in ("semi_supervised", "tuned_probe", "probe") if name in methods)
         result: EvaluationResult = {
             "n_labels": first["n_labels"],
-            "accuracy": [*first["accuracy"], *others],
+            "accuracy": [
+                *first["accuracy"],
+                *(measure(method, methods[method], note) for method, note in notes.items()),
+            ],
             "gain": next((found.get(baseline) for found in gains.values()), None),
             "pseudo_labels": first["pseudo_labels"],
             "frechet": _distances(task),
             "image_metrics": _image_metrics(task),
         }
         if ladder:
-            result["ladder"] = [*ladder["ladder"], *_dpt_rows(task, weights, real)]
-            compared = ("probe", *RUNGS, *(["generated_features"] if len(gains) > 1 else []))
+            result["ladder"] = [*ladder["ladder"], *_last_rows(task, methods)]
+        if ladder or learned:
+            compared = (
+                "probe",
+                *RUNGS,
+                "semi_supervised",
+                *(["generated_features"] if len(gains) > 1 else []),
+            )
             result["gains"] = [found[name] for found in gains.values() for name in compared if name in found]
         return write_result(task.out, EVALUATION_FILE, result, len(result["accuracy"]))
 
@@ -176,24 +200,44 @@ def _stage_1(task: Task[EvaluationSettings]) -> dict[str, np.ndarray]:
     return {"probe": load_classifier(task.inputs["classifier"]), **found}
 
 
+def _learned(task: Task[EvaluationSettings], real: RealRows) -> dict[str, Classified]:
+    """Return the classifiers of the learners by method, each with the real images in its own features."""
+    found = {}
+    for method, name in LEARNERS.items():
+        if f"{name}_classifier" in task.inputs:
+            rows = RealRows(task.inputs["index"], task.inputs[f"{name}_features"], ("validation", "test"))
+            if not rows.ids.equals(real.ids):  # paired differences need the same images in the same order
+                raise ValueError(f"{name}_features and features are of different images")
+            found[method] = Classified(load_classifier(task.inputs[f"{name}_classifier"]), rows)
+    return found
+
+
+def _method(task: Task[EvaluationSettings]) -> str:
+    """Return how the learners were trained."""
+    if "learner" not in task.inputs:
+        return ""
+    facts = task.inputs["learner"].read_json("classifier/config.json")
+    return f"{facts['method']}, {facts['steps']} steps"
+
+
 def _dpt(methods: Collection[str]) -> str | None:
     """Return DPT's form: with the setting chosen on validation, or as configured where nothing was chosen."""
     return next((method for method in ("dpt", "dpt_paper") if method in methods), None)
 
 
 def _improved(methods: Collection[str]) -> list[str]:
-    """Return the methods that generate, whose gains are of interest: DPT first."""
-    dpt = _dpt(methods)
-    return [*([dpt] if dpt else []), *(["generated_features"] if "generated_features" in methods else [])]
+    """Return the methods whose gains are of interest: what generates, and a learner; the headline's first."""
+    order = ("semi_supervised_dpt", _dpt(methods), "generated_features", "semi_supervised")
+    return [method for method in order if method and method in methods]
 
 
-def _paired_gains(improved: str, weights: Mapping[str, np.ndarray], real: RealRows) -> dict[str, Gain]:
+def _paired_gains(improved: str, methods: Mapping[str, Classified]) -> dict[str, Gain]:
     """Return a method's gain over each other method on the same test images, with its paired error."""
-    test, gains = real.of_split("test"), {}
-    mine = hits(weights[improved], test)
-    for method, W in weights.items():
-        found = paired_difference(mine, hits(W, test))
-        if found and method not in ("dpt", "dpt_paper", improved):
+    gains = {}
+    mine = methods[improved].hits("test")
+    for method, classified in methods.items():
+        found = paired_difference(mine, classified.hits("test"))
+        if found and method not in ("dpt", "dpt_paper", "semi_supervised_dpt", improved):
             gains[method] = Gain(
                 baseline=method,
                 improved=improved,
@@ -203,24 +247,31 @@ def _paired_gains(improved: str, weights: Mapping[str, np.ndarray], real: RealRo
     return gains
 
 
-def _dpt_rows(
-    task: Task[EvaluationSettings], weights: Mapping[str, np.ndarray], real: RealRows
-) -> list[LadderRow]:
-    """Return the ladder's last row, DPT: its seconds are those of stages 2 and 3."""
-    if (dpt := _dpt(weights)) is None:
-        return []
-    last = "sweep" if dpt == "dpt" else "retrained"
-    stages = ("moments", "denoiser", "samples", "sample_features", last)
-    seconds = sum(task.inputs[name].manifest["seconds"] for name in stages if name in task.inputs)
-    validation = real.validation
-    score = float(hits(weights[dpt], validation).mean()) if len(validation) else None
-    chosen_on = "validation" if dpt == "dpt" and len(validation) else ""
-    climbers = [
-        Climber(method, W, chosen_on, score, len(validation), seconds)
-        for method, W in weights.items()
-        if method in ("probe", BALANCED, dpt)
-    ]
-    return [row for row in ladder_rows(climbers, real) if row["method"] == dpt]
+def _last_rows(task: Task[EvaluationSettings], methods: Mapping[str, Classified]) -> list[LadderRow]:
+    """Return the ladder's last rows, learners and DPT, whose seconds are those of stages 2 and 3."""
+    dpt, climbers = _dpt(methods), []
+    last = [name for name in ("semi_supervised", dpt, "semi_supervised_dpt") if name and name in methods]
+    for method, classified in methods.items():
+        if method in ("probe", BALANCED, *last):
+            validation = classified.hits("validation")
+            score = float(validation.mean()) if len(validation) else None
+            chosen_on = "validation" if method == "dpt" and len(validation) else ""
+            seconds = _seconds(task, method)
+            labels = None
+            if method == "semi_supervised":
+                labels = quality(read_given(task.inputs["index"], task.inputs["learner_labels"]))
+            climbers.append(Climber(method, classified, chosen_on, score, len(validation), seconds, labels))
+    rows = {row["method"]: row for row in ladder_rows(climbers)}
+    return [rows[method] for method in last]
+
+
+def _seconds(task: Task[EvaluationSettings], method: str) -> float:
+    """Return what a method's own stages took when they were made."""
+    own = {"dpt": ("sample_features", "sweep"), "dpt_paper": ("sample_features", "retrained")}
+    if name := LEARNERS.get(method):
+        own[method] = (name, f"{name}_features")
+    names = (*STAGES.get(method, ()), *own.get(method, ()))
+    return sum(task.inputs[name].manifest["seconds"] for name in names if name in task.inputs)
 
 
 def _distances(task: Task[EvaluationSettings]) -> list[MetricRow]:

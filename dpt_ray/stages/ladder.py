@@ -14,7 +14,7 @@ from dpt_ray.engine.node import NoSettings, Stage, Task, one_of, reads
 from dpt_ray.evaluation.records import LADDER_FILE, AccuracyRow, LadderResult, read_probe, write_result
 from dpt_ray.learners.label_quality import quality, read_given
 from dpt_ray.learners.linear_classifier import load_classifier
-from dpt_ray.learners.measure import Climber, ladder_rows, measure
+from dpt_ray.learners.measure import Classified, Climber, ladder_rows, measure
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts
 
@@ -55,21 +55,21 @@ class LadderResults(Stage[NoSettings]):
 
         torch.set_num_threads(threads(task.compute))
         real = RealRows(task.inputs["index"], task.inputs["features"], ("validation", "test"))
-        climbers = _climbers(task.inputs)
+        climbers = _climbers(task.inputs, real)
         probe = read_probe(task.inputs["probe"])
         rungs: list[AccuracyRow] = [
-            measure(climber.method, climber.weights, real, _note(task.inputs[climber.method]))
+            measure(climber.method, climber.classified, _note(task.inputs[climber.method]))
             for climber in climbers[1:]
         ]
         result: LadderResult = {
             **probe,
             "accuracy": [*probe["accuracy"], *rungs],
-            "ladder": ladder_rows(climbers, real),
+            "ladder": ladder_rows(climbers),
         }
         return write_result(task.out, LADDER_FILE, result, len(climbers))
 
 
-def _climbers(inputs: Mapping[str, Artifact]) -> list[Climber]:
+def _climbers(inputs: Mapping[str, Artifact], real: RealRows) -> list[Climber]:
     """Return the probe and the rungs, in their order."""
     index, labels = inputs["index"], inputs["pseudo_labels"]
     classifier = inputs["classifier"].manifest
@@ -77,7 +77,7 @@ def _climbers(inputs: Mapping[str, Artifact]) -> list[Climber]:
     found = [
         Climber(
             "probe",
-            load_classifier(inputs["classifier"]),
+            Classified(load_classifier(inputs["classifier"]), real),
             "",
             classifier["validation_top1"],
             classifier["n_validation"],
@@ -91,9 +91,9 @@ def _climbers(inputs: Mapping[str, Artifact]) -> list[Climber]:
             rung = manifest["rung"]
             seconds = sum(inputs[source].manifest["seconds"] for source in (*OWN.get(name, ()), name))
             labelled = quality(read_given(index, inputs[name])) if name in RUNGS else None
-            weights = load_classifier(inputs[name])
+            classified = Classified(load_classifier(inputs[name]), real)
             found.append(
-                Climber(name, weights, rung["chosen_on"], rung["top1"], rung["n"], seconds, labelled)
+                Climber(name, classified, rung["chosen_on"], rung["top1"], rung["n"], seconds, labelled)
             )
     return found
 

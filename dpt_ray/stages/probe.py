@@ -8,7 +8,7 @@ from dpt_ray.engine.node import NoSettings, Stage, Task, one_of, reads
 from dpt_ray.evaluation.records import PROBE_FILE, ProbeResult, write_result
 from dpt_ray.learners.label_quality import quality_by_class, read_given
 from dpt_ray.learners.linear_classifier import load_classifier
-from dpt_ray.learners.measure import measure
+from dpt_ray.learners.measure import Classified, measure
 from dpt_ray.store.records import Facts
 
 
@@ -34,9 +34,10 @@ class Probe(Stage[NoSettings]):
         real = RealRows(task.inputs["index"], task.inputs["features"], ("validation", "test"))
         classifier = task.inputs["classifier"]
         given = read_given(task.inputs["index"], task.inputs["pseudo_labels"])
+        probe = Classified(load_classifier(classifier), real)
         result: ProbeResult = {
             "n_labels": classifier.manifest["labelled"],
-            "accuracy": [measure("probe", load_classifier(classifier), real, "labels only")],
+            "accuracy": [measure("probe", probe, "labels only")],
             "gain": None,
             "pseudo_labels": quality_by_class(given),
         }

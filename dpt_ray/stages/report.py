@@ -32,8 +32,11 @@ from dpt_ray.training.log import read_log
 
 PAGE = "report.html"
 PICTURES = 8  # per class, of real and of generated images
+LEARNERS = ("learner", "retrained_learner")
 LOSSES = {
     "encoder": "Encoder loss",
+    "learner": "Learner loss",
+    "retrained_learner": "Learner loss with generated images",
     "feature_denoiser": "Feature denoiser loss",
     "denoiser": "Denoiser loss",
 }
@@ -80,6 +83,11 @@ class Report(Stage[ReportSettings]):
             "graph": one_of("graph", optional=True),
             **{name: one_of("rung", optional=True) for name in (*RUNGS, "best")},
             "ladder": one_of("ladder", optional=True),
+            # Of a learner that trains the encoder, in stage 1 and in stage 3.
+            **{name: one_of("encoder", optional=True) for name in LEARNERS},
+            **{f"{name}_features": one_of("features", optional=True) for name in LEARNERS},
+            **{f"{name}_classifier": one_of("classifier", optional=True) for name in LEARNERS},
+            "learner_labels": one_of("pseudo_labels", optional=True),
         }
     )
 
@@ -179,7 +187,9 @@ def _pair(found: Gain | Difference | None) -> tuple[float, float] | None:
 
 
 def _labels_from(task: Task[ReportSettings]) -> str:
-    """Return the name of the rung that stage 2 has its labels from, "" without a ladder."""
+    """Return the name of the rung that stage 2 has its labels from, "" where there is only the probe."""
+    if task.settings.labels_from == "learner":
+        return METHODS["semi_supervised"].name
     if "ladder" not in task.inputs:
         return ""
     if "best" not in task.inputs:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dpt_ray.config import load_config
+from dpt_ray.data import pixels as data_pixels
 from dpt_ray.models.encoder import load_encoder
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages import encoder as pretrain
@@ -30,7 +31,7 @@ def test_the_training_images_are_held_once_and_as_bytes(monkeypatch):
 
     index = pa.table({"id": [f"{u}-{r}" for u in range(UNITS) for r in range(ROWS)]})
     index = index.append_column("label", pa.array([r % 3 or None for _ in range(UNITS) for r in range(ROWS)]))
-    monkeypatch.setattr(pretrain, "iterate_pixels", iterate_pixels)
+    monkeypatch.setattr(data_pixels, "iterate_pixels", iterate_pixels)
     monkeypatch.setattr(pretrain, "read_index", lambda artifact, columns: index)
     units = [{"split": split, "rows": ROWS} for split in ["train"] * UNITS + ["test"]]
     task = SimpleNamespace(

@@ -1,0 +1,60 @@
+"""An encoder that is trained together with the linear classifier on its features."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dpt_ray.models.encoder import Encoder, apply_network
+
+HEAD_STD = 2e-5  # of a random head, Semi-ViT's
+
+
+class FineTuned(nn.Module):
+    """An encoder's network and a classifier of its row-normalised features: (B, C, H, W) -> (B, classes).
+
+    Images are in [-1, 1]. The classifier is that of every other stage (`linear_classifier`), so what is
+    trained here is used as an encoder and a classifier of their own. Raises ValueError for an encoder with
+    batch normalisation, whose training depends on the number of workers.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: Encoder, weights: np.ndarray | Tensor) -> None:
+        """`weights` (classes, dim) are those of the classifier to start from."""
+        super().__init__()
+        if any(isinstance(layer, _BatchNorm) for layer in encoder.network.modules()):
+            raise ValueError(
+                f"encoder {encoder.spec.name} has batch normalisation, with which a training depends on the "
+                "number of workers: choose an encoder without it, such as a vision transformer, or "
+                "encoder.kind pretrain"
+            )
+        self.network, self.spec = encoder.network.requires_grad_(True), encoder.spec
+        self.register_buffer("mean", encoder.mean.clone())
+        self.register_buffer("std", encoder.std.clone())
+        # W r = (W / sqrt(d)) LN(f), since the row r = (f - mean f) / ||f - mean f|| is LN(f) / sqrt(d)
+        self.scale = math.sqrt(encoder.dim)
+        self.head = nn.Parameter(torch.as_tensor(weights, dtype=torch.float32) / self.scale)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, classes)."""
+        x = ((images + 1) / 2 - self.mean) / self.std
+        features = apply_network(self.network, self.spec, x).float()
+        return F.linear(F.layer_norm(features, features.shape[1:], eps=1e-12), self.head)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The weights (classes, dim) of the classifier of row-normalised features."""
+        found: np.ndarray = (self.head.detach() * self.scale).cpu().numpy()
+        return found
+
+
+def random_head(classes: int, dim: int, generator: Generator) -> Tensor:
+    """Return weights (classes, dim) of a classifier that says next to nothing yet."""
+    return torch.randn(classes, dim, generator=generator) * HEAD_STD * math.sqrt(dim)

@@ -1,0 +1,58 @@
+"""The learners that train the encoder: one entry for each method of `semi_supervised`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dpt_ray.config.semi_supervised import LearnerSettings
+from dpt_ray.learners.labelled_mixup import LabelledMix, batch_mixup
+from dpt_ray.learners.semi_supervised import (
+    freematch_step,
+    semi_vit_step,
+    supervised_first,
+    supervised_step,
+)
+from dpt_ray.learners.weak_strong import Views, photograph_views, small_image_views
+from dpt_ray.training.workload import StepFn
+
+VIEWS: dict[str, Callable[[int], Views]] = {
+    "small_images": small_image_views,
+    "photographs": photograph_views,
+}
+WITH_BACKWARD = 3  # a backward pass costs two forward passes: for the weights and for the input
+
+# (settings, views, number of classes, mix of labelled images) -> step function for a `StudentTeacher`
+Build = Callable[[LearnerSettings, Views, int, LabelledMix | None], StepFn]
+
+
+def _semi_vit(settings: LearnerSettings, views: Views, classes: int, mix: LabelledMix | None) -> StepFn:
+    threshold = None if settings.threshold == "adaptive" else settings.threshold
+    weight = settings.unlabelled_weight or 5.0
+    return semi_vit_step(views, classes, settings.group, threshold, weight, mix=mix)
+
+
+def _freematch(settings: LearnerSettings, views: Views, classes: int, mix: LabelledMix | None) -> StepFn:
+    return freematch_step(views, settings.group, settings.unlabelled_weight or 1.0)
+
+
+LEARNERS: dict[str, Build] = {
+    "semi_vit": _semi_vit,
+    "freematch": _freematch,
+    "supervised": lambda settings, views, classes, mix: supervised_step(views, mix),
+}
+
+
+def step_function(settings: LearnerSettings, size: int, classes: int) -> StepFn:
+    """Return the step function of a method on images of `size` pixels, supervised for its first steps."""
+    views = VIEWS[settings.views](size)
+    mix = batch_mixup(classes, settings.group) if settings.mixup else None
+    step = LEARNERS[settings.method](settings, views, classes, mix)
+    if not settings.supervised_steps:
+        return step
+    return supervised_first(settings.supervised_steps, supervised_step(views, mix), step)
+
+
+def passes(method: str, ratio: int) -> int:
+    """Return the forward passes that a step costs for one labelled and `ratio` unlabelled images."""
+    # Weak views have no gradient.
+    return WITH_BACKWARD + (0 if method == "supervised" else ratio * (1 + WITH_BACKWARD))

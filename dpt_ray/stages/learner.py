@@ -1,0 +1,231 @@
+"""The learners of stages 1 and 3 that train the encoder: its network, and the classifier on top of it.
+
+In stage 3 the generated images join the labelled ones; the unlabelled images are the same in both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import pyarrow as pa
+
+from dpt_ray.cluster import training
+from dpt_ray.config import ConfigError
+from dpt_ray.config.semi_supervised import LearnerSettings
+from dpt_ray.data.class_ranges import read_class_and_index
+from dpt_ray.data.crops import Crop
+from dpt_ray.data.pixels import check_fits, count_rows, load_pixels
+from dpt_ray.data.rows import LABELS_FILE, RealRows, readable_labels
+from dpt_ray.engine.node import NoSettings, RunsOn, Stage, Task, one_of, reads
+from dpt_ray.learners.linear_classifier import accuracy, load_classifier, save_classifier
+from dpt_ray.store.records import CropFields, Facts
+
+if TYPE_CHECKING:
+    import torch
+
+    from dpt_ray.learners.fine_tuned import FineTuned
+    from dpt_ray.learners.semi_supervised import StudentTeacher
+    from dpt_ray.training.optimizer import ParameterGroup
+    from dpt_ray.training.workload import Worker
+
+HEAD = "classifier/"
+
+
+class Learner(Stage[LearnerSettings]):
+    """An encoder's folder, and in `classifier/` the classifier that was trained with it."""
+
+    artifact = "encoder"
+    settings = LearnerSettings
+    inputs = reads(
+        {
+            "index": one_of("index"),
+            "labels": one_of("labels"),
+            "encoder": one_of("encoder"),
+            # What the head starts from, with the temperature of its confidences.
+            "classifier": one_of("classifier", optional=True),
+            "pseudo_labels": one_of("pseudo_labels", optional=True),
+            "samples": one_of("samples", optional=True),
+        }
+    )
+    runs_on = RunsOn.WORKERS
+
+    @classmethod
+    def make(cls, task: Task[LearnerSettings]) -> Facts:
+        """Train and publish. Raises ConfigError where a class has no label, or images do not fit."""
+        index, crop = task.inputs["index"], _crop(task)
+        labels = task.inputs["labels"]
+        _check_classes(task)
+        generated = task.settings.images_per_class or 0
+        rows = count_rows(index)
+        check_fits(
+            "semi_supervised",
+            rows + generated * index.manifest["classes"],
+            crop.size,
+            index.manifest["mode"],
+            "set classifier.learner=linear, or a smaller image size",
+        )
+        facts = training.run(task, train)
+        crop_fields = cast(CropFields, asdict(crop))
+        return {**facts, "rows": rows, "labelled": labels.manifest["rows"], "crop": crop_fields}
+
+
+class LearnerClassifier(Stage[NoSettings]):
+    """The classifier of a learner as an artifact of its own, measured on the validation images."""
+
+    artifact = "classifier"
+    inputs = reads({"index": one_of("index"), "features": one_of("features"), "learner": one_of("encoder")})
+
+    @classmethod
+    def make(cls, task: Task[NoSettings]) -> Facts:
+        """Publish a classifier's folder."""
+        learner = task.inputs["learner"]
+        real = RealRows(task.inputs["index"], task.inputs["features"], ("validation",))
+        W, validation = load_classifier(learner, HEAD), real.validation
+        facts: Facts = {
+            "rows": learner.manifest["rows"],
+            "labelled": learner.manifest["labelled"],
+            "n_validation": len(validation),
+            "validation_top1": accuracy(W, validation),
+        }
+        save_classifier(task.out, W, real.classes, facts)
+        return facts
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pixels (n, C, H, W) uint8 of all training images, and the labelled ones with class ids (m,)."""
+
+    unlabelled: torch.Tensor
+    labelled: torch.Tensor
+    labels: torch.Tensor
+
+
+def train(task: Task[LearnerSettings], worker: Worker) -> None:
+    """Train on one worker; publish encoder and classifier on rank 0."""
+    from dpt_ray.learners.learners import passes, step_function
+    from dpt_ray.learners.semi_supervised import StudentTeacher
+    from dpt_ray.models.encoder import Encoder, save_encoder
+    from dpt_ray.training.order import batch_rows
+    from dpt_ray.training.throughput import forward_flops
+    from dpt_ray.training.workload import Batch, Workload
+
+    settings = task.settings
+    student, images = _student(task), _images(task)
+    classes = len(student.head)
+    step_fn = step_function(settings, images.labelled.shape[-1], classes)
+    model = StudentTeacher(student, classes, settings.ema_decay, settings.threshold_momentum)
+    ratio, batch_size = settings.unlabelled_ratio, settings.batch_size
+
+    def order(step: int) -> np.ndarray:
+        """Return rows (batch_size, 1 + ratio): a labelled image and its unlabelled ones."""
+        labelled = batch_rows(2 * settings.seed, step, batch_size, len(images.labelled))
+        others = batch_rows(2 * settings.seed + 1, step, batch_size * ratio, len(images.unlabelled))
+        return np.column_stack([labelled, others.reshape(batch_size, ratio)])
+
+    def load_batch(rows: np.ndarray, step: int) -> Batch:
+        batch = {"image": images.labelled[rows[:, 0]], "label": images.labels[rows[:, 0]]}
+        if settings.method == "supervised":
+            return batch
+        return batch | {"unlabelled": images.unlabelled[rows[:, 1:]]}
+
+    flops = passes(settings.method, ratio) * forward_flops(student, images.labelled[:1].float())
+    workload = Workload(
+        model,
+        step_fn,
+        load_batch,
+        len(images.unlabelled),
+        settings.group,
+        order=order,
+        flops_per_image=flops,
+        before_step=model.before_step,
+        parameter_groups=_parameter_groups(settings, model),
+        extra_log=model.extra_log,
+    )
+    ema = training.fit(task, worker, workload)
+    if ema is not None:
+        model.load_state_dict(ema)
+        encoder = Encoder(student.network, student.spec)
+        task.out.publish_files(lambda folder: save_encoder(folder, encoder))
+        names = task.inputs["index"].read_json("classes.json")
+        facts = {"method": settings.method, "steps": settings.steps}
+        save_classifier(task.out, student.weights, names, facts, HEAD)
+
+
+def _parameter_groups(settings: LearnerSettings, model: StudentTeacher) -> list[ParameterGroup] | None:
+    """Return groups with layer-wise rates; None for one rate for all."""
+    from dpt_ray.models.layer_decay import layer_decay_groups
+
+    if settings.layer_decay is None:
+        return None
+    student = cast("FineTuned", model.student)
+    return layer_decay_groups(model, student.network, settings.layer_decay, settings.weight_decay)
+
+
+def _student(task: Task[LearnerSettings]) -> FineTuned:
+    """Return the encoder with the head that it starts from. Raises ConfigError for an unsuitable one."""
+    import torch
+
+    from dpt_ray.learners.fine_tuned import FineTuned, random_head
+    from dpt_ray.models.encoder import load_encoder
+
+    encoder = load_encoder(task.inputs["encoder"].uri)
+    if task.settings.head == "probe":
+        # Divided by its temperature, the probe's confidences are those of its pseudo-labels.
+        temperature = task.inputs["pseudo_labels"].manifest["calibration"]["temperature"]
+        head = torch.from_numpy(load_classifier(task.inputs["classifier"]) / temperature)
+    else:
+        generator = torch.Generator().manual_seed(task.settings.seed)
+        head = random_head(task.inputs["index"].manifest["classes"], encoder.dim, generator)
+    return FineTuned(encoder, head)
+
+
+def _images(task: Task[LearnerSettings]) -> Images:
+    """Return the training images; with `samples` their first images of each class are labelled too."""
+    import torch
+
+    index, how = task.inputs["index"], _crop(task)
+    mode = index.manifest["mode"]
+    ids, pixels = load_pixels(index, how, mode)
+    place = {identifier: row for row, identifier in enumerate(ids)}
+    table = readable_labels(task.inputs["labels"], pa.array(ids), index.read_json("classes.json"))
+    labelled = pixels[[place[identifier] for identifier in table["id"].to_pylist()]]
+    labels = table["label"].to_numpy().astype(np.int64)
+    if "samples" in task.inputs:
+        more, their = _generated(task, how)
+        labelled, labels = np.concatenate([labelled, more]), np.concatenate([labels, their])
+    everything, few = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in (pixels, labelled))
+    return Images(everything, few, torch.from_numpy(labels))
+
+
+def _generated(task: Task[LearnerSettings], how: Crop) -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels (n, H, W, C) and class ids (n,) of the first generated images of each class."""
+    samples = task.inputs["samples"]
+    table = read_class_and_index(samples)
+    columns = (table[name].to_pylist() for name in ("id", "class", "index"))
+    known = {identifier: (label, number) for identifier, label, number in zip(*columns, strict=True)}
+    ids, pixels = load_pixels(samples, how, task.inputs["index"].manifest["mode"])
+    found = np.array([known[identifier] for identifier in ids])
+    kept = found[:, 1] < task.settings.images_per_class
+    return pixels[kept], found[kept, 0].astype(np.int64)
+
+
+def _crop(task: Task[LearnerSettings]) -> Crop:
+    """Return the encoder's own crop."""
+    return Crop(**task.inputs["encoder"].manifest["crop"])
+
+
+def _check_classes(task: Task[LearnerSettings]) -> None:
+    """Raise ConfigError where a class has no label: the learner would never predict it."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(task.inputs["labels"].local_file(LABELS_FILE), columns=["label"])
+    names = task.inputs["index"].read_json("classes.json")
+    lost = sorted(set(range(len(names))) - set(table["label"].to_pylist()))
+    if lost:
+        shown = ", ".join(names[label] for label in lost[:5])
+        raise ConfigError(
+            f"labels: no labelled image of {len(lost)} of the {len(names)} classes ({shown}): "
+            "label one of each, or leave these classes out of the class list"
+        )

@@ -1,0 +1,182 @@
+"""Learners that train the encoder: what they start from, what they train on, and what is published."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from dpt_ray.cluster import training
+from dpt_ray.config import ConfigError, load_config
+from dpt_ray.data.crops import Crop
+from dpt_ray.data.rows import RealRows, row_normalise
+from dpt_ray.learners.fine_tuned import FineTuned
+from dpt_ray.learners.linear_classifier import load_classifier, logits
+from dpt_ray.models.encoder import Encoder, load_encoder
+from dpt_ray.models.encoder_spec import EncoderSpec
+from dpt_ray.stages.learner import _images, _student
+from tests.helpers.paths import DIGITS
+from tests.helpers.runs import make
+
+TINY = (
+    "semi_supervised={steps: 6, batch_size: 16, group: 8, unlabelled_ratio: 2, learning_rate: 1e-3}",
+    "semi_supervised.checkpoint_every=2",
+    "semi_supervised.ema_decay=0.5",
+)
+METHODS = ("supervised", "freematch", "semi_vit")
+
+
+def learning(finished, folder, method, *changes):
+    """The finished run with a learner besides, in a folder of its own."""
+    return finished.copy_to(folder, f"classifier.learner={method}", *TINY, *changes)
+
+
+@pytest.fixture(scope="module")
+def run(finished, tmp_path_factory):
+    found = learning(finished, tmp_path_factory.mktemp("learner"), "freematch")
+    return found, set(make(found.config))
+
+
+def test_a_learner_is_made_beside_what_the_linear_route_has(run):
+    _, made = run
+    both = {f"{name}{part}" for name in ("learner", "retrained_learner") for part in ("", "_features")}
+    both |= {"learner_classifier", "retrained_learner_classifier", "learner_labels"}
+    # Stage 2 trains on the learner's labels; what it makes from there on is new.
+    assert made >= both | {"denoiser", "samples", "evaluation", "report"}
+    assert not made & {"encoder", "features", "moments", "classifier", "pseudo_labels", "probe"}
+
+
+def test_the_classifier_and_the_features_are_what_the_network_computes(run):
+    """The published pair gives the logits of the trained network, by an implementation of its own."""
+    found, _ = run
+    learner, index = found.artifact("learner"), found.artifact("index")
+    encoder = load_encoder(learner.uri)
+    W = load_classifier(learner, "classifier/")
+    student = FineTuned(load_encoder(learner.uri), W)
+    images = torch.randint(0, 256, (5, 8, 8, 1), dtype=torch.uint8)
+    with torch.no_grad():
+        f = encoder(images)
+        row = (f - f.mean(1, keepdim=True)) / (f - f.mean(1, keepdim=True)).norm(dim=1, keepdim=True)
+        expected = row @ torch.from_numpy(W).T
+        pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        torch.testing.assert_close(student(pixels), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(student.weights, W, rtol=1e-5)
+    real = RealRows(index, found.artifact("learner_features"), ("validation",))
+    right = (logits(real.validation.features, W).argmax(1) == real.validation.labels).mean()
+    assert found.artifact("learner_classifier").manifest["validation_top1"] == pytest.approx(right)
+
+
+def test_the_pseudo_labels_are_of_the_learner_and_calibrated(run):
+    found, _ = run
+    labels = found.artifact("learner_labels")
+    table = pq.read_table(labels.local_file("pseudo_labels.parquet"))
+    assert table.num_rows == 1797 and labels.manifest["calibration"]["n"] == 200
+    assert found.nodes()["denoiser"].inputs["pseudo_labels"].name == "learner_labels"
+
+
+def test_the_generated_images_join_the_labelled_ones(run):
+    found, _ = run
+
+    def given(name):
+        node = found.nodes()[name]
+        task = type("Task", (), {})()
+        task.settings = node.settings
+        task.inputs = {key: found.artifact(source.name) for key, source in node.inputs.items()}
+        return _images(task)
+
+    one, three = given("learner"), given("retrained_learner")
+    assert len(one.labelled) == 10 and len(three.labelled) == 10 + 16 * 10
+    assert torch.bincount(three.labels).tolist() == [17] * 10
+    assert torch.equal(one.unlabelled, three.unlabelled)
+    assert torch.equal(one.labelled, three.labelled[:10])
+
+
+def test_results_have_the_learner_beside_the_others(run):
+    found, _ = run
+    result = json.loads((found.output / "runs" / "digits" / "evaluation.json").read_text())
+    assert [row["method"] for row in result["accuracy"]][-2:] == ["semi_supervised", "semi_supervised_dpt"]
+    assert result["gain"]["improved"] == "semi_supervised_dpt"
+    assert result["gain"]["baseline"] == "semi_supervised"
+    pairs = {(gain["improved"], gain["baseline"]) for gain in result["gains"]}
+    assert ("semi_supervised", "probe") in pairs and ("dpt", "semi_supervised") in pairs
+    text = (found.output / "runs" / "digits" / "report.html").read_text()
+    assert "Learner loss" in text and "freematch, 6 steps" in text
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_training_continues_to_the_same_weights(run, tmp_path, method, monkeypatch):
+    found, _ = run
+    changes = (f"classifier.learner={method}", "labels_from=learner", "semi_supervised.seed=1")
+    undisturbed, cut = (found.copy_to(tmp_path / name, *changes) for name in "ab")
+    make(undisturbed.config, "learner")
+    real, saved = training.save_checkpoint, []
+
+    def save_and_die(out, step, *rest):
+        real(out, step, *rest)
+        saved.append(step)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "save_checkpoint", save_and_die)
+        make(cut.config, "learner")
+    assert saved[-1] == 4
+    make(cut.config, "learner")
+    one, other = (run.payloads("learner")["model.safetensors"] for run in (undisturbed, cut))
+    assert one == other
+
+
+def test_a_head_starts_from_the_probe(run):
+    found, _ = run
+    node = found.nodes()["learner"]
+    task = type("Task", (), {})()
+    task.settings = node.settings
+    task.inputs = {key: found.artifact(source.name) for key, source in node.inputs.items()}
+    encoder, W = load_encoder(task.inputs["encoder"].uri), load_classifier(task.inputs["classifier"])
+    temperature = task.inputs["pseudo_labels"].manifest["calibration"]["temperature"]
+    images = torch.randint(0, 256, (5, 8, 8, 1), dtype=torch.uint8)
+    expected = logits(row_normalise(encoder(images).numpy()), W) / temperature
+    with torch.no_grad():
+        student = _student(task)(images.permute(0, 3, 1, 2).float() / 127.5 - 1)
+    np.testing.assert_allclose(student, expected, rtol=1e-3, atol=1e-3)
+    task.settings = task.settings.model_copy(update={"head": "random"})
+    assert F.softmax(_student(task)(torch.zeros(1, 1, 8, 8)), 1).max().item() == pytest.approx(0.1, abs=1e-3)
+
+
+def test_batch_normalisation_is_refused():
+    spec = EncoderSpec("conv", "with_bn", 4, Crop("adm", 8), (0.5,), (0.5,), width=8)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(ValueError, match=r"encoder with_bn has batch normalisation.*choose an encoder"):
+        FineTuned(Encoder(network, spec), np.zeros((2, 4), np.float32))
+
+
+def test_a_class_without_a_label_is_named(finished, tmp_path):
+    listed = tmp_path / "labels.csv"
+    table = pq.read_table(finished.artifact("labels").local_file("labels.parquet")).to_pylist()
+    names = finished.artifact("index").read_json("classes.json")
+    rows = [f"{row['id']},{names[row['label']]}" for row in table if row["label"] != 3]
+    listed.write_text("\n".join(["id,label", *rows]) + "\n")
+    changes = ("labels.per_class=", f"labels.file={listed}")
+    with pytest.raises(ConfigError, match=r"labels: no labelled image of 1 of the 10 classes \(3\)"):
+        make(learning(finished, tmp_path / "run", "semi_vit", *changes).config, "learner")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("semi_supervised=null", "classifier.learner freematch needs a semi_supervised section"),
+        ("semi_supervised.threshold=0.7", "threshold 0.7: freematch has adaptive ones"),
+        ("semi_supervised.threshold=1.5", "semi_supervised.threshold"),
+        ("semi_supervised.group=24", "group 24 must divide batch_size 16"),
+        ("compute.train_workers=4", "has 2 groups of 8 for compute.train_workers"),
+        ("classifier.learner=linear", "labels_from learner needs another classifier.learner"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(change, said):
+    changes = ["classifier.learner=freematch", *TINY, "labels_from=learner", change]
+    with pytest.raises(ConfigError) as refused:
+        load_config(DIGITS, changes)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
