@@ -19,8 +19,9 @@ class FineTuned(nn.Module):
     """An encoder's network and a classifier of its row-normalised features: (B, C, H, W) -> (B, classes).
 
     Images are in [-1, 1]. The classifier is that of every other stage (`linear_classifier`), so what is
-    trained here is used as an encoder and a classifier of their own. Raises ValueError for an encoder with
-    batch normalisation, whose training depends on the number of workers.
+    trained here is used as an encoder and a classifier of their own. Batch normalisation keeps the statistics
+    that it came with: those of a batch would depend on the number of workers, and mix labelled images with
+    strong views of others.
     """
 
     mean: Tensor
@@ -29,18 +30,20 @@ class FineTuned(nn.Module):
     def __init__(self, encoder: Encoder, weights: np.ndarray | Tensor) -> None:
         """`weights` (classes, dim) are those of the classifier to start from."""
         super().__init__()
-        if any(isinstance(layer, _BatchNorm) for layer in encoder.network.modules()):
-            raise ValueError(
-                f"encoder {encoder.spec.name} has batch normalisation, with which a training depends on the "
-                "number of workers: choose an encoder without it, such as a vision transformer, or "
-                "encoder.kind pretrain"
-            )
         self.network, self.spec = encoder.network.requires_grad_(True), encoder.spec
         self.register_buffer("mean", encoder.mean.clone())
         self.register_buffer("std", encoder.std.clone())
         # W r = (W / sqrt(d)) LN(f), since the row r = (f - mean f) / ||f - mean f|| is LN(f) / sqrt(d)
         self.scale = math.sqrt(encoder.dim)
         self.head = nn.Parameter(torch.as_tensor(weights, dtype=torch.float32) / self.scale)
+
+    def train(self, mode: bool = True) -> FineTuned:
+        """Set the mode of all layers but batch normalisation, which stays in evaluation mode."""
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, classes)."""

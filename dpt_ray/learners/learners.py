@@ -12,7 +12,13 @@ from dpt_ray.learners.semi_supervised import (
     supervised_first,
     supervised_step,
 )
-from dpt_ray.learners.weak_strong import Views, photograph_views, small_image_views
+from dpt_ray.learners.weak_strong import (
+    Draw,
+    Views,
+    batch_views,
+    photograph_views,
+    small_image_views,
+)
 from dpt_ray.training.workload import StepFn
 
 VIEWS: dict[str, Callable[[int], Views]] = {
@@ -50,6 +56,12 @@ def step_function(settings: LearnerSettings, size: int, classes: int) -> StepFn:
     if not settings.supervised_steps:
         return step
     return supervised_first(settings.supervised_steps, supervised_step(views, mix), step)
+
+
+def draw_function(settings: LearnerSettings, size: int) -> Draw:
+    """Return what draws the views of a batch of images of `size` pixels, as a method's step would."""
+    views = VIEWS[settings.views](size)
+    return batch_views(views, views.weak if settings.method == "freematch" else views.strong)
 
 
 def passes(method: str, ratio: int) -> int:

@@ -104,7 +104,9 @@ class Images:
 
 def train(task: Task[LearnerSettings], worker: Worker) -> None:
     """Train on one worker; publish encoder and classifier on rank 0."""
-    from dpt_ray.learners.learners import passes, step_function
+    import torch
+
+    from dpt_ray.learners.learners import draw_function, passes, step_function
     from dpt_ray.learners.semi_supervised import StudentTeacher
     from dpt_ray.models.encoder import Encoder, save_encoder
     from dpt_ray.training.order import batch_rows
@@ -114,7 +116,8 @@ def train(task: Task[LearnerSettings], worker: Worker) -> None:
     settings = task.settings
     student, images = _student(task), _images(task)
     classes = len(student.head)
-    step_fn = step_function(settings, images.labelled.shape[-1], classes)
+    size = images.labelled.shape[-1]
+    step_fn = step_function(settings, size, classes)
     model = StudentTeacher(student, classes, settings.ema_decay, settings.threshold_momentum)
     ratio, batch_size = settings.unlabelled_ratio, settings.batch_size
 
@@ -142,6 +145,9 @@ def train(task: Task[LearnerSettings], worker: Worker) -> None:
         before_step=model.before_step,
         parameter_groups=_parameter_groups(settings, model),
         extra_log=model.extra_log,
+        prepare=draw_function(settings, size),
+        # Beside a GPU the worker's cores draw; without one they train.
+        load_processes=torch.get_num_threads() - 1 if worker.device.startswith("cuda") else 0,
     )
     ema = training.fit(task, worker, workload)
     if ema is not None:

@@ -146,11 +146,16 @@ def test_a_head_starts_from_the_probe(run):
     assert F.softmax(_student(task)(torch.zeros(1, 1, 8, 8)), 1).max().item() == pytest.approx(0.1, abs=1e-3)
 
 
-def test_batch_normalisation_is_refused():
+def test_batch_normalisation_keeps_its_statistics():
     spec = EncoderSpec("conv", "with_bn", 4, Crop("adm", 8), (0.5,), (0.5,), width=8)
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
-    with pytest.raises(ValueError, match=r"encoder with_bn has batch normalisation.*choose an encoder"):
-        FineTuned(Encoder(network, spec), np.zeros((2, 4), np.float32))
+    network = nn.Sequential(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten())
+    student = FineTuned(Encoder(network, spec), np.ones((2, 4), np.float32)).train()
+    images, alone = torch.randn(6, 1, 8, 8), torch.randn(6, 1, 8, 8)
+    alone[:1] = images[:1]
+    with torch.no_grad():  # what an image gives does not depend on the others of its batch
+        torch.testing.assert_close(student(images)[0], student(alone)[0])
+    assert network[1].running_mean.tolist() == [0] * 4
+    assert student.training and network[1].weight.requires_grad
 
 
 def test_a_class_without_a_label_is_named(finished, tmp_path):
