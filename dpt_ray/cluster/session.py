@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dpt_ray.config import ConfigError
+from dpt_ray.cluster.resources import check_actors, nodes
 from dpt_ray.config.sections import Compute
 
 # By default glibc returns large blocks to the kernel at once, and the next tensor page-faults them in again:
@@ -25,8 +25,6 @@ ALLOCATOR = {
 }
 
 CGROUP = Path("/sys/fs/cgroup/cpu.max")  # quota and period of CPU time in microseconds
-
-_REMEDY = "lower compute.actor_cpus / actor_gpus, or set compute.autoscaling if nodes are added on demand"
 
 
 def connect(compute: Compute) -> float:
@@ -56,8 +54,8 @@ def connect(compute: Compute) -> float:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     logging.getLogger("ray").setLevel(logging.ERROR)
     _quiet_data()
-    _check_resources(compute)
-    if note := unused_gpus(compute, sum(node.get("GPU", 0.0) for node in _nodes())):
+    check_actors(compute)
+    if note := unused_gpus(compute, sum(node.get("GPU", 0.0) for node in nodes())):
         Console(stderr=True).print(note, highlight=False, soft_wrap=True)
     return time.perf_counter() - started
 
@@ -86,7 +84,7 @@ def threads(compute: Compute, processes: int | None = None) -> int:
         return compute.threads
     if processes is None:
         return compute.cpus or usable_cpus()
-    cpus = [int(node.get("CPU", 0)) for node in _nodes()]
+    cpus = [int(node.get("CPU", 0)) for node in nodes()]
     return max(1, min(max(cpus, default=1), sum(cpus) // processes))
 
 
@@ -129,55 +127,10 @@ def _quiet_data() -> None:
         logging.getLogger(f"ray.{name}").setLevel(level)
 
 
-def check_training(compute: Compute) -> None:
-    """Raise ConfigError where the cluster has no room for the workers; Ray Train would retry forever.
-
-    A worker needs a GPU with `train_gpus`, else a CPU. An autoscaling cluster is not checked.
-    """
-    least, key = compute.train_workers, "train_workers"
-    if compute.min_train_workers:
-        least, key = compute.min_train_workers, "min_train_workers"
-    kind = "GPU" if compute.train_gpus else "CPU"
-    room = sum(int(node.get(kind, 0)) for node in _nodes())
-    if room < least and not compute.autoscaling:
-        raise ConfigError(
-            f"compute.{key}: {least} training workers need one {kind} each, and the Ray cluster has room for "
-            f"{room}; lower it, or set compute.autoscaling if nodes are added on demand"
-        )
-
-
-def _check_resources(compute: Compute) -> None:
-    """Raise ConfigError where no node has the resources of an actor; Ray would wait silently."""
-    if compute.autoscaling:
-        return
-    wanted = {"CPU": compute.actor_cpus, "GPU": compute.actor_gpus}
-    have = [{kind: node.get(kind, 0.0) for kind in wanted} for node in _nodes()]
-    if not any(all(node[kind] >= amount for kind, amount in wanted.items()) for node in have):
-        asked = " and ".join(f"{amount:g} {kind}" for kind, amount in wanted.items() if amount)
-        most = " and ".join(f"{max((node[kind] for node in have), default=0):g} {kind}" for kind in wanted)
-        raise ConfigError(
-            f"compute: an actor needs {asked} on one node, and the nodes of the Ray cluster have {most} at "
-            f"most; {_REMEDY}"
-        )
-    # A reader needs room beside the actors, or the pipeline starves (ray #44687).
-    needed, cpus = compute.actor_cpus + 0.25, sum(node["CPU"] for node in have)
-    if cpus < needed:
-        raise ConfigError(
-            f"compute: an actor and a reader need {needed:g} CPU, and the Ray cluster has {cpus:g}; {_REMEDY}"
-        )
-
-
 def alive_nodes(compute: Compute) -> int:
     """Join or start the cluster; return how many machines it has."""
     connect(compute)
-    return len(_nodes())
-
-
-def _nodes() -> list[dict[str, float]]:
-    """Return the total resources of each live node."""
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return len(nodes())
 
 
 def unused_gpus(compute: Compute, gpus: float) -> str:

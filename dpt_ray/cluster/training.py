@@ -17,6 +17,7 @@ from dpt_ray.cluster import session as cluster
 from dpt_ray.cluster.continuation import continue_shorter
 from dpt_ray.cluster.gauges import ray_gauges
 from dpt_ray.cluster.preemption import Notices
+from dpt_ray.cluster.resources import check_training
 from dpt_ray.config.sections import Compute, Optimisation
 from dpt_ray.engine.errors import StageError
 from dpt_ray.engine.node import Task
@@ -78,7 +79,7 @@ def run(task: Task[S], function: TrainFunction[S]) -> Facts:
                 _guarded(remote, Worker(0, 1, device), function)
         else:
             cluster.connect(task.compute)
-            cluster.check_training(task.compute)
+            check_training(task.compute)
             with following(task.progress, steps, "steps", reached, every):
                 _fit(remote, function)
     finally:

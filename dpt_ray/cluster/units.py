@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, NotRequired, TypedDict, TypeVar
 
+from dpt_ray.cluster.resources import READER_CPUS, actor_room
 from dpt_ray.cluster.session import connect, readers, threads
 from dpt_ray.config.sections import Compute
 from dpt_ray.engine.errors import StageError
@@ -15,7 +16,7 @@ from dpt_ray.engine.progress import Report
 from dpt_ray.store.records import Facts
 
 if TYPE_CHECKING:
-    from ray.data import TaskPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 
 class Named(TypedDict):
@@ -116,20 +117,36 @@ def stream_units(
     data = ray.data.from_items(list(units), override_num_blocks=len(units))
     if read is not None:
         data = data.map(read, **_light(compute))
-    pool = ray.data.ActorPoolStrategy(
-        min_size=1,
-        max_size=compute.actors,
-        max_concurrent_calls_per_actor=2,
-        enable_true_multi_threading=True,
-    )
     data = data.map(
         actor,
         fn_constructor_kwargs=dict(arguments),
-        compute=pool,
+        compute=_pool(len(units), compute),
         num_cpus=compute.actor_cpus,
         num_gpus=compute.actor_gpus or None,
     )
     yield from data.iter_rows()
+
+
+def _pool(units: int, compute: Compute) -> ActorPoolStrategy:
+    """Return a pool that asks for all the actors it can use in one request and begins on the first one.
+
+    A pool that grows (`min_size=1`) asks an autoscaling cluster for one node, waits for it to boot, and then
+    for the next. Ray Data does not wait for the actors of a fixed pool: units go to those that run, and an
+    actor without a node yet is the demand that the autoscaler sees. Actors never take the last CPU from the
+    readers, which would wait for ever (ray #44687).
+
+    Two units are sent to an actor ahead only if there are two for each: else the first actors would hold
+    the units of the last.
+    """
+    import ray.data
+
+    actors = max(1, min(units, compute.actors, actor_room(compute)))
+    return ray.data.ActorPoolStrategy(
+        size=actors,
+        max_tasks_in_flight_per_actor=2 if units >= 2 * actors else 1,
+        max_concurrent_calls_per_actor=2,
+        enable_true_multi_threading=True,
+    )
 
 
 def _light(compute: Compute) -> TaskOptions:
@@ -139,7 +156,7 @@ def _light(compute: Compute) -> TaskOptions:
     """
     import ray.data
 
-    return {"num_cpus": 0.25, "compute": ray.data.TaskPoolStrategy(size=readers(compute))}
+    return {"num_cpus": READER_CPUS, "compute": ray.data.TaskPoolStrategy(size=readers(compute))}
 
 
 def _follow(results: Iterable[Result], images: int, progress: Report, started: float) -> Facts:

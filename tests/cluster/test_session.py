@@ -38,19 +38,6 @@ def test_readers_are_as_many_as_the_setting_or_the_actors_ask_for(settings, read
     assert stage_cluster.readers(Compute(**settings)) == readers
 
 
-@pytest.fixture
-def made_of(monkeypatch):
-    """Lets Ray tell of a cluster of such nodes, and of one that is gone."""
-    import ray
-
-    def tell(*nodes):
-        known = [{"Alive": True, "Resources": node} for node in nodes]
-        gone = {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}}
-        monkeypatch.setattr(ray, "nodes", lambda: [*known, gone])
-
-    return tell
-
-
 def test_more_training_workers_than_there_is_room_for_are_refused_when_training_starts(
     cluster, tmp_path, monkeypatch
 ):
@@ -61,59 +48,6 @@ def test_more_training_workers_than_there_is_room_for_are_refused_when_training_
         with pytest.raises(ConfigError, match=r"compute\.train_workers: .* has room for [02];"):
             training.run(gated_task(tmp_path, refused), lambda task, worker: None)
     assert not started
-
-
-@pytest.mark.parametrize(
-    ("compute", "refused"),
-    [
-        ({"train_workers": 4}, False),
-        (
-            {"train_workers": 5},
-            r"^compute\.train_workers: 5 training workers need one CPU each.* room for 4; low",
-        ),
-        ({"train_workers": 9, "min_train_workers": 4}, False),
-        ({"train_workers": 9, "min_train_workers": 5}, r"^compute\.min_train_workers: 5 training workers"),
-        ({"train_workers": 5, "autoscaling": True}, False),
-        ({"train_workers": 2, "train_gpus": True}, False),  # a worker on a GPU asks for no CPU
-        ({"train_workers": 3, "train_gpus": True}, "3 training workers need one GPU each, .* room for 2"),
-    ],
-)
-def test_training_workers_are_counted_by_what_each_node_has_room_for(made_of, compute, refused):
-    made_of({}, {"CPU": 1.5, "GPU": 2.0}, {"CPU": 3.0})
-    if not refused:
-        stage_cluster.check_training(Compute(**compute))
-        return
-    with pytest.raises(ConfigError, match=refused):
-        stage_cluster.check_training(Compute(**compute))
-
-
-@pytest.mark.parametrize(
-    ("compute", "refused"),
-    [
-        ({"actor_cpus": 2.0}, False),
-        ({"actor_cpus": 3.0}, "an actor needs 3 CPU on one node, .* have 2 CPU and 2 GPU at most; lower"),
-        ({"actor_cpus": 3.0, "autoscaling": True}, False),
-        ({"actor_gpus": 2.0}, False),
-        ({"actor_cpus": 2.0, "actor_gpus": 1.0}, "an actor needs 2 CPU and 1 GPU on one node"),
-        ({"train_workers": 9, "train_gpus": True}, False),
-    ],
-)
-def test_an_actor_has_to_fit_on_one_node(made_of, compute, refused):
-    made_of({"CPU": 1.0, "GPU": 2.0}, {"CPU": 2.0})
-    if not refused:
-        stage_cluster._check_resources(Compute(**compute))
-        return
-    with pytest.raises(ConfigError, match=refused):
-        stage_cluster._check_resources(Compute(**compute))
-
-
-def test_a_reader_has_to_fit_beside_the_actor(made_of):
-    made_of({"CPU": 1.0})
-    stage_cluster._check_resources(Compute(actor_cpus=0.75))
-    with pytest.raises(
-        ConfigError, match=r"an actor and a reader need 1\.25 CPU, and the Ray cluster has 1;"
-    ):
-        stage_cluster._check_resources(Compute(actor_cpus=1.0))
 
 
 @pytest.mark.parametrize(

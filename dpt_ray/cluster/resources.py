@@ -1,0 +1,124 @@
+"""Whether a run fits the cluster: the nodes that are there, and those that an autoscaler may add."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from dpt_ray.cluster.autoscaler import Autoscaler, autoscaler
+from dpt_ray.config import ConfigError
+from dpt_ray.config.sections import Compute
+
+READER_CPUS = 0.25
+HEAD = "node:__internal_head__"  # a resource that the head alone has
+
+
+def nodes() -> list[dict[str, float]]:
+    """Return the total resources of each live node."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def actor_room(compute: Compute) -> int:
+    """Return for how many actors there is or may be room beside a reader: `compute.actors` if unknown."""
+    have, adds = _cluster(compute)
+    if compute.autoscaling and adds is None:
+        return compute.actors
+
+    def fit(node: Mapping[str, float]) -> int:
+        return _fit(compute, node)
+
+    room = sum(map(fit, have)) + (adds.room(fit) if adds else 0)
+    left = [node.get("CPU", 0.0) - fit(node) * compute.actor_cpus for node in _shapes(have, adds)]
+    if max(left, default=0.0) < READER_CPUS:  # the actors would starve the readers (ray #44687)
+        room -= math.ceil(READER_CPUS / compute.actor_cpus)
+    return max(0, room)
+
+
+def check_actors(compute: Compute) -> None:
+    """Raise ConfigError where no node has or may have the resources of an actor; Ray would wait silently."""
+    have, adds = _cluster(compute)
+    if compute.autoscaling and adds is None:
+        return
+    shapes = _shapes(have, adds)
+    if not any(_fit(compute, node) for node in shapes):
+        wanted = _wanted(compute)
+        asked = " and ".join(f"{amount:g} {kind}" for kind, amount in wanted.items() if amount)
+        raise ConfigError(
+            f"compute: an actor needs {asked} on one node, and {_found(have, adds)}; {_remedy(adds)}"
+        )
+    # A reader needs room beside the actors, or the pipeline starves (ray #44687).
+    needed = compute.actor_cpus + READER_CPUS
+    cpus = sum(node.get("CPU", 0.0) for node in have)
+    if adds:
+        cpus += sum(kind.resources.get("CPU", 0.0) * kind.most for kind in adds.types)
+    if cpus < needed:
+        raise ConfigError(
+            f"compute: an actor and a reader need {needed:g} CPU, and the Ray cluster has {cpus:g}; "
+            f"{_remedy(adds)}"
+        )
+
+
+def check_training(compute: Compute) -> None:
+    """Raise ConfigError where there is no room for the workers; Ray Train would retry forever.
+
+    A worker needs a GPU with `train_gpus`, else a CPU.
+    """
+    least, key = compute.train_workers, "train_workers"
+    if compute.min_train_workers:
+        least, key = compute.min_train_workers, "min_train_workers"
+    have, adds = _cluster(compute)
+    if compute.autoscaling and adds is None:
+        return
+    kind = "GPU" if compute.train_gpus else "CPU"
+
+    def workers(node: Mapping[str, float]) -> int:
+        return int(node.get(kind, 0))
+
+    room = sum(map(workers, have)) + (adds.room(workers) if adds else 0)
+    if room < least:
+        raise ConfigError(
+            f"compute.{key}: {least} training workers need one {kind} each, and the Ray cluster has room for "
+            f"{room}{_may_add(adds)}; "
+            + ("lower it, or raise max_workers of a node type" if adds else f"lower it, or {_ON_DEMAND}")
+        )
+
+
+_ON_DEMAND = "set compute.autoscaling if nodes are added on demand"
+
+
+def _cluster(compute: Compute) -> tuple[list[dict[str, float]], Autoscaler | None]:
+    """Return the nodes that are there, and the autoscaler; its workers that are there count as its own."""
+    if not compute.autoscaling:
+        return nodes(), None
+    adds = autoscaler()
+    return ([node for node in nodes() if HEAD in node] if adds else nodes()), adds
+
+
+def _shapes(have: list[dict[str, float]], adds: Autoscaler | None) -> list[Mapping[str, float]]:
+    return [*have, *(kind.resources for kind in adds.types)] if adds else [*have]
+
+
+def _wanted(compute: Compute) -> dict[str, float]:
+    return {"CPU": compute.actor_cpus, "GPU": compute.actor_gpus}
+
+
+def _fit(compute: Compute, node: Mapping[str, float]) -> int:
+    """Return how many actors a node has room for."""
+    wanted = _wanted(compute)
+    return int(min(node.get(kind, 0.0) / amount + 1e-9 for kind, amount in wanted.items() if amount))
+
+
+def _found(have: list[dict[str, float]], adds: Autoscaler | None) -> str:
+    most = (f"{max((node.get(kind, 0.0) for node in have), default=0):g} {kind}" for kind in ("CPU", "GPU"))
+    return f"the nodes of the Ray cluster have {' and '.join(most)} at most{_may_add(adds)}"
+
+
+def _may_add(adds: Autoscaler | None) -> str:
+    return f" (its autoscaler may add: {adds})" if adds else ""
+
+
+def _remedy(adds: Autoscaler | None) -> str:
+    lower = "lower compute.actor_cpus / actor_gpus"
+    return f"{lower}, or give the cluster a node type that has them" if adds else f"{lower}, or {_ON_DEMAND}"

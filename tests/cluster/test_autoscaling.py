@@ -1,0 +1,82 @@
+"""Nodes that are added on demand, by Ray's own autoscaler on this machine."""
+
+import json
+import time
+
+import pytest
+
+from tests.helpers.autoscaling import autoscaling_cluster
+
+NODES = 2
+
+
+@pytest.fixture(scope="module")
+def autoscaling():
+    with autoscaling_cluster({"CPU": 2, "GPU": 1}, most=NODES, idle_minutes=0.1) as cluster:
+        yield cluster
+
+
+SAMPLING = """
+import json, os, sys, time
+from dpt_ray.cluster.session import connect
+from dpt_ray.cluster.units import stream_units
+from dpt_ray.config.sections import Compute
+
+compute = Compute(**json.loads(sys.argv[1]))
+connect(compute)
+import ray
+
+
+class Sleep:
+    def __call__(self, unit):
+        began = time.time()
+        time.sleep(1)
+        node = ray.get_runtime_context().get_node_id()
+        return unit | {"actor": f"{node}/{os.getpid()}", "node": node, "began": began}
+
+
+units = [{"shard": n} for n in range(6)]
+print(json.dumps(list(stream_units(units, lambda unit: unit, Sleep, {}, compute))))
+"""
+
+
+def test_a_pool_asks_for_all_its_nodes_at_once_begins_on_the_first_and_lets_them_go(autoscaling):
+    done = autoscaling.drive(SAMPLING, json.dumps({"actors": 3, "actor_gpus": 1, "autoscaling": True}))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert sorted(row["shard"] for row in found) == list(range(6))
+    assert len({row["node"] for row in found}) == NODES
+    assert autoscaling.decisions()[0] == f"Adding {NODES} node(s) of type gpu."  # in one request
+    end = time.monotonic() + 120
+    while not [line for line in autoscaling.decisions() if line.startswith("Removing")]:
+        assert time.monotonic() < end, "no idle node left"
+        time.sleep(1)
+
+
+@pytest.mark.parametrize(
+    ("compute", "refused"),
+    [
+        ({"actor_gpus": 4}, "compute: an actor needs 0.5 CPU and 4 GPU on one node"),
+        ({"train_workers": 3, "train_gpus": True}, "compute.train_workers: 3 training workers need one GPU"),
+    ],
+)
+def test_what_no_node_can_serve_is_refused_with_what_may_be_added(autoscaling, compute, refused):
+    program = """
+import json, sys
+from dpt_ray.cluster.resources import check_training
+from dpt_ray.cluster.session import connect
+from dpt_ray.config import ConfigError
+from dpt_ray.config.sections import Compute
+
+compute = Compute(autoscaling=True, **json.loads(sys.argv[1]))
+try:
+    connect(compute)
+    check_training(compute)
+except ConfigError as error:
+    sys.exit(f"error: {error}")
+"""
+    done = autoscaling.drive(program, json.dumps(compute))
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"error: {refused}")
+    assert "its autoscaler may add: gpu (2 CPU, 1 GPU; at most 2)" in said

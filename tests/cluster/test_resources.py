@@ -1,0 +1,148 @@
+"""Whether a run fits the nodes that a cluster has, and those that its autoscaler may add."""
+
+import pytest
+
+from dpt_ray.cluster import resources
+from dpt_ray.cluster.autoscaler import Autoscaler, NodeType
+from dpt_ray.config import ConfigError
+from dpt_ray.config.sections import Compute
+
+
+@pytest.fixture
+def adding(monkeypatch):
+    """Lets the cluster have an autoscaler of such worker types, or one that is not known here."""
+
+    def tell(*types, most=9):
+        found = Autoscaler(tuple(NodeType(*kind) for kind in types), most) if types else None
+        monkeypatch.setattr(resources, "autoscaler", lambda: found)
+
+    return tell
+
+
+@pytest.mark.parametrize(
+    ("compute", "refused"),
+    [
+        ({"train_workers": 4}, False),
+        (
+            {"train_workers": 5},
+            r"^compute\.train_workers: 5 training workers need one CPU each.* room for 4; low",
+        ),
+        ({"train_workers": 9, "min_train_workers": 4}, False),
+        ({"train_workers": 9, "min_train_workers": 5}, r"^compute\.min_train_workers: 5 training workers"),
+        ({"train_workers": 2, "train_gpus": True}, False),  # a worker on a GPU asks for no CPU
+        ({"train_workers": 3, "train_gpus": True}, "3 training workers need one GPU each, .* room for 2"),
+    ],
+)
+def test_training_workers_are_counted_by_what_each_node_has_room_for(made_of, compute, refused):
+    made_of({}, {"CPU": 1.5, "GPU": 2.0}, {"CPU": 3.0})
+    if not refused:
+        resources.check_training(Compute(**compute))
+        return
+    with pytest.raises(ConfigError, match=refused):
+        resources.check_training(Compute(**compute))
+
+
+@pytest.mark.parametrize(
+    ("compute", "refused"),
+    [
+        ({"actor_cpus": 2.0}, False),
+        ({"actor_cpus": 3.0}, "an actor needs 3 CPU on one node, .* have 2 CPU and 2 GPU at most; lower"),
+        ({"actor_gpus": 2.0}, False),
+        ({"actor_cpus": 2.0, "actor_gpus": 1.0}, "an actor needs 2 CPU and 1 GPU on one node"),
+        ({"train_workers": 9, "train_gpus": True}, False),
+    ],
+)
+def test_an_actor_has_to_fit_on_one_node(made_of, compute, refused):
+    made_of({"CPU": 1.0, "GPU": 2.0}, {"CPU": 2.0})
+    if not refused:
+        resources.check_actors(Compute(**compute))
+        return
+    with pytest.raises(ConfigError, match=refused):
+        resources.check_actors(Compute(**compute))
+
+
+def test_a_reader_has_to_fit_beside_the_actor(made_of):
+    made_of({"CPU": 1.0})
+    resources.check_actors(Compute(actor_cpus=0.75))
+    with pytest.raises(
+        ConfigError, match=r"an actor and a reader need 1\.25 CPU, and the Ray cluster has 1;"
+    ):
+        resources.check_actors(Compute(actor_cpus=1.0))
+
+
+CPUS, GPUS = ("cpus", {"CPU": 4.0}, 2), ("gpus", {"CPU": 2.0, "GPU": 1.0}, 4)
+HEAD = {resources.HEAD: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("compute", "refused"),
+    [
+        ({"actor_cpus": 4.0}, False),
+        ({"actor_cpus": 2.0, "actor_gpus": 1.0}, False),
+        ({"actor_cpus": 4.0, "actor_gpus": 1.0}, "an actor needs 4 CPU and 1 GPU on one node"),
+        (
+            {"actor_gpus": 2.0},
+            r"have 0 CPU and 0 GPU at most \(its autoscaler may add: cpus \(4 CPU; at most 2\), "
+            r"gpus \(2 CPU, 1 GPU; at most 4\)\); lower .*, or give the cluster a node type that has them$",
+        ),
+    ],
+)
+def test_an_actor_has_to_fit_on_a_node_that_may_be_added(made_of, adding, compute, refused):
+    made_of(HEAD)
+    adding(CPUS, GPUS)
+    if not refused:
+        resources.check_actors(Compute(autoscaling=True, **compute))
+        return
+    with pytest.raises(ConfigError, match=refused):
+        resources.check_actors(Compute(autoscaling=True, **compute))
+
+
+@pytest.mark.parametrize(
+    ("compute", "most", "room"),
+    [
+        ({"train_gpus": True}, 9, 4),
+        ({"train_gpus": True}, 3, 3),  # fewer nodes than the types allow, taken together
+        ({}, 9, 16),  # 2 nodes of 4 CPUs and 4 of 2
+        ({}, 3, 10),
+    ],
+)
+def test_training_workers_have_to_fit_on_the_nodes_that_may_be_added(made_of, adding, compute, most, room):
+    made_of(HEAD, {"CPU": 2.0, "GPU": 1.0})  # one of the workers is there
+    adding(CPUS, GPUS, most=most)
+    resources.check_training(Compute(autoscaling=True, train_workers=room, **compute))
+    with pytest.raises(ConfigError, match=f"room for {room} .its autoscaler may add: cpus .* raise max_wo"):
+        resources.check_training(Compute(autoscaling=True, train_workers=room + 1, **compute))
+
+
+def test_nothing_is_refused_where_nodes_are_added_by_who_knows_what(made_of, adding):
+    made_of(HEAD)
+    adding()
+    compute = Compute(autoscaling=True, actors=7, actor_gpus=4.0, train_workers=9, train_gpus=True)
+    resources.check_actors(compute)
+    resources.check_training(compute)
+    assert resources.actor_room(compute) == 7
+
+
+@pytest.mark.parametrize(
+    ("compute", "room"),
+    [
+        ({"actor_cpus": 0.5}, 5),  # of 6, which would leave no reader a CPU
+        ({"actor_cpus": 0.1}, 27),  # of 30
+        ({"actor_cpus": 0.4}, 6),  # of 2 and 5, which leave 0.2 and nothing
+        ({"actor_cpus": 0.7}, 3),  # 0.3 is left beside the first
+        ({"actor_gpus": 1.0}, 2),  # the other node has room for readers
+        ({"actor_gpus": 0.25}, 4),  # its CPUs are too few for eight
+    ],
+)
+def test_the_room_for_actors_leaves_a_reader_its_own(made_of, compute, room):
+    made_of({"CPU": 1.0}, {"CPU": 2.0, "GPU": 2.0})
+    assert resources.actor_room(Compute(**compute)) == room
+
+
+def test_the_room_on_an_autoscaling_cluster_is_that_of_all_its_nodes(made_of, adding):
+    made_of(HEAD, {"CPU": 2.0, "GPU": 1.0})
+    adding(CPUS, GPUS)
+    assert resources.actor_room(Compute(autoscaling=True, actor_gpus=1.0)) == 4
+    assert resources.actor_room(Compute(autoscaling=True, actor_cpus=2.0)) == 7  # of 8: one for the readers
+    adding(CPUS, GPUS, most=2)
+    assert resources.actor_room(Compute(autoscaling=True, actor_cpus=2.0)) == 3
