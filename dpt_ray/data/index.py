@@ -8,7 +8,7 @@ beside the table lists the class names in class-id order.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 
@@ -34,6 +34,8 @@ SCHEMA = pa.schema(
 
 # id, uri, offset, length, split, label as in the source (class name or number)
 Row = tuple[str, str, int, int, str, str | None]
+# (uri, number) -> the encoded images of a row group of a Parquet file
+RowGroup = Callable[[str, int], pa.ChunkedArray]
 
 
 def build_index(rows: Iterable[Row], classes: Sequence[str] | None = None) -> tuple[pa.Table, list[str]]:
@@ -147,12 +149,12 @@ def _refuse(table: pa.Table, bad: pa.ChunkedArray, problem: str) -> None:
         raise ValueError(f"image id {problem}: {first} ({len(ids)} in all)")
 
 
-def read_bytes(rows: pa.Table) -> list[bytes]:
+def read_bytes(rows: pa.Table, row_group: RowGroup | None = None) -> list[bytes]:
     """Return the bytes of the index rows, in their order; a null in a Parquet column gives b"".
 
     Each uri is opened once, and ranges of object stores are read concurrently. Parquet images are read
-    by row group, of which the last is cached: pass those rows in order. Raises OSError, naming the uri,
-    where a file is missing, access is denied or a store fails.
+    by row group, by default with a cache of the last one: pass those rows in order. Raises OSError, naming
+    the uri, where a file is missing, access is denied or a store fails.
     """
     found: list[bytes] = [b""] * rows.num_rows
     requests: dict[str, list[tuple[int, int, int]]] = {}
@@ -167,8 +169,11 @@ def read_bytes(rows: pa.Table) -> list[bytes]:
             remote.setdefault(fs, []).extend((uri, path, *request) for request in ranges)
             continue
         try:
-            read = _read_parquet_rows if _is_parquet(uri) else _read_ranges
-            for (_, _, position), data in zip(ranges, read(uri, ranges), strict=True):
+            of_group = row_group or _last_row_group
+            read = (
+                _read_parquet_rows(uri, ranges, of_group) if _is_parquet(uri) else _read_ranges(uri, ranges)
+            )
+            for (_, _, position), data in zip(ranges, read, strict=True):
                 found[position] = data
         except OSError as error:
             raise _unreadable(uri, error) from error
@@ -204,7 +209,7 @@ def _read_ranges(uri: str, ranges: list[tuple[int, int, int]]) -> Iterator[bytes
             yield file.read(length)
 
 
-def _read_parquet_rows(uri: str, ranges: list[tuple[int, int, int]]) -> Iterator[bytes]:
+def _read_parquet_rows(uri: str, ranges: list[tuple[int, int, int]], row_group: RowGroup) -> Iterator[bytes]:
     starts = _row_group_starts(uri)
     for row, _, _ in ranges:
         if not 0 <= row < starts[-1]:
@@ -212,7 +217,7 @@ def _read_parquet_rows(uri: str, ranges: list[tuple[int, int, int]]) -> Iterator
                 f"{uri} has {starts[-1]} rows, the index refers to row {row}; index the images again"
             )
         group = int(np.searchsorted(starts, row, side="right")) - 1
-        yield _row_group_images(uri, group)[row - starts[group]].as_py() or b""
+        yield row_group(uri, group)[row - starts[group]].as_py() or b""
 
 
 @lru_cache(maxsize=1024)
@@ -224,14 +229,17 @@ def _row_group_starts(uri: str) -> np.ndarray:
     return np.cumsum([0, *sizes])
 
 
-@lru_cache(maxsize=1)
-def _row_group_images(uri: str, group: int) -> pa.ChunkedArray:
+def read_row_group(uri: str, group: int) -> pa.ChunkedArray:
+    """Return the encoded images of a row group of a Parquet file."""
     fs, path = url_to_fs(uri)
     with fs.open(path, "rb") as file:
         parquet = pq.ParquetFile(file)
         name = image_column(parquet.schema_arrow)
         column = parquet.read_row_group(group, columns=[f"{name}.bytes"])[name]
     return pc.struct_field(column, "bytes")
+
+
+_last_row_group = lru_cache(maxsize=1)(read_row_group)
 
 
 def image_column(schema: pa.Schema) -> str:
