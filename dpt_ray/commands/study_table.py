@@ -34,11 +34,13 @@ from dpt_ray.report.study_page import (
 
 # The two forms of DPT; the one chosen on validation comes first.
 DPT = ("dpt", "dpt_paper")
-OTHERS = tuple(method for method in METHODS if method not in DPT)
-# The methods that generate, whose gains over all others are shown.
+OTHERS = tuple(method for method in METHODS if method not in (*DPT, "semi_supervised_dpt"))
+# The methods that generate or train the encoder, whose gains over all others are shown.
 TITLES = {
     "dpt": "DPT, chosen on validation",
     "dpt_paper": "DPT, the paper's setting",
+    "semi_supervised_dpt": "the semi-supervised learner with generated images",
+    "semi_supervised": "the semi-supervised learner",
     "generated_features": "generated features",
 }
 PER_CLASS = "labels per class"

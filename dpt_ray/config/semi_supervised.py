@@ -25,8 +25,9 @@ class SemiSupervised(Optimisation):
     - `threshold_momentum`: of adaptive thresholds; short trainings need less than the paper's 0.999.
     - `unlabelled_weight`: of the loss on unlabelled images (default: 5 for semi_vit, 1 for freematch).
     - `head`: the last layer's start, stage 1's linear probe or random values.
-    - `views`: how the views of an image differ. "small_images" moves it by up to an eighth, "photographs"
-      crops a random part of it; both have a strong variant with RandAugment and erasing.
+    - `views`: how the views of an image differ. "small_images" mirrors it and moves it by up to an eighth,
+      "digits" does not mirror, "photographs" crops a random part. The strong ones add RandAugment and
+      erasing.
     - `group`: how many neighbouring positions of a batch are mixed with each other, and share a fairness
       term. A worker has whole groups.
     - `supervised_steps`: how many of the first steps train on the labelled images alone.
@@ -41,7 +42,7 @@ class SemiSupervised(Optimisation):
     threshold: Threshold = "adaptive"
     threshold_momentum: Annotated[float, Field(gt=0, lt=1)] = 0.999
     head: Literal["probe", "random"] = "probe"
-    views: Literal["small_images", "photographs"] = "small_images"
+    views: Literal["digits", "small_images", "photographs"] = "small_images"
     group: Annotated[int, Field(ge=8, multiple_of=8)] = 16
     supervised_steps: Annotated[int, Field(ge=0)] = 0
     layer_decay: Annotated[Fraction | None, HashedIfSet] = None

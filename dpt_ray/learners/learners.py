@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from dpt_ray.config.semi_supervised import LearnerSettings
 from dpt_ray.learners.labelled_mixup import LabelledMix, batch_mixup
@@ -22,6 +23,7 @@ from dpt_ray.learners.weak_strong import (
 from dpt_ray.training.workload import StepFn
 
 VIEWS: dict[str, Callable[[int], Views]] = {
+    "digits": partial(small_image_views, mirror=False),
     "small_images": small_image_views,
     "photographs": photograph_views,
 }

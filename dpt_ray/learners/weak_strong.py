@@ -34,13 +34,15 @@ class Views(NamedTuple):
     strong: nn.Module
 
 
-def small_image_views(size: int) -> Views:
+def small_image_views(size: int, mirror: bool = True) -> Views:
     """Return the views of FixMatch and FreeMatch, for small images of `size` pixels.
 
-    Weak: mirrored with probability 1/2 and shifted by up to 1/8, reflected at the border. Strong: then
-    RandAugment (two operations of magnitude 9 of 30), and a square of a quarter of the area erased.
+    Weak: mirrored with probability 1/2 (if `mirror`) and shifted by up to 1/8, reflected at the border.
+    Strong: then RandAugment (two operations of magnitude 9 of 30), and a square of a quarter of the area
+    erased.
     """
-    weak = [v2.RandomHorizontalFlip(), v2.RandomCrop(size, padding=size // 8, padding_mode="reflect")]
+    shift = v2.RandomCrop(size, padding=size // 8, padding_mode="reflect")
+    weak = [v2.RandomHorizontalFlip(), shift] if mirror else [shift]
     cutout = v2.RandomErasing(p=1.0, scale=(CUTOUT, CUTOUT), ratio=(1.0, 1.0), value=127)
     return Views(v2.Compose(weak), v2.Compose([*weak, v2.RandAugment(), cutout]))
 
