@@ -57,7 +57,8 @@ class RunResult:
     """The results of a run that a study shows: test accuracy by method, and Frechet distances.
 
     `gain` is (improved, baseline, standard error over test images) of DPT's gain in this run.
-    `extractor` is the artifact of the encoder in whose features distances are measured.
+    `extractor` is the artifact of the encoder in whose features distances are measured. `ladder_chose` is
+    whether the ladder's rungs chose on validation images.
     """
 
     test: dict[str, float]
@@ -66,6 +67,7 @@ class RunResult:
     gain: tuple[str, str, float] | None
     frechet: list[MetricRow]
     extractor: str
+    ladder_chose: bool
 
     @classmethod
     def read(cls, stored: StudyRun) -> RunResult:
@@ -79,6 +81,7 @@ class RunResult:
             gain=gain and (key_of(gain["improved"]), key_of(gain["baseline"]), gain["stderr"]),
             frechet=stored["frechet"],
             extractor=artifacts.get("referee", artifacts["encoder"]),
+            ladder_chose=any(row["chosen_on"] == "validation" for row in stored.get("ladder", ())),
         )
 
 
@@ -169,7 +172,17 @@ def _choice(results: Results, sweep: Sweep | None) -> Choice | None:
     """Return the grid of the choice; None without validation images or without methods that choose."""
     if sweep is None or not results.some.n_validation or not set(results.methods) - {"probe", "dpt_paper"}:
         return None
-    return Choice(results.some.n_validation, sweep.images_per_class, sweep.real_weight, sweep.l2)
+    swept = "DPT and its controls" if "dpt" in results.methods else "the controls of generation"
+    if not {"dpt", "augmented"} & set(results.methods):
+        swept = ""
+    return Choice(
+        results.some.n_validation,
+        swept,
+        results.some.ladder_chose,
+        sweep.images_per_class,
+        sweep.real_weight,
+        sweep.l2,
+    )
 
 
 def _accuracies(results: Results) -> Table:

@@ -37,9 +37,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings that the methods chose from, on validation images."""
+    """The settings that the methods chose from, on validation images.
+
+    `swept` are those that chose from the grid, "" where no sweep was made; `ladder` is whether the ladder's
+    fits chose their penalty.
+    """
 
     n_validation: int
+    swept: str
+    ladder: bool
     images_per_class: tuple[int, ...]
     real_weights: tuple[float | str, ...]
     l2: tuple[float, ...]

@@ -145,6 +145,23 @@ def test_the_page_says_what_was_chosen_among_and_whose_the_choice_is():
     assert "this project's addition" not in page(study, made_up(), Sweep(images_per_class=(128,)))
 
 
+def test_a_choice_names_the_sweep_only_where_there_was_one_and_the_ladder_where_it_chose():
+    study = Study(labels_per_class=(1,), encoder_seeds=(0,), draws=1)
+
+    def text(chosen_on, **more):
+        accuracies = {"probe": 0.3, "tuned_probe": 0.3, "balanced_self_training": 0.36} | more
+        run = result(accuracies) | {"ladder": [{"method": "propagation", "chosen_on": chosen_on}]}
+        return page(study, {run_name("s", 1, 0, 0): run})
+
+    alone = text("validation", generated_features=0.37)
+    assert "200 labelled validation images: the tuned probe among four values" in alone
+    assert "and generated features each among four penalties" in alone
+    assert "DPT" not in alone and "Real weight" not in alone
+    controls = text("cross-validation", augmented=0.3)
+    assert "validation images: the controls of generation among images per class 128" in controls
+    assert "Real weight 1 is" in controls and "four penalties" not in controls
+
+
 def test_the_error_of_the_test_set_is_the_binomial_one_and_that_of_a_gain_the_runs_mean():
     study = Study(labels_per_class=(1,), encoder_seeds=(0, 1), draws=1)
     runs = {
