@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dpt_ray.config.run import Config
 from dpt_ray.config.sections import Count, Counts, Encoder, Section, Seed
@@ -20,9 +20,9 @@ class Study(Section):
     """Runs for every number of labels x encoder seed x label draw, with variants and references.
 
     Label draws are nested in encoder seeds: no two seeds share a draw. `variants` are changes of sections
-    by name; each is run for every run of the base, with the same encoder, labels and noise. `references`
-    are runs whose denoiser is trained without labels ("none") or with all true labels, one per encoder
-    seed.
+    by name; each is run for every run of the base, with the same encoder, labels and noise. A variant that
+    is null, as by an override, is left out. `references` are runs whose denoiser is trained without labels
+    ("none") or with all true labels, one per encoder seed.
     """
 
     labels_per_class: Counts
@@ -31,6 +31,13 @@ class Study(Section):
     variants: dict[VariantName, dict[str, Any]] = Field(default_factory=dict)
     references: Annotated[tuple[Literal["none", "true_labels"], ...], Field(strict=False)] = ()
     concurrent_runs: Count = 1
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _left_out(cls, variants: Any) -> Any:
+        if not isinstance(variants, dict):
+            return variants
+        return {name: changes for name, changes in variants.items() if changes is not None}
 
     @model_validator(mode="after")
     def _sections(self) -> Study:

@@ -159,6 +159,13 @@ def test_a_variant_of_a_study_is_the_base_but_for_what_it_names(tmp_path):
         assert base | {"name": ""} == wide | {"name": ""}
 
 
+def test_a_variant_that_is_null_is_left_out(tmp_path):
+    path = study(tmp_path, wide={"diffusion": {}}, deep={"diffusion": {}})
+    found, runs = load_study(path, ["study.variants.wide=null"])
+    assert list(found.variants) == ["deep"]
+    assert list(runs) == ["s-n1-e4-d0", "s-deep-n1-e4-d0", "s-n1-e4-d1", "s-deep-n1-e4-d1"]
+
+
 @pytest.mark.parametrize(
     ("variants", "part"),
     [
