@@ -2,6 +2,10 @@
 
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 
@@ -14,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dpt_ray.training.prefetch import prefetch
 from dpt_ray.training.workload import Worker
+from tests.helpers.processes import kill_session, session_pids
 from tests.helpers.small_training import SETTINGS, join_two, load, run, tiny
 
 EVERY = replace(SETTINGS, checkpoint_every=1)
@@ -98,3 +103,29 @@ def test_without_a_step_left_nothing_is_loaded():
     for processes in (0, 2):
         result, _ = run(resume=record.checkpoints[SETTINGS.steps], load_batch=None, load_processes=processes)
         assert result.ema.keys() == tiny().state_dict().keys()
+
+
+ENDLESS = """
+import torch
+from dpt_ray.training.prefetch import prefetch
+for batch, _ in prefetch(lambda step: {"x": torch.zeros(1000)}, range(10**9), processes=2):
+    print("step", flush=True)
+"""
+
+
+def test_the_processes_of_a_training_that_was_killed_end_by_themselves():
+    training = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert training.stdout.readline() == b"step\n"
+        processes = set(session_pids(training.pid)) - {training.pid}
+        assert len(processes) >= 2
+        training.send_signal(signal.SIGKILL)
+        training.wait()
+        end = time.monotonic() + 120
+        while processes & set(session_pids(training.pid)):
+            assert time.monotonic() < end, "processes go on after their training"
+            time.sleep(0.2)
+    finally:
+        kill_session(training)
