@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dpt_ray.config.hashing import HashedIfSet
+from dpt_ray.config.hashing import HashedIfSet, NotHashed
 from dpt_ray.config.training import Optimisation
 from dpt_ray.config.values import Count, Fraction, Positive
 
@@ -60,3 +60,4 @@ class LearnerSettings(SemiSupervised):
 
     method: Literal["supervised", "freematch", "semi_vit"]
     images_per_class: Annotated[Count | None, HashedIfSet] = None
+    max_bad_fraction: Annotated[Fraction, NotHashed] = 0.001

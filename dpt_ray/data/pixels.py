@@ -29,9 +29,14 @@ def load_pixels(
     return ids, pixels[: len(ids)]
 
 
+def fits_memory(rows: int, size: int, mode: Mode) -> bool:
+    """Return whether so many square images of `size` pixels may be held decoded."""
+    return rows * (1 if mode == "L" else 3) * size**2 <= IN_MEMORY
+
+
 def check_fits(key: str, rows: int, size: int, mode: Mode, remedy: str) -> None:
     """Raise ConfigError, naming the section `key`, where so many square images do not fit into memory."""
-    if rows * (1 if mode == "L" else 3) * size**2 > IN_MEMORY:
+    if not fits_memory(rows, size, mode):
         raise ConfigError(f"{key}: {rows} images of {size} pixels do not fit into memory; {remedy}")
 
 

@@ -148,6 +148,7 @@ class _Run:
             **section.model_dump(include=set(SemiSupervised.model_fields)),
             method=method,
             images_per_class=self.config.retrain.images_per_class if samples else None,
+            max_bad_fraction=self.config.data.max_bad_fraction,
         )
         from_probe = section.head == "probe"
         sources = {

@@ -5,30 +5,33 @@ In stage 3 the generated images join the labelled ones; the unlabelled images ar
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dpt_ray.cluster import training
 from dpt_ray.config import ConfigError
 from dpt_ray.config.semi_supervised import LearnerSettings
 from dpt_ray.data.class_ranges import read_class_and_index
 from dpt_ray.data.crops import Crop
-from dpt_ray.data.pixels import check_fits, count_rows, load_pixels
+from dpt_ray.data.decode import Mode
+from dpt_ray.data.pixels import check_fits, count_rows, fits_memory, load_pixels
+from dpt_ray.data.raw_images import RawImages
 from dpt_ray.data.rows import LABELS_FILE, RealRows, readable_labels
+from dpt_ray.data.units import decode_rows, find_rows, read_index
 from dpt_ray.engine.node import NoSettings, RunsOn, Stage, Task, one_of, reads
 from dpt_ray.learners.linear_classifier import accuracy, load_classifier, save_classifier
-from dpt_ray.store.records import CropFields, Facts
+from dpt_ray.store.records import Facts
 
 if TYPE_CHECKING:
-    import torch
-
     from dpt_ray.learners.fine_tuned import FineTuned
     from dpt_ray.learners.semi_supervised import StudentTeacher
     from dpt_ray.training.optimizer import ParameterGroup
-    from dpt_ray.training.workload import Worker
+    from dpt_ray.training.workload import Batch, Worker
 
 HEAD = "classifier/"
 
@@ -57,17 +60,15 @@ class Learner(Stage[LearnerSettings]):
         index, crop = task.inputs["index"], _crop(task)
         labels = task.inputs["labels"]
         _check_classes(task)
-        generated = task.settings.images_per_class or 0
-        rows = count_rows(index)
         check_fits(
-            "semi_supervised",
-            rows + generated * index.manifest["classes"],
+            "retrain.images_per_class",
+            (task.settings.images_per_class or 0) * index.manifest["classes"],
             crop.size,
             index.manifest["mode"],
-            "set classifier.learner=linear, or a smaller image size",
+            "take fewer, or smaller images",
         )
-        facts = training.run(task, train)
-        crop_fields = cast(CropFields, asdict(crop))
+        rows, facts = count_rows(index), training.run(task, train)
+        crop_fields = task.inputs["encoder"].manifest["crop"]
         return {**facts, "rows": rows, "labelled": labels.manifest["rows"], "crop": crop_fields}
 
 
@@ -95,11 +96,25 @@ class LearnerClassifier(Stage[NoSettings]):
 
 @dataclass(frozen=True)
 class Images:
-    """Pixels (n, C, H, W) uint8 of all training images, and the labelled ones with class ids (m,)."""
+    """All training images and the labelled ones, pixels (n, H, W, C) uint8, and class ids (m,) of these.
 
-    unlabelled: torch.Tensor
-    labelled: torch.Tensor
-    labels: torch.Tensor
+    Where they do not fit into memory, all training images are read from their files when asked for.
+    """
+
+    unlabelled: np.ndarray | RawImages
+    labelled: np.ndarray
+    labels: np.ndarray
+
+    def batch(self, rows: np.ndarray, with_unlabelled: bool) -> Batch:
+        """Return pixels (B, C, H, W), labels (B,) and pixels (B, ratio, C, H, W) of rows (B, 1 + ratio)."""
+        import torch
+
+        own = torch.from_numpy(self.labelled[rows[:, 0]])
+        batch = {"image": own.permute(0, 3, 1, 2), "label": torch.from_numpy(self.labels[rows[:, 0]])}
+        if with_unlabelled:
+            others = torch.from_numpy(self.unlabelled[rows[:, 1:]])
+            batch["unlabelled"] = others.permute(0, 1, 4, 2, 3)
+        return batch
 
 
 def train(task: Task[LearnerSettings], worker: Worker) -> None:
@@ -111,12 +126,12 @@ def train(task: Task[LearnerSettings], worker: Worker) -> None:
     from dpt_ray.models.encoder import Encoder, save_encoder
     from dpt_ray.training.order import batch_rows
     from dpt_ray.training.throughput import forward_flops
-    from dpt_ray.training.workload import Batch, Workload
+    from dpt_ray.training.workload import Workload
 
     settings = task.settings
     student, images = _student(task), _images(task)
     classes = len(student.head)
-    size = images.labelled.shape[-1]
+    size = student.spec.crop.size
     step_fn = step_function(settings, size, classes)
     model = StudentTeacher(student, classes, settings.ema_decay, settings.threshold_momentum)
     ratio, batch_size = settings.unlabelled_ratio, settings.batch_size
@@ -128,12 +143,10 @@ def train(task: Task[LearnerSettings], worker: Worker) -> None:
         return np.column_stack([labelled, others.reshape(batch_size, ratio)])
 
     def load_batch(rows: np.ndarray, step: int) -> Batch:
-        batch = {"image": images.labelled[rows[:, 0]], "label": images.labels[rows[:, 0]]}
-        if settings.method == "supervised":
-            return batch
-        return batch | {"unlabelled": images.unlabelled[rows[:, 1:]]}
+        return images.batch(rows, settings.method != "supervised")
 
-    flops = passes(settings.method, ratio) * forward_flops(student, images.labelled[:1].float())
+    image = torch.empty(1, images.labelled.shape[-1], size, size)
+    flops = passes(settings.method, ratio) * forward_flops(student, image)
     workload = Workload(
         model,
         step_fn,
@@ -189,20 +202,21 @@ def _student(task: Task[LearnerSettings]) -> FineTuned:
 
 def _images(task: Task[LearnerSettings]) -> Images:
     """Return the training images; with `samples` their first images of each class are labelled too."""
-    import torch
-
-    index, how = task.inputs["index"], _crop(task)
-    mode = index.manifest["mode"]
-    ids, pixels = load_pixels(index, how, mode)
-    place = {identifier: row for row, identifier in enumerate(ids)}
-    table = readable_labels(task.inputs["labels"], pa.array(ids), index.read_json("classes.json"))
-    labelled = pixels[[place[identifier] for identifier in table["id"].to_pylist()]]
-    labels = table["label"].to_numpy().astype(np.int64)
+    index, labels, how = task.inputs["index"], task.inputs["labels"], _crop(task)
+    mode: Mode = index.manifest["mode"]
+    listed = pq.read_table(labels.local_file(LABELS_FILE), columns=["id"])["id"].to_pylist()
+    found = decode_rows(find_rows(index, listed), how, mode)
+    table = readable_labels(labels, pa.array(list(found)), index.read_json("classes.json"))
+    few = np.stack([found[identifier] for identifier in table["id"].to_pylist()])
+    classes = table["label"].to_numpy().astype(np.int64)
     if "samples" in task.inputs:
         more, their = _generated(task, how)
-        labelled, labels = np.concatenate([labelled, more]), np.concatenate([labels, their])
-    everything, few = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in (pixels, labelled))
-    return Images(everything, few, torch.from_numpy(labels))
+        few, classes = np.concatenate([few, more]), np.concatenate([classes, their])
+    if fits_memory(count_rows(index), how.size, mode):
+        return Images(load_pixels(index, how, mode)[1], few, classes)
+    rows = read_index(index)
+    train = rows.filter(pc.equal(rows["split"], "train"))
+    return Images(RawImages(train, how, mode, task.settings.max_bad_fraction), few, classes)
 
 
 def _generated(task: Task[LearnerSettings], how: Crop) -> tuple[np.ndarray, np.ndarray]:
@@ -218,14 +232,15 @@ def _generated(task: Task[LearnerSettings], how: Crop) -> tuple[np.ndarray, np.n
 
 
 def _crop(task: Task[LearnerSettings]) -> Crop:
-    """Return the encoder's own crop."""
-    return Crop(**task.inputs["encoder"].manifest["crop"])
+    """Return the encoder's own crop; views that crop by themselves are drawn from all that it is cut from."""
+    how = Crop(**task.inputs["encoder"].manifest["crop"])
+    if task.settings.views == "photographs" and how.resize > how.size:
+        return replace(how, size=how.resize)
+    return how
 
 
 def _check_classes(task: Task[LearnerSettings]) -> None:
     """Raise ConfigError where a class has no label: the learner would never predict it."""
-    import pyarrow.parquet as pq
-
     table = pq.read_table(task.inputs["labels"].local_file(LABELS_FILE), columns=["label"])
     names = task.inputs["index"].read_json("classes.json")
     lost = sorted(set(range(len(names))) - set(table["label"].to_pylist()))

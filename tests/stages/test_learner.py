@@ -17,6 +17,7 @@ from dpt_ray.learners.fine_tuned import FineTuned
 from dpt_ray.learners.linear_classifier import load_classifier, logits
 from dpt_ray.models.encoder import Encoder, load_encoder
 from dpt_ray.models.encoder_spec import EncoderSpec
+from dpt_ray.stages import learner
 from dpt_ray.stages.learner import _images, _student
 from tests.helpers.paths import DIGITS
 from tests.helpers.runs import make
@@ -52,10 +53,10 @@ def test_a_learner_is_made_beside_what_the_linear_route_has(run):
 def test_the_classifier_and_the_features_are_what_the_network_computes(run):
     """The published pair gives the logits of the trained network, by an implementation of its own."""
     found, _ = run
-    learner, index = found.artifact("learner"), found.artifact("index")
-    encoder = load_encoder(learner.uri)
-    W = load_classifier(learner, "classifier/")
-    student = FineTuned(load_encoder(learner.uri), W)
+    trained, index = found.artifact("learner"), found.artifact("index")
+    encoder = load_encoder(trained.uri)
+    W = load_classifier(trained, "classifier/")
+    student = FineTuned(load_encoder(trained.uri), W)
     images = torch.randint(0, 256, (5, 8, 8, 1), dtype=torch.uint8)
     with torch.no_grad():
         f = encoder(images)
@@ -89,9 +90,9 @@ def test_the_generated_images_join_the_labelled_ones(run):
 
     one, three = given("learner"), given("retrained_learner")
     assert len(one.labelled) == 10 and len(three.labelled) == 10 + 16 * 10
-    assert torch.bincount(three.labels).tolist() == [17] * 10
-    assert torch.equal(one.unlabelled, three.unlabelled)
-    assert torch.equal(one.labelled, three.labelled[:10])
+    assert np.bincount(three.labels).tolist() == [17] * 10
+    assert np.array_equal(one.unlabelled, three.unlabelled)
+    assert np.array_equal(one.labelled, three.labelled[:10])
 
 
 def test_results_have_the_learner_beside_the_others(run):
@@ -126,6 +127,19 @@ def test_a_killed_training_continues_to_the_same_weights(run, tmp_path, method, 
     assert saved[-1] == 4
     make(cut.config, "learner")
     one, other = (run.payloads("learner")["model.safetensors"] for run in (undisturbed, cut))
+    assert one == other
+
+
+def test_images_that_do_not_fit_are_read_from_their_files(run, tmp_path, monkeypatch):
+    found, _ = run
+    changes = ("semi_supervised.seed=2", "semi_supervised.steps=2")
+    held, read = (found.copy_to(tmp_path / name, *changes) for name in ("held", "read"))
+    make(held.config, "learner")
+    with monkeypatch.context() as patch:
+        patch.setattr(learner, "fits_memory", lambda rows, size, mode: False)
+        patch.setattr(learner, "load_pixels", lambda *given: pytest.fail("held in memory"))
+        make(read.config, "learner")
+    one, other = (run.payloads("learner")["model.safetensors"] for run in (held, read))
     assert one == other
 
 
