@@ -79,6 +79,24 @@ def run(
     run_until(load_config(config, overrides or ()), until)
 
 
+@app.command()
+def submit(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(help="As of `dpt run`.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait, and end with the job's exit code.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Print the job's log too while waiting.")] = False,
+) -> None:
+    """Run on the cluster in RAY_API_SERVER_ADDRESS, as a job that outlives this machine.
+
+    The job gets a copy of the current folder without outputs, environments and .git. Submitted again, a run
+    is continued, or joined while its job goes on. The output must be one that all nodes reach.
+    """
+    from dpt_ray.commands.submit import submit_run
+
+    sys.exit(submit_run(config, overrides or [], until, wait, follow))
+
+
 def _stage_command(name: str, targets: list[str], help: str) -> Callable[..., None]:
     def command(config: ConfigPath, overrides: Overrides = None) -> None:
         _run(load_config(config, overrides or ()), targets)

@@ -4,15 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_run import TinyRun
-
-# The job's python is the one of the tests, whatever the cluster's shell would find.
-PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def submit(cluster, script, *arguments, **environment):
@@ -20,7 +16,7 @@ def submit(cluster, script, *arguments, **environment):
     return subprocess.run(
         [
             *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", str(ROOT)),
-            *("--runtime-env-json", json.dumps({"env_vars": {"PATH": PATH, **environment}})),
+            *("--runtime-env-json", json.dumps({"env_vars": environment})),
             *("--", "python", f"jobs/{script}", "--config", "configs/digits.yaml", *arguments),
         ],
         env=os.environ | {"RAY_API_SERVER_ADDRESS": cluster.dashboard},

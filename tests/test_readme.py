@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import yaml
@@ -45,12 +44,9 @@ def test_make_targets_exist(words):
     assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_the_job_is_the_one_that_the_test_of_jobs_submits():
-    [words] = commands("ray")
-    script = words[words.index("python") + 1]
-    assert (ROOT / script).exists()
-    assert Path(script).name in (ROOT / "tests/test_jobs.py").read_text()
-    load_config(ROOT / words[words.index("--config") + 1], [word for word in words if "=" in word])
+def test_the_submitted_run_is_a_valid_configuration():
+    [words] = [words for words in commands("dpt") if words[1] == "submit"]
+    load_config(ROOT / words[2], [word for word in words[3:] if "=" in word])
 
 
 def test_the_example_for_own_images_is_a_valid_configuration():

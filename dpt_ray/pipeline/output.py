@@ -41,21 +41,33 @@ def _output(config: Config) -> str:
     if "://" in output or Path(output).is_absolute():
         return output
     if in_job:
+        check_output_of_job(config)
+    return str(Path(output).absolute())
+
+
+def check_output_of_job(config: Config) -> None:
+    """Raise ConfigError where a submitted job would lose its output, as far as the configuration tells."""
+    if config.output is None:
+        if config.compute.autoscaling:
+            raise ConfigError(f"output: missing, and the cluster adds nodes on demand; {_GIVE}")
+        return
+    output = expanded(config.output)
+    if "://" not in output and not Path(output).is_absolute():
         raise ConfigError(
             f"output: {output!r} is relative, and the working folder of a submitted job is removed after it; "
-            "give an absolute path or URI that all nodes reach, such as output=s3://..."
+            f"{_GIVE}"
         )
-    return str(Path(output).absolute())
+
+
+_GIVE = "give an absolute path or URI that all nodes reach, such as output=s3://..."
 
 
 def _output_of_job(config: Config) -> str:
     """Return a folder in the home folder, which outlives the job; on several nodes raise ConfigError."""
+    check_output_of_job(config)
     nodes = alive_nodes(config.compute)
     if nodes > 1:
-        raise ConfigError(
-            f"output: missing, and the cluster has {nodes} nodes; give an absolute path or URI that all of "
-            "them reach, such as output=s3://..."
-        )
+        raise ConfigError(f"output: missing, and the cluster has {nodes} nodes; {_GIVE}")
     return str(Path.home() / "dpt_ray_outputs")
 
 

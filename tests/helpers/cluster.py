@@ -20,6 +20,10 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(_token), RAY_TM
 os.environ.pop("RAY_ADDRESS", None)
 
 
+# A job's python is the one of the tests, whatever the cluster's shell would find.
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A Ray cluster of two CPUs on this machine, with a dashboard that takes jobs."""
@@ -41,7 +45,7 @@ def ray_start(*options, **environment):
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
             *("--node-ip-address=127.0.0.1", *options),
         ],
-        env=os.environ | environment,
+        env=os.environ | {"PATH": PATH} | environment,
         stdout=log.open("w"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
