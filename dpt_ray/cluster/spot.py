@@ -1,0 +1,73 @@
+"""Drain this node when AWS announces that it takes the machine back.
+
+    python -m dpt_ray.cluster.spot HEAD:6379
+
+runs beside `ray start` on a spot node (cluster.yaml), asks the machine's metadata service every 5 s, and
+ends once Ray has accepted the notice. What a training does with it is in docs/clusters.md. `ray drain-node`
+is what Ray offers for this in 2.60, and its options are not promised to stay.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+METADATA = "http://169.254.169.254/latest"
+EVERY = 5.0  # seconds; AWS asks for no more, and gives two minutes
+MARGIN = 10.0  # seconds before the end at which Ray should be done
+
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never by a proxy
+
+
+def notice(metadata: str = METADATA) -> datetime | None:
+    """Return when the machine will be taken back, None as long as nothing is announced.
+
+    Source: the EC2 user guide, "Spot Instance interruption notices"; by IMDSv2, which needs a token.
+    """
+    try:
+        token = _read(f"{metadata}/api/token", "PUT", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
+        action = _read(
+            f"{metadata}/meta-data/spot/instance-action", "GET", {"X-aws-ec2-metadata-token": token}
+        )
+    except (urllib.error.URLError, TimeoutError):  # 404: nothing is announced
+        return None
+    return datetime.fromisoformat(json.loads(action)["time"])
+
+
+def _read(url: str, method: str, headers: dict[str, str]) -> str:
+    with _direct.open(urllib.request.Request(url, method=method, headers=headers), timeout=2) as answer:
+        return str(answer.read().decode())
+
+
+def drain_command(address: str, seconds: float) -> list[str]:
+    """Return the command that drains this node of the cluster at `address`, to be gone in `seconds`."""
+    return [
+        *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address),
+        *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"),
+        *("--deadline-remaining-seconds", str(max(1, int(seconds)))),
+    ]
+
+
+def _succeeds(command: Sequence[str]) -> bool:
+    return subprocess.run(command).returncode == 0
+
+
+def watch(address: str, metadata: str = METADATA, run: Callable[[list[str]], bool] = _succeeds) -> None:
+    """Wait for a notice and pass it on to Ray, again and again until it is accepted."""
+    while True:
+        end = notice(metadata)
+        if end:
+            left = (end - datetime.now(UTC)).total_seconds() - MARGIN
+            if run(drain_command(address, left)):
+                return
+        time.sleep(EVERY)
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1])
