@@ -15,6 +15,7 @@ from rich.table import Table
 
 from dpt_ray.commands.interrupt import Group, interruptible
 from dpt_ray.config import Config, ConfigError, load_config
+from dpt_ray.config.semi_supervised import LearnerName
 
 app = typer.Typer(
     name="dpt",
@@ -189,11 +190,15 @@ def init(
     minutes: Annotated[
         float | None, typer.Option(min=1, help="How long a run may take on this machine.")
     ] = None,
+    learner: Annotated[
+        LearnerName,
+        typer.Option(help="What stages 1 and 3 train; all but linear train the encoder, too."),
+    ] = "linear",
 ) -> None:
     """Write a configuration for your own images, fitted to their number and size and to this machine."""
     from dpt_ray.commands.init import write_config
 
-    path, found, time = write_config(uri, labels, out, minutes)
+    path, found, time = write_config(uri, labels, out, minutes, learner)
     then = "plan" if labels else "suggest"
     text = (
         f"{found}\ntime: {time}\nwritten: {path}; read it, then `dpt {then} {path}{'' if labels else ' 40'}`"

@@ -20,17 +20,21 @@ from dpt_ray.commands.recipe import (
     AVERAGE,
     DIM,
     LARGEST_IN_PIXELS,
+    LEARNER_RATIO,
     NFE,
     START,
     Images,
     LatentRecipe,
     Recipe,
+    Training,
     choose,
     latent_recipe,
+    learner_training,
     lengths,
 )
 from dpt_ray.config import Config, ConfigError, load_config
 from dpt_ray.config.sections import Denoiser
+from dpt_ray.config.semi_supervised import LearnerName
 from dpt_ray.config.yaml_file import build
 from dpt_ray.data.index import read_bytes
 from dpt_ray.data.labels import class_names, read_label_list
@@ -45,6 +49,7 @@ LOOKED_AT = 64  # number of images whose size is read
 SIDES = (8, 16, 32, 64, 128, 256)
 HELD_OUT = 1000  # maximum number of validation and of test images
 MINUTES = 60.0  # default time for small images
+VIEW_SECONDS = {"small_images": 0.8e-3, "photographs": 3e-3}  # on one core (benchmarks/views.py)
 NO_LABELS, CLASSES = "labels.csv", 10  # where nothing is labelled yet; the number is a guess
 
 SMALL = """\
@@ -81,7 +86,7 @@ evaluate: {{augmentation: {augmentation}}}
 
 LARGE = """\
 # Larger images: published weights, which you provide (see configs/imagenet256_base.yaml).
-encoder: {{kind: msn, weights: weights/vitb4_300ep.pth.tar, precision: auto}}
+encoder: {encoder}
 autoencoder: {{kind: kl, weights: weights/autoencoder_kl.pth, precision: auto}}
 diffusion:
   model: {{{model}}}
@@ -95,6 +100,28 @@ diffusion:
   checkpoint_every: 2000
 generate: {{images_per_class: 128, guidance: 1.4, indices_per_shard: 16}}
 retrain: {{images_per_class: 128}}
+"""
+
+# Of larger images: MSN's features are the better ones as they are; a masked autoencoder costs less to train.
+MSN_WEIGHTS = "{kind: msn, weights: weights/vitb4_300ep.pth.tar, precision: auto}"
+MAE_WEIGHTS = "{kind: timm, name: vit_base_patch16_224.mae, precision: auto}"
+
+LEARNER = """\
+# Stages 1 and 3 train the encoder, too (docs/semi_supervised.md); `dpt ladder` tells what it is worth before.
+classifier: {{learner: {learner}}}
+ladder: {{}}
+labels_from: learner
+semi_supervised:
+  steps: {training.steps}  # in each of the two stages; {epochs:.3g} epochs
+  batch_size: {training.batch_size}
+  group: {training.batch_size}
+  unlabelled_ratio: {ratio}
+  learning_rate: {training.learning_rate:g}
+  warmup_steps: {training.warmup_steps}
+  ema_decay: {training.ema_decay}
+  threshold_momentum: {training.ema_decay}
+  views: {views}
+  precision: auto
 """
 
 GPU = """\
@@ -125,13 +152,18 @@ class Found:
 
 
 def write_config(
-    uri: str, labels: str | None, out: Path | None, minutes: float | None = None
+    uri: str,
+    labels: str | None,
+    out: Path | None,
+    minutes: float | None = None,
+    learner: LearnerName = "linear",
 ) -> tuple[Path, Found, str]:
     """Write a configuration for the images at `uri`; return its path, what was found and the run's time.
 
     Without `labels` it names `NO_LABELS`, which need not exist for `dpt suggest`. The run takes at most
     `minutes` on this machine, if possible: by default `MINUTES` for small images and no limit for larger
-    ones. Raises ConfigError where the file exists, or the images or the label list cannot be used.
+    ones. A `learner` that trains the encoder has half of that time, in stages 1 and 3 together. Raises
+    ConfigError where the file exists, or the images or the label list cannot be used.
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(uri.rstrip("/")).stem).strip("-._") or "images"
     path = out or Path(f"{name}.yaml")
@@ -144,7 +176,7 @@ def write_config(
     except Exception as error:  # each storage raises errors of its own
         raise ConfigError(f"init: {' '.join(str(error).split()) or type(error).__name__}") from error
     start = _data(name, uri, labels or NO_LABELS, found, kept)
-    text, time = _fitted(start, found, minutes)
+    text, time = _fitted(start, found, minutes, learner)
     head = (
         f"# A starting point, written by `dpt init`: {found}.\n"
         f"# Command:  dpt run {path}\n"
@@ -222,7 +254,9 @@ def _data(name: str, uri: str, labels: str, found: Found, kept: Path) -> dict[st
     return {"name": name, "output": "outputs", "data": data, "labels": {"file": labels}}
 
 
-def _fitted(start: dict[str, Any], found: Found, minutes: float | None) -> tuple[str, str]:
+def _fitted(
+    start: dict[str, Any], found: Found, minutes: float | None, learner: LearnerName
+) -> tuple[str, str]:
     """Return a configuration that fits the images and this machine as text, and the time of its run."""
     splits = Counter(found.index["split"].to_pylist())
     held_out = {key: start["data"].get(key, 0) for key in ("validation", "test")}
@@ -233,15 +267,45 @@ def _fitted(start: dict[str, Any], found: Found, minutes: float | None) -> tuple
     images = Images(
         splits["train"], found.index.num_rows, found.side, channels, len(found.classes) or CLASSES
     )
-    data = yaml.safe_dump(start, sort_keys=False, allow_unicode=True)
-    if found.side > LARGEST_IN_PIXELS:
-        fit, minutes_asked = _large, minutes
+    text = yaml.safe_dump(start, sort_keys=False, allow_unicode=True)
+    small = found.side <= LARGEST_IN_PIXELS
+    asked = minutes or (MINUTES if small else None)
+    seconds = 60 * asked if asked else None
+    others = seconds if learner == "linear" or seconds is None else seconds / 2
+    if small:
+        assert others is not None
+        recipe, rates = _small(text, images, others)
     else:
-        fit, minutes_asked = _small, minutes or MINUTES
-    recipe, rates = fit(data, images, 60 * minutes_asked if minutes_asked else None)
-    config = _parsed(data + recipe)
+        recipe, rates = _large(text, images, others, MSN_WEIGHTS if learner == "linear" else MAE_WEIGHTS)
+    text += recipe
+    if learner != "linear":
+        text += _learner(text, learner, images, rates, seconds)
+    config = _parsed(text)
     spent = {name: cost.seconds(rates) or 0.0 for name, cost in costs(config, splits, images.classes).items()}
-    return data + recipe, _time(spent, minutes_asked)
+    return text, _time(spent, asked)
+
+
+def _learner(text: str, learner: LearnerName, images: Images, rates: Rates, seconds: float | None) -> str:
+    """Return the sections of a learner that trains the encoder, twice in half of `seconds`."""
+    views = "photographs" if images.side > LARGEST_IN_PIXELS else "small_images"
+
+    def sections(training: Training) -> str:
+        epochs = training.steps * training.batch_size * LEARNER_RATIO / images.train
+        return LEARNER.format(
+            learner=learner,
+            training=training,
+            epochs=epochs,
+            ratio=LEARNER_RATIO,
+            views=views if images.photographs else "digits",
+        )
+
+    first = learner_training(images, None, 0.0)
+    cost = costs(_parsed(text + sections(first)), {"train": images.train}, images.classes)["learner"]
+    each = (cost.seconds(rates) or 0.0) / first.steps
+    if rates.device == "cpu":  # a GPU trains while the cores draw
+        drawn = first.batch_size * (1 + 2 * LEARNER_RATIO)
+        each += drawn * VIEW_SECONDS["photographs" if views == "photographs" else "small_images"]
+    return sections(learner_training(images, seconds and seconds / 4, each))
 
 
 def _time(spent: Mapping[str, float], minutes: float | None) -> str:
@@ -255,9 +319,8 @@ def _time(spent: Mapping[str, float], minutes: float | None) -> str:
     return text
 
 
-def _small(data: str, images: Images, seconds: float | None) -> tuple[str, Rates]:
+def _small(data: str, images: Images, seconds: float) -> tuple[str, Rates]:
     """Return the other sections for small images, and this machine's rates with their networks."""
-    assert seconds is not None
     rates = _rates(data + _small_text(choose(images, seconds, AVERAGE), images))
     rough = choose(images, seconds, rates)
     rates = _rates(data + _small_text(rough, images))  # rates depend on the networks
@@ -282,16 +345,17 @@ def _small_text(recipe: Recipe, images: Images) -> str:
     return text + GPU if has_gpu() else text
 
 
-def _large(data: str, images: Images, seconds: float | None) -> tuple[str, Rates]:
+def _large(data: str, images: Images, seconds: float | None, encoder: str) -> tuple[str, Rates]:
     """Return the other sections for larger images, and this machine's rates with their networks."""
-    rates = _rates(data + _large_text(latent_recipe(images, None, AVERAGE), images))
-    return _large_text(latent_recipe(images, seconds, rates), images), rates
+    rates = _rates(data + _large_text(latent_recipe(images, None, AVERAGE), images, encoder))
+    return _large_text(latent_recipe(images, seconds, rates), images, encoder), rates
 
 
-def _large_text(recipe: LatentRecipe, images: Images) -> str:
+def _large_text(recipe: LatentRecipe, images: Images, encoder: str) -> str:
     training = recipe.denoising
     epochs = training.steps * training.batch_size / images.train
-    return LARGE.format(model=_shape(recipe.denoiser), denoising=training, epochs=epochs) + GPU
+    shape = _shape(recipe.denoiser)
+    return LARGE.format(encoder=encoder, model=shape, denoising=training, epochs=epochs) + GPU
 
 
 def _shape(model: Denoiser) -> str:

@@ -34,6 +34,9 @@ NFE = 25
 # A two-core processor; its networks are the ones with which any machine is measured first.
 AVERAGE = Rates(conv=80e9, transformer=120e9, device="cpu")
 
+# Of a learner that trains the encoder: unlabelled images for each labelled one, and passes over all of them.
+LEARNER_RATIO, LEARNER_EPOCHS = 5, 100
+
 # dim, depth, heads of the denoiser on latents, for fewer than MANY_IMAGES images and for more.
 LATENT_SHAPES, MANY_IMAGES = ((384, 10, 6), (512, 12, 8)), 20_000
 LATENT_EPOCHS, LEAST_LATENTS, MOST_LATENTS = 200, 2_560_000, 25_600_000
@@ -135,6 +138,21 @@ def latent_recipe(images: Images, seconds: float | None, rates: Rates) -> Latent
     if seconds is not None:
         seen = min(seen, _denoised(latents, denoiser, seconds, rates))
     return LatentRecipe(denoiser, _training(seen, images.train, 2e-4))
+
+
+def learner_training(images: Images, seconds: float | None, each: float) -> Training:
+    """Return the training of a learner whose steps take `each` seconds, `seconds` in all, if given.
+
+    Its learning rate is proportional to the batch, 1e-3 at 256 labelled images for a vision transformer
+    (Semi-ViT's) and four times that for a small convolutional network.
+    """
+    batch = 32 if images.train >= 32 else 8
+    steps = max(FEWEST_STEPS, LEARNER_EPOCHS * images.train // (batch * LEARNER_RATIO))
+    if seconds is not None:
+        steps = max(FEWEST_STEPS, min(steps, int(seconds / max(each, 1e-9))))
+    tens = 10 ** (len(str(steps)) - 2)  # round to two digits
+    base = 1e-3 if images.side > LARGEST_IN_PIXELS else 4e-3
+    return Training(steps // tens * tens, batch, base * batch / 256)
 
 
 def _training(seen: float, train: int, learning_rate: float) -> Training:

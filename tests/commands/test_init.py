@@ -8,7 +8,7 @@ from PIL import Image
 from dpt_ray.cluster.session import unused_gpus
 from dpt_ray.commands import init as start
 from dpt_ray.commands.init import write_config
-from dpt_ray.commands.recipe import START
+from dpt_ray.commands.recipe import START, Images, learner_training
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.config.sections import Compute
 from dpt_ray.data.units import read_index
@@ -227,3 +227,30 @@ def test_a_run_tells_of_gpus_that_it_leaves_idle():
     assert unused_gpus(Compute(train_gpus=True), 2) == f"{idle}compute.actor_gpus=1"
     assert unused_gpus(Compute(actor_gpus=0.5, train_workers=0), 2) == ""
     assert unused_gpus(Compute(train_gpus=True, actor_gpus=1), 2) == ""
+
+
+@pytest.mark.parametrize("side", [32, 300])
+def test_a_learner_has_half_of_the_time(tmp_path, rates, side):
+    for number in range(40):
+        draw(tmp_path / "images" / f"{number}.png", side)
+    (tmp_path / "labels.csv").write_text("id,label\n0,tulip\n3,rose\n")
+    given = str(tmp_path / "images"), str(tmp_path / "labels.csv")
+    path, *_ = write_config(*given, tmp_path / "c.yaml", 30, "freematch")
+    config = load_config(path)
+    assert (config.classifier.learner, config.labels_from) == ("freematch", "learner")
+    section = config.semi_supervised
+    assert section.views == ("small_images" if side == 32 else "photographs")
+    assert section.learning_rate == pytest.approx((4e-3 if side == 32 else 1e-3) * 32 / 256)
+    assert 40 * 100 // (32 * 5) <= section.steps <= 100  # 100 passes over the images, and at least 100 steps
+    if side > 32:
+        assert config.encoder.name == "vit_base_patch16_224.mae"
+    assert {"learner", "learner_labels"} <= flow(config).keys()
+    rest = load_config(write_config(*given, tmp_path / "d.yaml", 15)[0])
+    assert config.diffusion.steps == rest.diffusion.steps
+
+
+def test_a_learners_steps_fit_the_time(rates):
+    images = Images(train=50_000, all=50_000, side=32, channels=3, classes=10)
+    assert learner_training(images, 900.0, 0.5).steps == 1800
+    whole = learner_training(images, None, 0.5)
+    assert whole.steps == 31_000  # 100 x 50,000 / (32 x 5), in two digits
