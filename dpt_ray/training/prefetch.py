@@ -20,8 +20,9 @@ def prefetch(
 ) -> Generator[tuple[Batch, float], None, None]:
     """Yield `load(step)` for each step in order, and the seconds spent waiting for it.
 
-    A thread loads one step ahead; else each process loads whole batches, the next two that are its turn.
-    Batches of processes come through shared memory (/dev/shm). With `pin` they are in pinned memory.
+    A thread loads one step ahead; else so many processes load a batch each, as many steps ahead. Their
+    batches come through shared memory: /dev/shm must have room for all of them. With `pin` batches are in
+    pinned memory.
     """
     batches = _by_processes(load, steps, processes, pin) if processes else _by_thread(load, steps, pin)
     for _ in steps:
@@ -49,6 +50,7 @@ def _by_processes(load: Load, steps: range, processes: int, pin: bool) -> Iterat
         batch_size=None,
         sampler=steps,
         num_workers=processes,
+        prefetch_factor=1,
         pin_memory=pin,
         multiprocessing_context="fork",  # the data of `load` are shared, and need not be pickled
         generator=torch.Generator(),  # leave the global one, from which a model may draw, as it is
