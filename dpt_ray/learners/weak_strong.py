@@ -85,7 +85,8 @@ def batch_views(views: Views, labelled: nn.Module) -> Draw:
 
 def view_keys(random: StepRandom, name: str, per_position: int = 1) -> list[int]:
     """Return a key for each of `per_position` images at each position of the batch, in order."""
-    return random.integers(name, KEYS, (per_position,)).flatten().tolist()
+    on_cpu = StepRandom(random.seed, random.step, random.lo, random.hi)  # from a GPU they would be waited for
+    return on_cpu.integers(name, KEYS, (per_position,)).flatten().tolist()
 
 
 def draw_views(images: Tensor, transform: nn.Module, keys: Sequence[int]) -> Tensor:

@@ -41,7 +41,7 @@ def gate(folder):
     return Path(folder, "gate")
 
 
-def function(folder):
+def function(folder, **more):
     """The training function, whose batches wait for the gate."""
 
     def train(task, worker):
@@ -63,7 +63,7 @@ def function(folder):
             return {"x": data[rows]}
 
         parts = task.compute.gradient_accumulation
-        workload = Workload(model, denoise, load_batch, ROWS, gradient_accumulation=parts)
+        workload = Workload(model, denoise, load_batch, ROWS, gradient_accumulation=parts, **more)
         training.fit(task, worker, workload)
 
     return train
