@@ -5,6 +5,7 @@ In stage 3 the generated images join the labelled ones; the unlabelled images ar
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -24,8 +25,10 @@ from dpt_ray.data.raw_images import RawImages
 from dpt_ray.data.rows import LABELS_FILE, RealRows, readable_labels
 from dpt_ray.data.units import decode_rows, find_rows, read_index
 from dpt_ray.engine.node import NoSettings, RunsOn, Stage, Task, one_of, reads
+from dpt_ray.learners.collapse import collapse
 from dpt_ray.learners.linear_classifier import accuracy, load_classifier, save_classifier
 from dpt_ray.store.records import Facts
+from dpt_ray.training.log import read_log
 
 if TYPE_CHECKING:
     from dpt_ray.learners.fine_tuned import FineTuned
@@ -68,6 +71,8 @@ class Learner(Stage[LearnerSettings]):
             "take fewer, or smaller images",
         )
         rows, facts = count_rows(index), training.run(task, train)
+        if said := collapse(read_log(task.out)):
+            logging.getLogger("dpt_ray").warning("%s: %s", task.name, said)
         crop_fields = task.inputs["encoder"].manifest["crop"]
         return {**facts, "rows": rows, "labelled": labels.manifest["rows"], "crop": crop_fields}
 

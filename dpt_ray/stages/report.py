@@ -24,6 +24,7 @@ from dpt_ray.evaluation.records import (
     gain_over,
     read_evaluation,
 )
+from dpt_ray.learners.collapse import collapse
 from dpt_ray.report import page
 from dpt_ray.report.picture_rows import picture_rows
 from dpt_ray.store.artifact import Artifact
@@ -40,6 +41,8 @@ LOSSES = {
     "feature_denoiser": "Feature denoiser loss",
     "denoiser": "Denoiser loss",
 }
+# Columns of a learner's log that show a collapse.
+GUARDS = {"above_threshold": "share above threshold", "class_entropy": "class entropy"}
 
 
 class ReportSettings(Settings):
@@ -131,7 +134,7 @@ def _gather(task: Task[ReportSettings]) -> page.ReportData:
         curves=_curves(inputs),
         curve_note=_curve_note(inputs["denoiser"]) if "denoiser" in inputs else "",
         quarantined=inputs["features"].manifest["quarantined"],
-        warnings=_warnings(inputs["classifier"]),
+        warnings=[*_warnings(inputs["classifier"]), *_collapsed(inputs)],
     )
 
 
@@ -225,6 +228,11 @@ def _curves(inputs: Mapping[str, Artifact]) -> dict[str, list[tuple[int, float]]
     for key, records in logs.items():
         if records:
             curves[LOSSES[key]] = [(int(record["step"]), record["loss"]) for record in records]
+    for key in LEARNERS:
+        for column, shown in GUARDS.items():
+            points = [(int(r["step"]), r[column]) for r in logs.get(key, ()) if column in r]
+            if points:
+                curves[f"{LOSSES[key].replace('loss', shown)}"] = points
     if records := [record for record in logs.get("denoiser", ()) if "frechet" in record]:
         guidance = records[-1]["frechet_guidance"]
         name = f"Frechet distance at guidance {guidance:g}"
@@ -238,6 +246,12 @@ def _warnings(stage1: Artifact) -> list[str]:
         return []
     drawn = classifier["labelled"] + lost
     return [f"{lost} of the {drawn} labelled images cannot be read; nothing was fitted on them."]
+
+
+def _collapsed(inputs: Mapping[str, Artifact]) -> list[str]:
+    """Return a warning for each learner whose teacher seems to have collapsed."""
+    found = {key: collapse(read_log(inputs[key])) for key in LEARNERS if key in inputs}
+    return [f"{key.replace('_', ' ').capitalize()}: {said}." for key, said in found.items() if said]
 
 
 def _curve_note(denoiser: Artifact) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -104,7 +105,9 @@ def test_results_have_the_learner_beside_the_others(run):
     pairs = {(gain["improved"], gain["baseline"]) for gain in result["gains"]}
     assert ("semi_supervised", "probe") in pairs and ("dpt", "semi_supervised") in pairs
     text = (found.output / "runs" / "digits" / "report.html").read_text()
-    assert "Learner loss" in text and "freematch, 6 steps" in text
+    assert "freematch, 6 steps" in text
+    for curve in ("Learner loss", "Learner class entropy", "Learner share above threshold"):
+        assert curve in text
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -128,6 +131,20 @@ def test_a_killed_training_continues_to_the_same_weights(run, tmp_path, method, 
     make(cut.config, "learner")
     one, other = (run.payloads("learner")["model.safetensors"] for run in (undisturbed, cut))
     assert one == other
+
+
+@pytest.mark.cluster
+def test_two_workers_train_the_weights_of_one_up_to_rounding(run, tmp_path):
+    found, _ = run
+    weights = []
+    for workers in (0, 2):
+        changed = found.copy_to(
+            tmp_path / f"{workers}", "semi_supervised.seed=3", f"compute.train_workers={workers}"
+        )
+        make(changed.config, "learner")
+        weights.append(load_file(changed.artifact("learner").local_file("model.safetensors")))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_images_that_do_not_fit_are_read_from_their_files(run, tmp_path, monkeypatch):
