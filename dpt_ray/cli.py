@@ -251,7 +251,10 @@ def export_model(
     config: ConfigPath,
     format: Annotated[
         str,
-        typer.Argument(help="nnet_ema (the published U-ViT's) or safetensors of the denoiser; classifier."),
+        typer.Argument(
+            help="nnet_ema (the published U-ViT's) or safetensors of the denoiser; classifier, or onnx "
+            "with its encoder."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     overrides: Annotated[

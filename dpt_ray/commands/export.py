@@ -7,6 +7,8 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -25,7 +27,8 @@ from dpt_ray.pipeline.output import find_store
 from dpt_ray.pipeline.run_folder import sets_made
 
 FORMATS = ("webdataset", "imagefolder", "npz")
-MODEL_FORMATS = ("nnet_ema", "safetensors", "classifier")
+MODEL_FORMATS = ("nnet_ema", "safetensors", "classifier", "onnx")
+ONNX_FILE = "classifier.onnx"
 
 
 def export_samples(config: Config, format: str, out: Path) -> int:
@@ -75,8 +78,9 @@ def export_model(config: Config, format: str, out: Path) -> int:
     `nnet_ema` is the published U-ViT's file, for `diffusion.weights` and the method's public code.
     `safetensors` is `model.safetensors` and `config.json`, for `diffusion.init_from` and any reader.
     `classifier` is the one that `dpt predict` uses, in the same form, with its method and its temperature in
-    `config.json`. Raises ConfigError where it is not trained yet, `out` exists or cannot be written, or the
-    format is unknown or cannot represent the network (modulation in nnet_ema).
+    `config.json`. `onnx` is that classifier with its encoder as one network for onnxruntime, in float32, with
+    its crop and its classes in `config.json`. Raises ConfigError where it is not trained yet, `out` exists or
+    cannot be written, or the format is unknown or cannot represent the network (modulation in nnet_ema).
     """
     from dpt_ray.models.denoiser import load_denoiser
     from dpt_ray.models.published import export_published_uvit
@@ -86,6 +90,8 @@ def export_model(config: Config, format: str, out: Path) -> int:
         raise ConfigError(f"format: {format!r} is unknown; use one of {', '.join(MODEL_FORMATS)}")
     if format == "classifier":
         return _export_classifier(config, out)
+    if format == "onnx":
+        return _export_onnx(config, out)
     denoiser = next((made["denoiser"] for made in sets_made(config) if "denoiser" in made), None)
     if not denoiser:
         raise ConfigError(
@@ -127,6 +133,33 @@ def _export_classifier(config: Config, out: Path) -> int:
             for name in (WEIGHTS, CONFIG):
                 shutil.copyfile(made[best.encoder].local_file(name), part / "encoder" / name)
     return int(load_classifier(best.artifact, best.prefix).size)
+
+
+def _export_onnx(config: Config, out: Path) -> int:
+    """Write encoder and classifier as an ONNX file, and what its input is; return their parameters."""
+    from dpt_ray.learners.linear_classifier import CONFIG, load_classifier
+    from dpt_ray.models.encoder import load_encoder
+    from dpt_ray.models.served import INPUT, OUTPUT, Served, write_onnx
+
+    if not find_spec("onnxscript"):
+        raise ConfigError("format: onnx needs the package onnxscript: pip install 'dpt_ray[onnx]'")
+    made, best = best_classifier(config)
+    encoder, W = load_encoder(made[best.encoder].uri), load_classifier(best.artifact, best.prefix)
+    crop = asdict(encoder.crop)
+    facts = {
+        "input": f"{INPUT}: uint8 (batch, {crop['size']}, {crop['size']}, {len(encoder.spec.mean)}), cropped",
+        "output": f"{OUTPUT}: float32 (batch, {len(W)})",
+        "crop": crop,
+        "mode": config.data.mode,
+        "classes": best.artifact.read_json(best.prefix + CONFIG)["classes"],
+        "method": best.method,
+        "temperature": best.temperature,
+    }
+    with _publishing(out) as part:
+        part.mkdir()
+        write_onnx(Served(encoder, W, best.temperature), part / ONNX_FILE)
+        (part / CONFIG).write_text(json.dumps(facts, indent=1) + "\n")
+    return int(W.size) + sum(parameter.numel() for parameter in encoder.parameters())
 
 
 @contextmanager

@@ -82,8 +82,8 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match=r"has no modulation; use safetensors, or train with .*=false$"):
         export_model(config, "nnet_ema", out)
-    with pytest.raises(ConfigError, match="'onnx' is unknown; use one of nnet_ema, safetensors"):
-        export_model(config, "onnx", out)
+    with pytest.raises(ConfigError, match="'torchscript' is unknown; use one of nnet_ema, safetensors"):
+        export_model(config, "torchscript", out)
     untrained = load_config(DIGITS, [f"output={tmp_path}/output", "diffusion.seed=7"])
     with pytest.raises(ConfigError, match="run `dpt train-diffusion CONFIG` first"):
         export_model(untrained, "safetensors", out)
