@@ -51,6 +51,7 @@ VARIANTS = {
     "best_of_the_ladder": ("ladder={rungs: [self_training], prior: none}", "labels_from=best"),
     "features": ("generate_in=features", "ladder={}", "labels_from=best"),
     "features_first": ("generate_in=both",),
+    "given_labels": ("labels_from=file", "pseudo_labels_file=zero_shot.csv"),
     "unconditional": ("diffusion.condition=none", "evaluate.controls=false", "sweep=null"),
 }
 

@@ -14,7 +14,7 @@ RungName = Literal["tuned_probe", "self_training", "balanced_self_training", "ba
 RUNGS: tuple[RungName, ...] = get_args(RungName)
 # What settings and the best rung are chosen on: validation images where there are any, or the few labels.
 ChooseOn = Literal["validation", "labels"]
-LabelsFrom = Literal["probe", RungName, "learner", "best"]
+LabelsFrom = Literal["probe", RungName, "learner", "file", "best"]
 Prior = (
     Literal["uniform", "estimated", "none"]
     | Annotated[tuple[Positive, ...], Field(strict=False, min_length=2)]

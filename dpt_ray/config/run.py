@@ -38,6 +38,8 @@ class Config(Section):
     `labels_from` is the rung of the ladder whose pseudo-labels stage 2 trains on, and the control of stage
     3 that trains on them as they are: the paper's `probe`, a rung's name, or `best` (on validation). A
     `classifier.learner` other than linear is a rung too, `learner`, and the default where it is configured.
+    With `file` they are the user's: `pseudo_labels_file` is a table of id, label, confidence (CSV or Parquet)
+    with a row for every training image, for example of a zero-shot classifier.
 
     `generate_in` is what stage 2 generates: images, as the paper; the encoder's features, in minutes; or
     both, the features first (docs/ladder.md).
@@ -54,6 +56,7 @@ class Config(Section):
     semi_supervised: SemiSupervised | None = None
     ladder: Ladder | None = None
     labels_from: LabelsFrom = "probe"
+    pseudo_labels_file: str | None = None
     generate_in: GenerateIn = "images"
     feature_diffusion: FeatureDiffusion = FeatureDiffusion()
     diffusion: Diffusion
@@ -104,10 +107,16 @@ class Config(Section):
             raise ValueError(
                 f"data.mode L does not fit {published[0]}, which takes colour: set data.mode RGB"
             )
-        if self.labels_from not in ("probe", "learner") and self.ladder is None:
+        if (self.labels_from == "file") != (self.pseudo_labels_file is not None):
+            raise ValueError(
+                f"labels_from {self.labels_from} and pseudo_labels_file {self.pseudo_labels_file}: set both "
+                "labels_from=file and the table, or neither"
+            )
+        without_ladder = ("probe", "learner", "file")
+        if self.labels_from not in without_ladder and self.ladder is None:
             raise ValueError(f"labels_from {self.labels_from} needs a ladder section: add `ladder: {{}}`")
         rungs = self.ladder.rungs if self.ladder else ()
-        if self.labels_from not in ("probe", "learner", "best", *rungs):
+        if self.labels_from not in (*without_ladder, "best", *rungs):
             raise ValueError(
                 f"labels_from {self.labels_from} is not among ladder.rungs ({', '.join(rungs)}): add it there"
             )

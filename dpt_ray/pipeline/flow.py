@@ -27,6 +27,7 @@ from dpt_ray.stages.extract import Features, FeatureSettings, Moments, MomentSet
 from dpt_ray.stages.feature_denoiser import FeatureDenoiser
 from dpt_ray.stages.feature_samples import FeatureSamples
 from dpt_ray.stages.generated_features import FeatureRetrainSettings, GeneratedFeatures
+from dpt_ray.stages.given_pseudo_labels import GivenPseudoLabels, GivenPseudoLabelsSettings
 from dpt_ray.stages.graph import Graph, GraphSettings
 from dpt_ray.stages.image_metrics import ImageMetrics, MetricSettings
 from dpt_ray.stages.imported_denoiser import ImportedDenoiser, ImportedDenoiserSettings
@@ -98,6 +99,9 @@ class _Run:
         config, data = self.config, self.config.data
         index = self.add("index", Index, {}, _index_settings(config))
         self.add("labels", Labels, {"index": index}, config.labels)
+        if file := config.pseudo_labels_file:
+            given = GivenPseudoLabelsSettings(file=file)
+            self.add("given_labels", GivenPseudoLabels, {"index": index}, given)
         # What is read from files comes before any training: a file that cannot serve is told first.
         if config.generates_images:
             settings = AutoencoderSettings(
@@ -190,7 +194,8 @@ class _Run:
     def pseudo_labels(self) -> Node:
         """The node of the pseudo-labels that stage 2 trains on."""
         name = self.config.labels_from
-        return self.nodes[{"probe": "pseudo_labels", "learner": "learner_labels"}.get(name, name)]
+        own = {"probe": "pseudo_labels", "learner": "learner_labels", "file": "given_labels"}
+        return self.nodes[own.get(name, name)]
 
     def pilot(self) -> None:
         """Add stages 2 and 3 on features, and what they bring beside stage 1."""

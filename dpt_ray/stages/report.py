@@ -193,6 +193,8 @@ def _labels_from(task: Task[ReportSettings]) -> str:
     """Return the name of the rung that stage 2 has its labels from, "" where there is only the probe."""
     if task.settings.labels_from == "learner":
         return METHODS["semi_supervised"].name
+    if task.settings.labels_from == "file":
+        return "a table of the user's"
     if "ladder" not in task.inputs:
         return ""
     if "best" not in task.inputs:

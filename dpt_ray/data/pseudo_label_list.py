@@ -1,0 +1,103 @@
+"""Pseudo-labels from elsewhere, for example of a zero-shot classifier: a table of id, label, confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+
+from dpt_ray.data.index import class_id
+from dpt_ray.data.lookup import nearest_id
+
+COLUMNS = ("id", "label", "confidence")
+
+
+def read_pseudo_label_list(uri: str, index: pa.Table, classes: Sequence[str]) -> pa.Table:
+    """Return id, split, label (int32), class_name and confidence (float32) of a CSV or Parquet table.
+
+    An id is the index's, a label a class name or a class id, a confidence lies in [0, 1]. Every training
+    image needs a row; others may have one. Raises ValueError naming the first wrong row and the remedy.
+    """
+    table = _read(uri)
+    where = pc.index_in(table["id"], index["id"].combine_chunks())
+    if where.null_count:
+        lost = table["id"].filter(pc.is_null(where))[0].as_py()
+        nearest = nearest_id(lost, index["id"])
+        hint = f" (did you mean {nearest!r}?)" if nearest else ""
+        raise ValueError(
+            f"{uri}: no image {lost!r}{hint}, {where.null_count} such rows; correct or remove them"
+        )
+    _refuse_repeats(uri, table["id"])
+    train = index.filter(pc.equal(index["split"], "train"))["id"]
+    missing = train.filter(pc.invert(pc.is_in(train, value_set=table["id"])))
+    if len(missing):
+        raise ValueError(
+            f"{uri}: {len(missing)} of {len(train)} training images have no row, the first is "
+            f"{missing[0].as_py()!r}; give every training image a label"
+        )
+    low, high = pc.less(table["confidence"], 0.0), pc.greater(table["confidence"], 1.0)
+    wrong = pc.fill_null(pc.or_(low, high), True)
+    if pc.any(wrong).as_py():
+        first = table.filter(wrong).slice(0, 1).to_pylist()[0]
+        raise ValueError(
+            f"{uri}: confidence {first['confidence']} of {first['id']!r}; it must lie between 0 and 1"
+        )
+    labels = _class_ids(uri, table, classes)
+    return pa.table(
+        {
+            "id": table["id"],
+            "split": index["split"].take(where),
+            "label": labels,
+            "class_name": pa.array(classes, pa.string()).take(labels),
+            "confidence": table["confidence"].cast(pa.float32()),
+        }
+    )
+
+
+def _read(uri: str) -> pa.Table:
+    fs, path = url_to_fs(uri)
+    text = {"id": pa.string(), "label": pa.string(), "confidence": pa.float64()}
+    with fs.open(path, "rb") as file:
+        if PurePosixPath(path).suffix.lower() == ".parquet":
+            table = pq.read_table(file)
+        else:
+            options = pyarrow.csv.ConvertOptions(column_types=text)
+            table = pyarrow.csv.read_csv(file, convert_options=options)
+    if lost := [name for name in COLUMNS if name not in table.column_names]:
+        raise ValueError(f"{uri}: lacks the column {', '.join(lost)}; it needs {', '.join(COLUMNS)}")
+    table = table.select(list(COLUMNS)).cast(pa.schema(text)).combine_chunks()
+    if not len(table):
+        raise ValueError(f"{uri}: has no rows")
+    return table
+
+
+def _refuse_repeats(uri: str, ids: pa.ChunkedArray) -> None:
+    counts = pc.value_counts(ids.combine_chunks())
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        raise ValueError(
+            f"{uri}: {repeated[0].as_py()['values']!r} has {repeated[0].as_py()['counts']} rows "
+            f"({len(repeated)} such images); keep one of each"
+        )
+
+
+def _class_ids(uri: str, table: pa.Table, classes: Sequence[str]) -> pa.Array:
+    """Return the class ids (int32). Raises ValueError naming the first image of an unknown class."""
+    by_name = {name: number for number, name in enumerate(classes)}
+    coded = table["label"].combine_chunks().dictionary_encode()
+    found = []
+    for label in coded.dictionary.to_pylist():
+        try:
+            number = class_id(label, by_name)
+            if number is None:
+                raise ValueError(f"class {label} stands for an unknown one; name a class")
+        except ValueError as error:
+            first = table["id"].filter(pc.equal(table["label"], label))[0].as_py()
+            raise ValueError(f"{uri}: {first!r}: {error}") from None
+        found.append(number)
+    return pa.array(found, pa.int32()).take(coded.indices)
