@@ -15,6 +15,7 @@ from dpt_ray.data.index import Row, build_index
 from dpt_ray.data.listing import IMAGE_SUFFIXES, SPLIT_NAMES, list_shards, split_of_shard
 
 LABEL_KINDS = ("cls", "json")
+LABEL_BYTES = 1 << 20  # of a label file, which is read as a whole
 
 
 def index_tar(
@@ -27,7 +28,8 @@ def index_tar(
     The id is the key, the member's name up to the first dot of its last part. Only headers and label
     files are read: a .cls has a class name or number, a .json an object with it under "label" or "cls".
     The split is the first part of the shard's name in `split_names`. Raises ValueError for a compressed,
-    damaged or truncated tar, and where dots in a name hide an image.
+    damaged or truncated tar, where dots in a name hide an image, and for a member that is a link, is
+    sparse, has a name that leads out of the tar, or is a label of more than a MiB.
     """
     return build_index(_rows(uri, split_names), classes)
 
@@ -76,6 +78,8 @@ def _members(shard: str) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
     try:
         with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while member := tar.next():
+                if reason := _refused(member):
+                    raise ValueError(f"{shard}: {member.name} {reason}")
                 if member.isreg() and not member.name.rpartition("/")[2].startswith("."):
                     is_label = member.name.lower().endswith(LABEL_KINDS)
                     content = tar.extractfile(member) if is_label else None
@@ -86,6 +90,24 @@ def _members(shard: str) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
         raise ValueError(
             f"{shard} is not a complete uncompressed tar ({error}); write it again, without gzip"
         ) from error
+
+
+def _refused(member: tarfile.TarInfo) -> str | None:
+    """Return why a member is not accepted, and the remedy.
+
+    A tar is never unpacked, but names become ids, from which somebody may make paths. The bytes of a link
+    are elsewhere, and a few bytes of a sparse member stand for any number.
+    """
+    name = member.name.lower()
+    if name.startswith("/") or ".." in name.split("/"):
+        return "leads out of the tar; write it again with names below its folder"
+    if (member.issym() or member.islnk()) and name.endswith((*IMAGE_SUFFIXES, *LABEL_KINDS)):
+        return "is a link; write the tar again with --dereference --hard-dereference"
+    if member.issparse():
+        return "is sparse; write the tar again without --sparse"
+    if member.isreg() and name.endswith(LABEL_KINDS) and member.size > LABEL_BYTES:
+        return f"is a label of {member.size} bytes, and {LABEL_BYTES} are allowed; give labels.file instead"
+    return None
 
 
 def _check_end(file: IO[bytes], offset: int) -> None:

@@ -89,6 +89,8 @@ def _load_pickle(file: Path, source: str | Path) -> object:
     # Only the zip format (torch >= 1.6) can be memory-mapped; unused parts, such as an optimizer's
     # state, then stay on disk.
     mapped = zipfile.is_zipfile(file)
+    if mapped:
+        _check_stored(file, source)
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -100,6 +102,20 @@ def _load_pickle(file: Path, source: str | Path) -> object:
         ) from error
     except (RuntimeError, EOFError, OSError, LookupError, ValueError, struct.error) as error:
         raise ValueError(_unreadable(source, error)) from error
+
+
+def _check_stored(file: Path, source: str | Path) -> None:
+    """Raise ValueError for a compressed part: torch writes none, and a few bytes may stand for any number."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            parts = [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(_unreadable(source, error)) from error
+    if parts:
+        raise ValueError(
+            f"{source}: refused, since {parts[0]} in it is compressed, which torch never does; if you trust "
+            "the file, convert it to .safetensors first"
+        )
 
 
 def _state_dict(content: object, section: str | None, source: str | Path) -> dict[str, Tensor]:

@@ -92,3 +92,44 @@ def test_a_broken_tar_is_refused(tmp_path, data, message) -> None:
     write(f"{tmp_path}/shard.tar", data)
     with pytest.raises(ValueError, match=message):
         index_tar(str(tmp_path))
+
+
+def member(name, payload=b"", type=tarfile.REGTYPE, link="", **pax):
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname, info.pax_headers = len(payload), type, link, pax
+    return info, payload
+
+
+SPARSE = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(10**13)}
+
+
+@pytest.mark.parametrize(
+    ("hostile", "message"),
+    [
+        (member("../../home/a.png", b"1"), "leads out of the tar"),
+        (member("/etc/a.png", b"1"), "leads out of the tar"),
+        (member("a.png", type=tarfile.SYMTYPE, link="/etc/passwd"), "is a link; .* --dereference"),
+        (member("a.cls", type=tarfile.LNKTYPE, link="../b.cls"), "is a link"),
+        (member("a.cls", b"1\n0\n1\n".ljust(512, b"\0") + b"7", **SPARSE), "is sparse"),
+        (member("a.cls", bytes((1 << 20) + 1)), "a label of 1048577 bytes, and 1048576 are allowed"),
+    ],
+)
+def test_a_tar_that_leads_elsewhere_or_swells_is_refused(tmp_path, hostile, message) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for info, payload in (member("good.png", b"1"), hostile):
+            tar.addfile(info, io.BytesIO(payload))
+    with pytest.raises(ValueError, match=rf"s\.tar: .*{message}"):
+        index_tar(f"{tmp_path}/s.tar")
+
+
+def test_a_link_that_is_no_image_and_a_label_of_a_mebibyte_are_no_reason_to_refuse(tmp_path) -> None:
+    passed = [
+        member("README", type=tarfile.SYMTYPE, link="good.png"),
+        member("good.png", b"1"),
+        member("good.cls", b"oak".ljust(1 << 20)),
+    ]
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for info, payload in passed:
+            tar.addfile(info, io.BytesIO(payload))
+    table, classes = index_tar(f"{tmp_path}/s.tar")
+    assert (table["id"].to_pylist(), classes) == (["good"], ["oak"])

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -47,6 +48,18 @@ def test_torch_files_old_and_new_load(tmp_path, suffix, zipped):
     file = tmp_path / f"w{suffix}"
     torch.save(TENSORS, file, _use_new_zipfile_serialization=zipped)
     assert_same(load_weights(file), TENSORS)
+
+
+def test_a_checkpoint_that_would_swell_is_refused_unread(tmp_path, monkeypatch):
+    """A pickle of a gigabyte of zeros takes a megabyte, compressed."""
+    torch.save(TENSORS, tmp_path / "w.pth")
+    with zipfile.ZipFile(tmp_path / "w.pth") as honest, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
+        for part in honest.infolist():
+            kind = zipfile.ZIP_DEFLATED if part.filename.endswith("data.pkl") else zipfile.ZIP_STORED
+            bomb.writestr(part.filename, honest.read(part), kind)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(ValueError, match=r"bomb\.pth: refused, since .*/data\.pkl in it is compressed"):
+        load_weights(tmp_path / "bomb.pth")
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
