@@ -99,11 +99,11 @@ class StudentTeacher(nn.Module):
         return {"above_threshold": above[0] / rows[0], "class_entropy": entropy}
 
 
-def supervised_step(views: Views, mix: LabelledMix | None = None) -> StepFn:
+def supervised_step(views: Views, mix: LabelledMix | None = None, smoothing: float = 0.1) -> StepFn:
     """Return the step function of cross-entropy on strong views of the labelled images alone.
 
     With a `StudentTeacher` the teacher follows as in the semi-supervised steps. A batch needs no
-    "unlabelled".
+    "unlabelled". Labels are smoothed, by `mix` where there is one.
     """
 
     draw = batch_views(views, views.strong)
@@ -111,7 +111,7 @@ def supervised_step(views: Views, mix: LabelledMix | None = None) -> StepFn:
     def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
         batch = _drawn({name: batch[name] for name in batch if name != "unlabelled"}, draw, random)
         labelled, targets = _labelled(batch, random, mix)
-        return F.cross_entropy(model(labelled).float(), targets)
+        return _cross_entropy(model(labelled).float(), targets, smoothing)
 
     return step
 
@@ -143,6 +143,7 @@ def semi_vit_step(
     Unlabelled images are mixed within `group` consecutive positions of the global batch (in the published
     code, within a GPU's batch; see `partners_within`), the labelled ones by `mix`. `threshold` None takes
     FreeMatch's adaptive thresholds; `cutmix` is the probability of CutMix for each unlabelled image.
+    Labels and pseudo-labels are smoothed, the former by `mix` where there is one.
     """
 
     draw = batch_views(views, views.strong)
@@ -166,7 +167,7 @@ def semi_vit_step(
         mixed = pseudo_mixup(strong, labels, confidence, partners, num_classes, smoothing, boxes)
 
         of_labelled, of_mixed = _split(model(torch.cat([labelled, mixed.images])), len(labelled))
-        supervised = F.cross_entropy(of_labelled, targets)
+        supervised = _cross_entropy(of_labelled, targets, smoothing)
         unsupervised = pseudo_loss(of_mixed, mixed.targets, torch.maximum(sure, sure[partners]), least)
         return supervised + unlabelled_weight * unsupervised
 
@@ -226,6 +227,11 @@ def _labelled(batch: Batch, random: StepRandom, mix: LabelledMix | None = None) 
     """Return views of the labelled images in network pixels, mixed if asked, and their (soft) labels."""
     images = network_pixels(batch["labelled"])
     return mix(images, batch["label"], random) if mix else (images, batch["label"])
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Return the cross-entropy with labels (B,), which are smoothed, or with soft targets (B, C)."""
+    return F.cross_entropy(logits, targets, label_smoothing=0.0 if targets.ndim == 2 else smoothing)
 
 
 def _core(model: nn.Module) -> StudentTeacher:

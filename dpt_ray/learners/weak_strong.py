@@ -1,4 +1,4 @@
-"""The weak and strong views of consistency training, by torchvision's transforms on uint8 images.
+"""The weak and strong views of consistency training, by torchvision's and timm's transforms of uint8 images.
 
 FixMatch (arXiv 2001.07685), FreeMatch (arXiv 2205.07246) and Semi-ViT (arXiv 2208.05688) take the
 pseudo-label of an image from its weak view and train on its strong view.
@@ -7,13 +7,17 @@ pseudo-label of an image from its weak view and train on its strong view.
 from __future__ import annotations
 
 import contextlib
+import random as python_random
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from dpt_ray.models.encoder import IMAGENET_MEAN
 from dpt_ray.training.random import StepRandom
 from dpt_ray.training.workload import Batch
 
@@ -51,8 +55,7 @@ def photograph_views(size: int) -> Views:
     """Return the views of Semi-ViT, `size` pixels wide and high.
 
     Weak: a random part of the image, mirrored with probability 1/2, colours jittered. Strong: RandAugment
-    instead of the jitter, and random erasing. RandAugment is torchvision's, whose magnitude is fixed; the
-    paper adds noise to it.
+    instead of the jitter, and random erasing (to grey, where the published code erases to noise).
     """
     crop = [
         v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
@@ -60,7 +63,45 @@ def photograph_views(size: int) -> Views:
     ]
     jitter = v2.ColorJitter(JITTER, JITTER, JITTER)
     erase = v2.RandomErasing(p=ERASED, value=127)
-    return Views(v2.Compose([*crop, jitter]), v2.Compose([*crop, v2.RandAugment(), erase]))
+    return Views(v2.Compose([*crop, jitter]), v2.Compose([*crop, RandAugment(size), erase]))
+
+
+class RandAugment(nn.Module):
+    """timm's RandAugment "rand-m9-mstd0.5-inc1" of a uint8 image (C, size, size), as Semi-ViT uses it.
+
+    Two operations are drawn, and each is done with probability 1/2 at a magnitude ~ N(9, 0.5) of 10.
+    """
+
+    def __init__(self, size: int) -> None:
+        from timm.data.auto_augment import rand_augment_transform  # slow to import
+
+        super().__init__()
+        options = {
+            "translate_const": int(0.45 * size),
+            "img_mean": tuple(round(255 * mean) for mean in IMAGENET_MEAN),
+            "interpolation": Image.Resampling.BICUBIC,
+            "magnitude_max": 9.99,  # at 10 an image would be posterized to 0 bits, which Pillow refuses
+        }
+        self.augment = rand_augment_transform("rand-m9-mstd0.5-inc1", options)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the augmented image; a grey one stays grey."""
+        with _seeded(int(torch.randint(1 << 32, ()))):
+            found = self.augment(Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy()))
+        return torch.from_numpy(np.array(found)).permute(2, 0, 1)[: len(image)]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed Python's and NumPy's global generators, from which timm draws; restore them afterwards."""
+    before, numpy_before = python_random.getstate(), np.random.get_state()
+    python_random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        python_random.setstate(before)
+        np.random.set_state(numpy_before)
 
 
 def batch_views(views: Views, labelled: nn.Module) -> Draw:
@@ -92,9 +133,8 @@ def view_keys(random: StepRandom, name: str, per_position: int = 1) -> list[int]
 def draw_views(images: Tensor, transform: nn.Module, keys: Sequence[int]) -> Tensor:
     """Return a random view of each image: equal images and keys give equal views.
 
-    images (B, C, H, W) and views are uint8, keys are B integers. torchvision draws from torch's generator
-    on the CPU, whose state is restored afterwards: call this in the thread that trains, where nothing else
-    draws from it at the same time.
+    images (B, C, H, W) and views are uint8, keys are B integers. The transforms draw from global generators,
+    whose states are restored afterwards: call this where no other thread draws from them at the same time.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images of dtype {images.dtype}: views are drawn of uint8 images")

@@ -83,8 +83,9 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return -(targets * np.log(softmax(logits))).sum(1)
 
 
-def supervised(of: StudentTeacher, given: dict[str, torch.Tensor]) -> float:
-    return cross_entropy(pixels(given["image"]) @ weights(of), np.eye(CLASSES)[given["label"]]).mean()
+def supervised(of: StudentTeacher, given: dict[str, torch.Tensor], smoothing: float = 0.1) -> float:
+    targets = np.eye(CLASSES)[given["label"]] * (1 - smoothing) + smoothing / CLASSES
+    return cross_entropy(pixels(given["image"]) @ weights(of), targets).mean()
 
 
 @pytest.mark.parametrize("threshold", [0.6, None])
@@ -129,7 +130,7 @@ def test_freematchs_loss_is_the_formula():
         found = np.divide(part[which].mean(0), counts, out=np.zeros(CLASSES), where=counts > 0)
         target = prediction / histogram / (prediction / histogram).sum()
         fair.append((target * np.log(found / found.sum() + 1e-12)).sum())
-    expected = supervised(of, given) + 2 * unlabelled + 0.5 * np.mean(fair)
+    expected = supervised(of, given, smoothing=0) + 2 * unlabelled + 0.5 * np.mean(fair)
     step = freematch_step(PLAIN, GROUP, unlabelled_weight=2, fairness_weight=0.5)
     assert step(of, given, StepRandom(0, 3, 0, 16)).item() == pytest.approx(expected, rel=1e-5)
     assert of.extra_log()["above_threshold"].item() == pytest.approx(sure.mean())

@@ -1,7 +1,13 @@
+import random
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
 
 from dpt_ray.learners.weak_strong import (
+    RandAugment,
     draw_views,
     network_pixels,
     photograph_views,
@@ -46,10 +52,11 @@ def test_views_keep_dtype_and_size_and_another_step_draws_others(views):
 
 
 @KINDS
-def test_drawing_leaves_the_global_generator_as_it_was(views):
-    before = torch.get_rng_state()
+def test_drawing_leaves_the_global_generators_as_they_were(views):
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     draw_views(images(), views.strong, range(16))
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
 
 
 def test_every_image_of_a_position_has_its_own_key():
@@ -74,3 +81,31 @@ def test_floats_are_refused_and_pixels_span_the_networks_range():
     with pytest.raises(ValueError, match="uint8"):
         draw_views(torch.zeros(1, 3, 16, 16), small_image_views(16).weak, [0])
     assert network_pixels(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
+
+
+def test_rand_augment_is_timms_with_its_own_draw():
+    published = {"translate_const": 7, "img_mean": (124, 116, 104), "interpolation": Image.Resampling.BICUBIC}
+    transform = rand_augment_transform("rand-m9-mstd0.5-inc1", published)
+    changed = 0
+    for key, image in enumerate(images(40)):
+        torch.manual_seed(key)
+        seed = int(torch.randint(1 << 32, ()))
+        random.seed(seed)
+        np.random.seed(seed)
+        expected = np.array(transform(Image.fromarray(image.permute(1, 2, 0).numpy())))
+        [found] = draw_views(image[None], RandAugment(16), [key])
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
+        changed += not torch.equal(found, image)
+    assert 20 <= changed < 40  # neither of two is done with probability 1/4
+
+
+def test_no_operation_fails_at_the_largest_magnitude():
+    augment = RandAugment(16)
+    [image] = images(1)
+    for operation in augment.augment.ops:
+        operation.magnitude, operation.prob, augment.augment.ops = 20, 1.0, [operation]
+        assert augment(image).shape == image.shape
+
+
+def test_a_grey_image_stays_grey():
+    assert draw_views(images()[:, :1], photograph_views(16).strong, range(16)).shape == (16, 1, 16, 16)
