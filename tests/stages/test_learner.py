@@ -11,9 +11,11 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from dpt_ray.cluster import training
+from dpt_ray.commands import best_classifier, predict
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.rows import RealRows, row_normalise
+from dpt_ray.data.units import iterate_pixels
 from dpt_ray.learners.fine_tuned import FineTuned
 from dpt_ray.learners.linear_classifier import load_classifier, logits
 from dpt_ray.models.encoder import Encoder, load_encoder
@@ -108,6 +110,23 @@ def test_results_have_the_learner_beside_the_others(run):
     assert "freematch, 6 steps" in text
     for curve in ("Learner loss", "Learner class entropy", "Learner share above threshold"):
         assert curve in text
+
+
+def test_predict_uses_the_learners_own_encoder_and_temperature(run, monkeypatch):
+    """Where the learner is the best classifier, its probabilities are those of its pseudo-labels."""
+    found, _ = run
+    made, _ = best_classifier.best_classifier(found.config)
+    choices = {choice.method: choice for choice in best_classifier._classifiers(made)}
+    assert {choices[name].encoder for name in ("probe", "dpt", "dpt_paper")} == {"encoder"}
+    assert choices["semi_supervised_dpt"].encoder == "retrained_learner"
+    best = choices["semi_supervised"]
+    monkeypatch.setattr(predict, "best_classifier", lambda config, *nodes: (made, best))
+    labeller = predict.load_labeller(found.config)
+    table = pq.read_table(found.artifact("learner_labels").local_file("pseudo_labels.parquet"))
+    ids, pixels = next(iterate_pixels(found.artifact("index"), labeller.encoder.crop, "L", "validation"))
+    rows = {row["id"]: row for row in table.to_pylist()}
+    confidence = np.array([rows[identifier]["confidence"] for identifier in ids])
+    np.testing.assert_allclose(labeller(pixels).max(1), confidence, rtol=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
