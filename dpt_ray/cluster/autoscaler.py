@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-PROCESSES = Path("/proc")
+from dpt_ray.cluster.ray_internals import autoscaler_configuration, unserved_demand
+
+LOOKED = 10.0  # seconds after which an autoscaler has seen new demand; it looks every 5
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,7 @@ def autoscaler() -> Autoscaler | None:
     Ray keeps its configuration on the head alone, in the file that `ray start --autoscaling-config` names;
     there is none under Kubernetes. A submitted job's driver runs on the head.
     """
-    import ray
-
-    path = _configuration(ray.get_runtime_context().gcs_address)
+    path = autoscaler_configuration()
     if path is None:
         return None
     import yaml
@@ -69,13 +68,26 @@ def autoscaler() -> Autoscaler | None:
     return Autoscaler(tuple(kind for kind in types.values() if kind.most), limit)
 
 
-def _configuration(gcs_address: str) -> Path | None:
-    """Return the file that the autoscaler's process on this machine was started with."""
-    for process in PROCESSES.glob("[0-9]*"):
-        with suppress(OSError):  # it ended, or is another user's
-            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            options = dict(word.partition("=")[::2] for word in words if word.startswith("--"))
-            if options.get("--gcs-address") == gcs_address and "--autoscaling-config" in options:
-                path = Path(options["--autoscaling-config"]).expanduser()
-                return path if path.exists() else None
-    return None
+def has_no_node_for(wanted: Mapping[str, float]) -> bool:
+    """Ask for an actor with these resources; return whether the autoscaler says that no node type has them.
+
+    It works with an autoscaler on another machine, such as Kubernetes', if it is Ray's v2. Where nothing is
+    said within LOOKED seconds, the answer is no.
+    """
+    import ray
+
+    wanted = {kind: amount for kind, amount in wanted.items() if amount}
+
+    class Asked:
+        """Nothing is called of it."""
+
+    remote = ray.remote(num_cpus=wanted.get("CPU", 0), num_gpus=wanted.get("GPU", 0))
+    actor, end = remote(Asked).remote(), time.monotonic() + LOOKED
+    try:
+        while time.monotonic() < end:
+            if wanted in unserved_demand():
+                return True
+            time.sleep(0.5)
+        return False
+    finally:
+        ray.kill(actor)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 import shlex
 import time
@@ -13,6 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dpt_ray
+from dpt_ray.cluster.ray_internals import (
+    JOB_STOP_SIGNAL,
+    id_is_taken,
+    job_is_unknown,
+    quiet_uploads,
+    set_switches,
+)
 from dpt_ray.config import ConfigError
 from dpt_ray.engine.errors import StageError
 
@@ -52,12 +57,11 @@ def connect_jobs() -> JobSubmissionClient:
 
     Raises ConfigError where no job server answers, or the token is refused.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    set_switches()
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    for handler in logging.getLogger("ray").handlers:  # the loggers below set levels of their own
-        handler.setLevel(logging.WARNING)  # what is uploaded from where
+    quiet_uploads()
     try:
         return JobSubmissionClient()
     except AuthenticationError as error:
@@ -96,7 +100,7 @@ def submit(
             return Job(job, joined=False)
         except (OSError, RuntimeError, ValueError) as error:
             # Whatever else fails may have been accepted, and must not be started twice.
-            if f"submission_id {job} already exists." not in str(error):
+            if not id_is_taken(error, job):
                 raise ConfigError(f"submit: {job} was not accepted: {_reason(error)}") from error
         details = client.get_job_info(job)
         if not details.status.is_terminal():
@@ -123,7 +127,7 @@ def runtime_environment(folder: Path) -> dict[str, object]:
     environment: dict[str, object] = {
         "working_dir": str(folder),
         "excludes": [*EXCLUDES],
-        "env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGINT"},
+        "env_vars": {**JOB_STOP_SIGNAL},
     }
     package = Path(dpt_ray.__file__).parent
     if package.parent != folder:
@@ -154,7 +158,7 @@ def wait(client: JobSubmissionClient, job: str, log: Callable[[str], None] | Non
         except AuthenticationError as error:
             raise StageError(f"job {job}: {_line(error)}") from error
         except (OSError, RuntimeError) as error:
-            if "status code 404" in str(error):
+            if job_is_unknown(error):
                 raise StageError(
                     f"job {job}: the cluster does not know it any more; was it restarted?"
                 ) from error

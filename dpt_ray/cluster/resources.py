@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from dpt_ray.cluster.autoscaler import Autoscaler, autoscaler
+from dpt_ray.cluster.autoscaler import Autoscaler, autoscaler, has_no_node_for
+from dpt_ray.cluster.ray_internals import HEAD
 from dpt_ray.config import ConfigError
 from dpt_ray.config.sections import Compute
 
 READER_CPUS = 0.25
-HEAD = "node:__internal_head__"  # a resource that the head alone has
 
 
 def nodes() -> list[dict[str, float]]:
@@ -27,7 +27,7 @@ def actor_room(compute: Compute) -> int:
         return compute.actors
 
     def fit(node: Mapping[str, float]) -> int:
-        return _fit(compute, node)
+        return _fit(_wanted(compute), node)
 
     room = sum(map(fit, have)) + (adds.room(fit) if adds else 0)
     left = [node.get("CPU", 0.0) - fit(node) * compute.actor_cpus for node in _shapes(have, adds)]
@@ -40,13 +40,14 @@ def check_actors(compute: Compute) -> None:
     """Raise ConfigError where no node has or may have the resources of an actor; Ray would wait silently."""
     have, adds = _cluster(compute)
     if compute.autoscaling and adds is None:
+        _ask(_wanted(compute), have)
         return
     shapes = _shapes(have, adds)
-    if not any(_fit(compute, node) for node in shapes):
-        wanted = _wanted(compute)
-        asked = " and ".join(f"{amount:g} {kind}" for kind, amount in wanted.items() if amount)
+    wanted = _wanted(compute)
+    if not any(_fit(wanted, node) for node in shapes):
         raise ConfigError(
-            f"compute: an actor needs {asked} on one node, and {_found(have, adds)}; {_remedy(adds)}"
+            f"compute: an actor needs {_listed(wanted)} on one node, and {_found(have, adds)}; "
+            f"{_remedy(adds)}"
         )
     # A reader needs room beside the actors, or the pipeline starves (ray #44687).
     needed = compute.actor_cpus + READER_CPUS
@@ -69,9 +70,10 @@ def check_training(compute: Compute) -> None:
     if compute.min_train_workers:
         least, key = compute.min_train_workers, "min_train_workers"
     have, adds = _cluster(compute)
-    if compute.autoscaling and adds is None:
-        return
     kind = "GPU" if compute.train_gpus else "CPU"
+    if compute.autoscaling and adds is None:
+        _ask({kind: 1.0}, have)
+        return
 
     def workers(node: Mapping[str, float]) -> int:
         return int(node.get(kind, 0))
@@ -104,9 +106,22 @@ def _wanted(compute: Compute) -> dict[str, float]:
     return {"CPU": compute.actor_cpus, "GPU": compute.actor_gpus}
 
 
-def _fit(compute: Compute, node: Mapping[str, float]) -> int:
-    """Return how many actors a node has room for."""
-    wanted = _wanted(compute)
+def _listed(wanted: Mapping[str, float]) -> str:
+    return " and ".join(f"{amount:g} {kind}" for kind, amount in wanted.items() if amount)
+
+
+def _ask(wanted: Mapping[str, float], have: list[dict[str, float]]) -> None:
+    """Raise ConfigError where no node has `wanted` and the autoscaler, which is elsewhere, may add none."""
+    if not any(_fit(wanted, node) for node in have) and has_no_node_for(wanted):
+        raise ConfigError(
+            f"compute: {_listed(wanted)} are needed on one node, and the cluster's autoscaler says that none "
+            "of its node types has them; lower compute.actor_cpus / actor_gpus / train_gpus, or give the "
+            "cluster such a node type"
+        )
+
+
+def _fit(wanted: Mapping[str, float], node: Mapping[str, float]) -> int:
+    """Return how many times a node has the resources."""
     return int(min(node.get(kind, 0.0) / amount + 1e-9 for kind, amount in wanted.items() if amount))
 
 

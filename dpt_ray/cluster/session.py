@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 
+from dpt_ray.cluster.ray_internals import native_output_hidden, quiet, set_switches
 from dpt_ray.cluster.resources import check_actors, nodes
 from dpt_ray.config.sections import Compute
 
@@ -33,10 +32,7 @@ def connect(compute: Compute) -> float:
     Token authentication is always on: a local start turns it on by default, `ray start` does not, and
     nodes in different modes refuse each other's connections.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune would print a table of its own
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    set_switches()
     import ray
 
     if ray.is_initialized():
@@ -49,11 +45,10 @@ def connect(compute: Compute) -> float:
     if not address:  # the nodes of a cluster get it from their `ray start`
         for name, value in ALLOCATOR.items():
             os.environ.setdefault(name, value)
-    with _native_output_hidden():
+    with native_output_hidden():
         # "local": without an address Ray would join a cluster that an earlier `ray start` left running.
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    _quiet_data()
+    quiet()
     check_actors(compute)
     if note := unused_gpus(compute, sum(node.get("GPU", 0.0) for node in nodes())):
         Console(stderr=True).print(note, highlight=False, soft_wrap=True)
@@ -95,36 +90,6 @@ def usable_cpus() -> int:
         quota, period = CGROUP.read_text().split()
         cpus = min(cpus, max(1, int(quota) // int(period)))
     return cpus
-
-
-@contextmanager
-def _native_output_hidden() -> Iterator[None]:
-    """Hide what Ray's C++ core writes to file descriptor 2; exceptions still propagate.
-
-    It prints its log level there, and a warning about the actors of Ray Data (ray #53727).
-    """
-    sys.stderr.flush()
-    saved = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
-
-
-def _quiet_data() -> None:
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # else Ray wraps it and the cause is lost
-    # Ray Data logs the traceback of an error in addition to raising it.
-    for name, level in (("data", logging.CRITICAL), ("train", logging.ERROR), ("tune", logging.ERROR)):
-        logging.getLogger(f"ray.{name}").setLevel(level)
 
 
 def alive_nodes(compute: Compute) -> int:

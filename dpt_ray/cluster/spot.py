@@ -3,8 +3,7 @@
     python -m dpt_ray.cluster.spot HEAD:6379
 
 runs beside `ray start` on a spot node (cluster.yaml), asks the machine's metadata service every 5 s, and
-ends once Ray has accepted the notice. What a training does with it is in docs/clusters.md. `ray drain-node`
-is what Ray offers for this in 2.60, and its options are not promised to stay.
+ends once Ray has accepted the notice. What a training does with it is in docs/clusters.md.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+
+from dpt_ray.cluster.ray_internals import DRAIN
 
 METADATA = "http://169.254.169.254/latest"
 EVERY = 5.0  # seconds; AWS asks for no more, and gives two minutes
@@ -48,8 +49,8 @@ def _read(url: str, method: str, headers: dict[str, str]) -> str:
 def drain_command(address: str, seconds: float) -> list[str]:
     """Return the command that drains this node of the cluster at `address`, to be gone in `seconds`."""
     return [
-        *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address),
-        *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"),
+        *(sys.executable, "-m", "ray.scripts.scripts", *DRAIN, "--address", address),
+        *("--reason-message", "spot notice"),
         *("--deadline-remaining-seconds", str(max(1, int(seconds)))),
     ]
 

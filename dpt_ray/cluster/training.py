@@ -17,6 +17,7 @@ from dpt_ray.cluster import session as cluster
 from dpt_ray.cluster.continuation import continue_shorter
 from dpt_ray.cluster.gauges import ray_gauges
 from dpt_ray.cluster.preemption import Notices
+from dpt_ray.cluster.ray_internals import trainer
 from dpt_ray.cluster.resources import check_training
 from dpt_ray.config.sections import Compute, Optimisation
 from dpt_ray.engine.errors import StageError
@@ -157,7 +158,6 @@ def _attempt(task: Task[S], function: TrainFunction[S]) -> None:
     import tempfile
 
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     compute = task.compute
     gpu = compute.train_gpus
@@ -176,12 +176,8 @@ def _attempt(task: Task[S], function: TrainFunction[S]) -> None:
         _guarded(task, worker, function)
         ray.train.report({"done": True})
 
-    class Trainer(TorchTrainer):
-        def _register_sigint_handler(self, controller: object) -> None:
-            """Leave Ctrl-C to `dpt`: Ray's handler prints nothing and stays after the training."""
-
     with tempfile.TemporaryDirectory(prefix="dpt_ray-train-") as scratch:
-        Trainer(
+        trainer()(
             loop,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=(least, most) if least else most,

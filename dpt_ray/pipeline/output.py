@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from dpt_ray.cluster.ray_internals import in_job
 from dpt_ray.cluster.session import alive_nodes
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.store.artifact import Artifact, Store
@@ -34,13 +34,13 @@ def expanded(output: str) -> str:
 
 
 def _output(config: Config) -> str:
-    output, in_job = config.output, "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    output = config.output
     if output is None:
-        return _output_of_job(config) if in_job else str(Path("outputs").absolute())
+        return _output_of_job(config) if in_job() else str(Path("outputs").absolute())
     output = expanded(output)
     if "://" in output or Path(output).is_absolute():
         return output
-    if in_job:
+    if in_job():
         check_output_of_job(config)
     return str(Path(output).absolute())
 

@@ -53,15 +53,7 @@ def test_a_pool_asks_for_all_its_nodes_at_once_begins_on_the_first_and_lets_them
         time.sleep(1)
 
 
-@pytest.mark.parametrize(
-    ("compute", "refused"),
-    [
-        ({"actor_gpus": 4}, "compute: an actor needs 0.5 CPU and 4 GPU on one node"),
-        ({"train_workers": 3, "train_gpus": True}, "compute.train_workers: 3 training workers need one GPU"),
-    ],
-)
-def test_what_no_node_can_serve_is_refused_with_what_may_be_added(autoscaling, compute, refused):
-    program = """
+CHECKS = """
 import json, sys
 from dpt_ray.cluster.resources import check_training
 from dpt_ray.cluster.session import connect
@@ -75,8 +67,28 @@ try:
 except ConfigError as error:
     sys.exit(f"error: {error}")
 """
-    done = autoscaling.drive(program, json.dumps(compute))
+
+
+@pytest.mark.parametrize(
+    ("compute", "refused"),
+    [
+        ({"actor_gpus": 4}, "compute: an actor needs 0.5 CPU and 4 GPU on one node"),
+        ({"train_workers": 3, "train_gpus": True}, "compute.train_workers: 3 training workers need one GPU"),
+    ],
+)
+def test_what_no_node_can_serve_is_refused_with_what_may_be_added(autoscaling, compute, refused):
+    done = autoscaling.drive(CHECKS, json.dumps(compute))
     assert done.returncode == 1
     said = done.stderr.splitlines()[-1]
     assert said.startswith(f"error: {refused}")
     assert "its autoscaler may add: gpu (2 CPU, 1 GPU; at most 2)" in said
+
+
+def test_an_autoscaler_that_is_not_on_the_drivers_machine_is_asked(autoscaling):
+    elsewhere = "from dpt_ray.cluster import resources; resources.autoscaler = lambda: None\n"
+    done = autoscaling.drive(elsewhere + CHECKS, json.dumps({"actor_gpus": 4}))
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("error: compute: 0.5 CPU and 4 GPU are needed on one node, and the cluster's auto")
+    done = autoscaling.drive(elsewhere + CHECKS, json.dumps({"actor_gpus": 1}))
+    assert done.returncode == 0, done.stderr

@@ -114,13 +114,30 @@ def test_training_workers_have_to_fit_on_the_nodes_that_may_be_added(made_of, ad
         resources.check_training(Compute(autoscaling=True, train_workers=room + 1, **compute))
 
 
-def test_nothing_is_refused_where_nodes_are_added_by_who_knows_what(made_of, adding):
-    made_of(HEAD)
+def test_what_is_not_known_is_refused_only_if_the_autoscaler_says_so(made_of, adding, monkeypatch):
+    made_of(HEAD, {"CPU": 2.0})
     adding()
+    asked, has_none = [], []
+
+    def has_no_node_for(wanted):
+        asked.append(wanted)
+        return bool(has_none)
+
+    monkeypatch.setattr(resources, "has_no_node_for", has_no_node_for)
+    resources.check_actors(Compute(autoscaling=True, actor_cpus=2.0))
+    assert not asked  # there is a node
     compute = Compute(autoscaling=True, actors=7, actor_gpus=4.0, train_workers=9, train_gpus=True)
     resources.check_actors(compute)
     resources.check_training(compute)
     assert resources.actor_room(compute) == 7
+    assert asked == [{"CPU": 0.5, "GPU": 4.0}, {"GPU": 1.0}]
+    has_none.append(True)
+    with pytest.raises(
+        ConfigError, match=r"0\.5 CPU and 4 GPU are needed on one node, .* none of its node ty"
+    ):
+        resources.check_actors(compute)
+    with pytest.raises(ConfigError, match="1 GPU are needed on one node"):
+        resources.check_training(compute)
 
 
 @pytest.mark.parametrize(
