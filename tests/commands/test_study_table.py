@@ -1,6 +1,8 @@
 """What a study's page says of results that are made up, so that every number is worked out by hand."""
 
 import json
+import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -297,3 +299,18 @@ def test_the_committed_page_is_that_of_the_committed_results():
     assert paper[2][3].startswith("-0.72 ± 0.29 ")
     for seed, gain in enumerate(("+1.60", "-0.20", "+0.97")):
         assert f"| 1, seed {seed} | {gain} ± " in text
+
+
+def test_the_committed_page_of_cifar10_is_that_of_its_results():
+    """With one gain worked out from the stored accuracies: mean, and deviation / sqrt(3), of 3 draws."""
+    stored = json.loads((ROOT / "docs/results/cifar10_lite0_study.json").read_text())
+    first = next(iter(load_study(ROOT / "configs/cifar10_study.yaml")[1].values()))
+    name = "cifar10-lite0-study"
+    text = table(Study(**stored["study"]), stored, name, first.sweep)
+    assert (ROOT / "docs/results/cifar10_lite0_study.md").read_text().startswith(text)
+    by_draw = []
+    for draw in range(3):
+        accuracy = {row["method"]: row["test"] for row in stored["runs"][f"{name}-n4-e0-d{draw}"]["accuracy"]}
+        by_draw.append(100 * (accuracy["generated_features"] - accuracy["balanced_self_training"]))
+    gain = f"{statistics.mean(by_draw):+.2f} ± {statistics.stdev(by_draw) / math.sqrt(3):.2f} "
+    assert rows(text)["4", "generated features"][2].startswith(gain)
