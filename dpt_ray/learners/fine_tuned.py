@@ -51,6 +51,16 @@ class FineTuned(nn.Module):
         features = apply_network(self.network, self.spec, x).float()
         return F.linear(F.layer_norm(features, features.shape[1:], eps=1e-12), self.head)
 
+    def freeze_unused(self, size: int) -> None:
+        """Freeze what does not enter the features of an image of `size` pixels, such as MSN's last norm.
+
+        Several workers would wait for its gradient forever.
+        """
+        self.eval()(torch.zeros(1, self.mean.numel(), size, size)).sum().backward()
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+        self.zero_grad()
+
     @property
     def weights(self) -> np.ndarray:
         """The weights (classes, dim) of the classifier of row-normalised features."""

@@ -20,6 +20,7 @@ from dpt_ray.learners.fine_tuned import FineTuned
 from dpt_ray.learners.linear_classifier import load_classifier, logits
 from dpt_ray.models.encoder import Encoder, load_encoder
 from dpt_ray.models.encoder_spec import EncoderSpec
+from dpt_ray.models.msn import MsnVit
 from dpt_ray.stages import learner
 from dpt_ray.stages.learner import _images, _student
 from tests.helpers.paths import DIGITS
@@ -206,6 +207,16 @@ def test_batch_normalisation_keeps_its_statistics():
         torch.testing.assert_close(student(images)[0], student(alone)[0])
     assert network[1].running_mean.tolist() == [0] * 4
     assert student.training and network[1].weight.requires_grad
+
+
+def test_what_the_features_do_not_use_is_not_trained():
+    network = MsnVit(image_size=8, patch_size=4, channels=3, dim=16, depth=1, heads=2)
+    spec = EncoderSpec("msn", "tiny", 16, Crop("eval", 8, 9), (0.5,) * 3, (0.5,) * 3, heads=2)
+    student = FineTuned(Encoder(network, spec), np.ones((2, 16), np.float32))
+    student.freeze_unused(8)
+    frozen = {name for name, parameter in student.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"network.norm.weight", "network.norm.bias"}
+    assert all(parameter.grad is None for parameter in student.parameters())
 
 
 def test_a_class_without_a_label_is_named(finished, tmp_path):
