@@ -29,39 +29,38 @@ VIEWS: dict[str, Callable[[int], Views]] = {
 }
 WITH_BACKWARD = 3  # a backward pass costs two forward passes: for the weights and for the input
 
-# (settings, views, number of classes, mix of labelled images) -> step function for a `StudentTeacher`
-Build = Callable[[LearnerSettings, Views, int, LabelledMix | None], StepFn]
+# (settings, number of classes, mix of labelled images) -> step function for a `StudentTeacher`
+Build = Callable[[LearnerSettings, int, LabelledMix | None], StepFn]
 
 
-def _semi_vit(settings: LearnerSettings, views: Views, classes: int, mix: LabelledMix | None) -> StepFn:
+def _semi_vit(settings: LearnerSettings, classes: int, mix: LabelledMix | None) -> StepFn:
     threshold = None if settings.threshold == "adaptive" else settings.threshold
     weight = settings.unlabelled_weight or 5.0
-    return semi_vit_step(views, classes, settings.group, threshold, weight, mix=mix)
+    return semi_vit_step(classes, settings.group, threshold, weight, mix=mix)
 
 
-def _freematch(settings: LearnerSettings, views: Views, classes: int, mix: LabelledMix | None) -> StepFn:
-    return freematch_step(views, settings.group, settings.unlabelled_weight or 1.0)
+def _freematch(settings: LearnerSettings, classes: int, mix: LabelledMix | None) -> StepFn:
+    return freematch_step(settings.group, settings.unlabelled_weight or 1.0)
 
 
 LEARNERS: dict[str, Build] = {
     "semi_vit": _semi_vit,
     "freematch": _freematch,
-    "supervised": lambda settings, views, classes, mix: supervised_step(views, mix),
+    "supervised": lambda settings, classes, mix: supervised_step(mix),
 }
 
 
-def step_function(settings: LearnerSettings, size: int, classes: int) -> StepFn:
-    """Return the step function of a method on images of `size` pixels, supervised for its first steps."""
-    views = VIEWS[settings.views](size)
+def step_function(settings: LearnerSettings, classes: int) -> StepFn:
+    """Return the step function of a method, supervised for its first steps."""
     mix = batch_mixup(classes, settings.group) if settings.mixup else None
-    step = LEARNERS[settings.method](settings, views, classes, mix)
+    step = LEARNERS[settings.method](settings, classes, mix)
     if not settings.supervised_steps:
         return step
-    return supervised_first(settings.supervised_steps, supervised_step(views, mix), step)
+    return supervised_first(settings.supervised_steps, supervised_step(mix), step)
 
 
 def draw_function(settings: LearnerSettings, size: int) -> Draw:
-    """Return what draws the views of a batch of images of `size` pixels, as a method's step would."""
+    """Return what draws a method's views, of `size` pixels; FreeMatch's of labelled images are weak."""
     views = VIEWS[settings.views](size)
     return batch_views(views, views.weak if settings.method == "freematch" else views.strong)
 

@@ -1,9 +1,9 @@
 """The losses of Semi-ViT (arXiv 2208.05688) and FreeMatch (arXiv 2205.07246) as step functions.
 
-A batch has B labelled images and R unlabelled ones for each of them: "image" (B, C, H, W) uint8, "label"
-(B,) int64 and "unlabelled" (B, R, C, H, W) uint8. The images at a position stay on one worker, and whatever
-couples images does so within groups of positions, so that the number of workers does not matter. A step
-draws their views, unless the workload's `prepare` is its `draw` (`batch_views`) and has done so.
+A batch has a view of each of B labelled images and of R unlabelled ones for each of them: "labelled"
+(B, C, H, W) uint8, "label" (B,) int64, "weak" and "strong" (B, R, C, H, W) uint8. They are drawn by
+`weak_strong.batch_views`. The images at a position stay on one worker, and whatever couples images does so
+within groups of positions, so that the number of workers does not matter.
 
 Where the teacher collapses, more and more images pass the threshold (`above_threshold` nears 1) while they
 are given to few classes (`class_entropy` falls): `StudentTeacher.extra_log` tells both.
@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 from dpt_ray.learners.adaptive_threshold import AdaptiveThreshold, fairness_loss, threshold_rows
 from dpt_ray.learners.labelled_mixup import LabelledMix
 from dpt_ray.learners.pseudo_mixup import CutMix, partners_within, pseudo_loss, pseudo_mixup
-from dpt_ray.learners.weak_strong import Draw, Views, batch_views, network_pixels
+from dpt_ray.learners.weak_strong import network_pixels
 from dpt_ray.training.random import StepRandom
 from dpt_ray.training.sharding import local, unwrapped
 from dpt_ray.training.workload import Batch, StepFn
@@ -99,17 +99,14 @@ class StudentTeacher(nn.Module):
         return {"above_threshold": above[0] / rows[0], "class_entropy": entropy}
 
 
-def supervised_step(views: Views, mix: LabelledMix | None = None, smoothing: float = 0.1) -> StepFn:
-    """Return the step function of cross-entropy on strong views of the labelled images alone.
+def supervised_step(mix: LabelledMix | None = None, smoothing: float = 0.1) -> StepFn:
+    """Return the step function of cross-entropy on the views of the labelled images alone.
 
-    With a `StudentTeacher` the teacher follows as in the semi-supervised steps. A batch needs no
-    "unlabelled". Labels are smoothed, by `mix` where there is one.
+    With a `StudentTeacher` the teacher follows as in the semi-supervised steps. Labels are smoothed, by `mix`
+    where there is one.
     """
 
-    draw = batch_views(views, views.strong)
-
     def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
-        batch = _drawn({name: batch[name] for name in batch if name != "unlabelled"}, draw, random)
         labelled, targets = _labelled(batch, random, mix)
         return _cross_entropy(model(labelled).float(), targets, smoothing)
 
@@ -129,7 +126,6 @@ def supervised_first(steps: int, supervised: StepFn, then: StepFn) -> StepFn:
 
 
 def semi_vit_step(
-    views: Views,
     num_classes: int,
     group: int,
     threshold: float | None,
@@ -146,10 +142,7 @@ def semi_vit_step(
     Labels and pseudo-labels are smoothed, the former by `mix` where there is one.
     """
 
-    draw = batch_views(views, views.strong)
-
     def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
-        batch = _drawn(batch, draw, random)
         per, weak, strong = _unlabelled(batch)
         labelled, targets = _labelled(batch, random, mix)
         # p = softmax(teacher(weak(u))), o = max p, y = argmax p
@@ -174,19 +167,14 @@ def semi_vit_step(
     return step
 
 
-def freematch_step(
-    views: Views, group: int, unlabelled_weight: float = 1.0, fairness_weight: float = 0.01
-) -> StepFn:
+def freematch_step(group: int, unlabelled_weight: float = 1.0, fairness_weight: float = 0.01) -> StepFn:
     """Return FreeMatch's step function for a `StudentTeacher`: L = L_s + w_u L_u + w_f L_f.
 
     Pseudo-labels are the student's own; the teacher is what is used after the training. The fairness term
     is that of `group` consecutive positions of the global batch, and thresholds are those before the step.
     """
 
-    draw = batch_views(views, views.weak)
-
     def step(model: nn.Module, batch: Batch, random: StepRandom) -> Tensor:
-        batch = _drawn(batch, draw, random)
         per, weak, strong = _unlabelled(batch)
         labelled, targets = _labelled(batch, random)
         with torch.no_grad():
@@ -210,11 +198,6 @@ def _fairness(strong: Tensor, sure: Tensor, state: AdaptiveThreshold, rows: int)
     groups = zip(strong.split(rows), sure.split(rows), strict=True)
     found = [fairness_loss(part, which, state.prediction, state.histogram) for part, which in groups]
     return torch.stack(found).mean()
-
-
-def _drawn(batch: Batch, draw: Draw, random: StepRandom) -> Batch:
-    """Return the batch with its views, drawn here if they are not."""
-    return batch if "labelled" in batch else draw(batch, random)
 
 
 def _unlabelled(batch: Batch) -> tuple[int, Tensor, Tensor]:

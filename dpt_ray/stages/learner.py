@@ -138,7 +138,7 @@ def train(task: Task[LearnerSettings], worker: Worker) -> None:
     classes = len(student.head)
     size = student.spec.crop.size
     student.freeze_unused(size)
-    step_fn = step_function(settings, size, classes)
+    step_fn = step_function(settings, classes)
     model = StudentTeacher(student, classes, settings.ema_decay, settings.threshold_momentum)
     ratio, batch_size = settings.unlabelled_ratio, settings.batch_size
 

@@ -28,11 +28,15 @@ from tests.helpers.small_training import join_two
 PLAIN = Views(nn.Identity(), nn.Identity())  # so that the test knows the views
 CLASSES, RATIO, SIZE, GROUP = 4, 2, 8, 8
 GUARD = ("above_threshold", "class_entropy")
+MIX = batch_mixup(CLASSES, GROUP)
 STEPS = {
-    "semi_vit": lambda views: semi_vit_step(views, CLASSES, GROUP, threshold=0.4),
-    "semi_vit_adaptive": lambda views: semi_vit_step(views, CLASSES, GROUP, threshold=None),
-    "freematch": lambda views: freematch_step(views, GROUP),
-    "semi_vit_after_supervised": lambda views: after_supervised(views),
+    "semi_vit": semi_vit_step(CLASSES, GROUP, threshold=0.4),
+    "semi_vit_adaptive": semi_vit_step(CLASSES, GROUP, threshold=None),
+    "freematch": freematch_step(GROUP),
+    # Two supervised steps, then Semi-ViT's, with mixed labelled images in both.
+    "semi_vit_after_supervised": supervised_first(
+        2, supervised_step(MIX), semi_vit_step(CLASSES, GROUP, threshold=None, mix=MIX)
+    ),
 }
 SHARED = (
     "semi_vit_adaptive",
@@ -41,11 +45,11 @@ SHARED = (
 )  # by two processes: what communicates
 
 
-def after_supervised(views):
-    """Two supervised steps, then Semi-ViT's, with mixed labelled images in both."""
-    mix = batch_mixup(CLASSES, GROUP)
-    then = semi_vit_step(views, CLASSES, GROUP, threshold=None, mix=mix)
-    return supervised_first(2, supervised_step(views, mix), then)
+def drawn(
+    given: dict[str, torch.Tensor], random: StepRandom, views: Views = PLAIN
+) -> dict[str, torch.Tensor]:
+    """The views of a batch, those of the labelled images strong."""
+    return batch_views(views, views.strong)(given, random)
 
 
 def model(seed: int = 0) -> StudentTeacher:
@@ -105,8 +109,8 @@ def test_semi_vits_loss_is_the_formula(threshold):
     above = np.maximum(o / tau[y], (o / tau[y])[pi]) >= 1
     assert 0 < above.sum() < len(above) or threshold is None
     expected = supervised(of, given) + 5 * (above * loss).mean()
-    step = semi_vit_step(PLAIN, CLASSES, GROUP, threshold, unlabelled_weight=5, cutmix=0)
-    assert step(of, given, random).item() == pytest.approx(expected, rel=1e-5)
+    step = semi_vit_step(CLASSES, GROUP, threshold, unlabelled_weight=5, cutmix=0)
+    assert step(of, drawn(given, random), random).item() == pytest.approx(expected, rel=1e-5)
     log = of.extra_log()
     assert log["above_threshold"].item() == pytest.approx((o >= tau[y]).mean())
     mean = p.mean(0)
@@ -131,29 +135,28 @@ def test_freematchs_loss_is_the_formula():
         target = prediction / histogram / (prediction / histogram).sum()
         fair.append((target * np.log(found / found.sum() + 1e-12)).sum())
     expected = supervised(of, given, smoothing=0) + 2 * unlabelled + 0.5 * np.mean(fair)
-    step = freematch_step(PLAIN, GROUP, unlabelled_weight=2, fairness_weight=0.5)
-    assert step(of, given, StepRandom(0, 3, 0, 16)).item() == pytest.approx(expected, rel=1e-5)
+    step, random = freematch_step(GROUP, unlabelled_weight=2, fairness_weight=0.5), StepRandom(0, 3, 0, 16)
+    assert step(of, drawn(given, random), random).item() == pytest.approx(expected, rel=1e-5)
     assert of.extra_log()["above_threshold"].item() == pytest.approx(sure.mean())
 
 
 def test_mixed_labelled_images_enter_the_losses_with_their_soft_targets():
     of, given, random = model(), batch(), StepRandom(0, 3, 0, 16)
-    mix = batch_mixup(CLASSES, GROUP)
-    images, targets = mix(given["image"].float() / 127.5 - 1, given["label"], random)
+    images, targets = MIX(given["image"].float() / 127.5 - 1, given["label"], random)
     logits = images.numpy().reshape(16, -1).astype(np.float64) @ weights(of)
     expected = cross_entropy(logits, targets.numpy()).mean()
-    assert supervised_step(PLAIN, mix)(of, given, random).item() == pytest.approx(expected, rel=1e-5)
+    seen = drawn(given, random)
+    assert supervised_step(MIX)(of, seen, random).item() == pytest.approx(expected, rel=1e-5)
     plain, mixed = (
-        semi_vit_step(PLAIN, CLASSES, GROUP, threshold=0.4, mix=how)(of, given, random).item()
-        for how in (None, mix)
+        semi_vit_step(CLASSES, GROUP, threshold=0.4, mix=how)(of, seen, random).item() for how in (None, MIX)
     )
     assert mixed - plain == pytest.approx(expected - supervised(of, given), rel=1e-4)
 
 
 def test_a_supervised_step_needs_no_unlabelled_images_and_moves_no_threshold():
-    of, given = model(), batch()
+    of, given, random = model(), batch(), StepRandom(0, 3, 0, 16)
     del given["unlabelled"]
-    loss = supervised_step(PLAIN)(of, given, StepRandom(0, 3, 0, 16))
+    loss = supervised_step()(of, drawn(given, random), random)
     assert loss.item() == pytest.approx(supervised(of, given), rel=1e-5)
     assert of.extra_log() == {}
     before = copy.deepcopy(of.threshold.state_dict())
@@ -179,13 +182,15 @@ def test_the_guard_tells_one_class_from_all(prediction, entropy):
 
 @pytest.mark.parametrize("name", STEPS)
 def test_two_workers_losses_and_observations_are_those_of_one(name):
-    given, step, views = batch(), STEPS[name], small_image_views(SIZE)
+    given, views = batch(), small_image_views(SIZE)
+
+    def loss(of, lo, hi):
+        random = StepRandom(0, 3, lo, hi)
+        part = {key: value[lo:hi] for key, value in given.items()}
+        return STEPS[name](of, drawn(part, random, views), random)
+
     one, two = model(), model()
-    whole = step(views)(one, given, StepRandom(0, 3, 0, 16))
-    halves = [
-        step(views)(two, {k: v[lo : lo + 8] for k, v in given.items()}, StepRandom(0, 3, lo, lo + 8))
-        for lo in (0, 8)
-    ]
+    whole, halves = loss(one, 0, 16), [loss(two, lo, lo + 8) for lo in (0, 8)]
     torch.testing.assert_close(whole, sum(halves) / 2, rtol=1e-5, atol=0)
     torch.testing.assert_close(one.pending, two.pending)
 
@@ -207,7 +212,7 @@ def test_the_teacher_is_the_average_and_gets_no_gradient():
 def trained(name: str, resume=None, rank: int = 0, workers: int = 1, **more):
     """Six steps on 32 images: the averages, the checkpoint of each step, and the log."""
     of, checkpoints, logs, views = model(), {}, [], small_image_views(SIZE)
-    given = batch(32)
+    given, prepare = batch(32), batch_views(views, views.weak if name == "freematch" else views.strong)
 
     def load(rows, step):
         return {key: value[torch.from_numpy(rows.copy())] for key, value in given.items()}
@@ -216,8 +221,8 @@ def trained(name: str, resume=None, rank: int = 0, workers: int = 1, **more):
         checkpoints[step] = tensors, meta
 
     net = DistributedDataParallel(of) if workers > 1 else of
-    step = STEPS[name](views)
-    workload = Workload(net, step, load, 32, before_step=of.before_step, extra_log=of.extra_log, **more)
+    of_model = {"before_step": of.before_step, "extra_log": of.extra_log}
+    workload = Workload(net, STEPS[name], load, 32, prepare=prepare, **of_model, **more)
     settings = TrainSettings(6, 16, 1e-2, checkpoint_every=1, ema_decay=0.9, log_every=1)
     result = train(workload, settings, Worker(rank, workers), Hooks(logs.append, keep), resume)
     return result.ema, checkpoints, [{key: r[key] for key in GUARD if key in r} for r in logs]
@@ -238,14 +243,11 @@ def test_a_resumed_training_is_bit_identical_to_one_that_never_stopped(name):
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_views_drawn_ahead_by_processes_are_those_that_the_step_draws(name):
-    views = small_image_views(SIZE)
-    draw = batch_views(views, views.weak if name == "freematch" else views.strong)
+def test_views_drawn_ahead_by_processes_are_those_of_the_thread_that_trains(name):
     expected, _, logs = trained(name)
-    for processes in (0, 2):
-        found, _, found_logs = trained(name, prepare=draw, load_processes=processes)
-        assert all(torch.equal(found[key], expected[key]) for key in expected)
-        assert found_logs == logs
+    found, _, found_logs = trained(name, load_processes=2)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert found_logs == logs
 
 
 def one_of_two(rank: int, folder: str) -> None:
