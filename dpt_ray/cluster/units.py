@@ -128,25 +128,24 @@ def stream_units(
 
 
 def _pool(units: int, compute: Compute) -> ActorPoolStrategy:
-    """Return a pool that asks for all the actors it can use in one request and begins on the first one.
+    """Return a pool that grows as there is room; with autoscaling it asks for all its actors in one request.
 
-    A pool that grows (`min_size=1`) asks an autoscaling cluster for one node, waits for it to boot, and then
-    for the next. Ray Data does not wait for the actors of a fixed pool: units go to those that run, and an
-    actor without a node yet is the demand that the autoscaler sees. Actors never take the last CPU from the
-    readers, which would wait for ever (ray #44687).
-
-    Two units are sent to an actor ahead only if there are two for each: else the first actors would hold
-    the units of the last.
+    A pool that grows asks an autoscaling cluster for one node, waits for it to boot, and then for the next.
+    Ray Data does not wait for the actors of a fixed pool: units go to those that run, and an actor without a
+    node yet is the demand that the autoscaler sees. But on a cluster of fixed size the fixed pools of two
+    runs can take the room of both runs' readers, and neither goes on.
     """
     import ray.data
 
+    concurrent = {"max_concurrent_calls_per_actor": 2, "enable_true_multi_threading": True}
+    if not compute.autoscaling:
+        return ray.data.ActorPoolStrategy(min_size=1, max_size=compute.actors, **concurrent)
+    # Actors never take the last CPU from the readers, which would wait for ever (ray #44687). Two units are
+    # sent to an actor ahead only if there are two for each: else the first actors would hold the units of the
+    # last.
     actors = max(1, min(units, compute.actors, actor_room(compute)))
-    return ray.data.ActorPoolStrategy(
-        size=actors,
-        max_tasks_in_flight_per_actor=2 if units >= 2 * actors else 1,
-        max_concurrent_calls_per_actor=2,
-        enable_true_multi_threading=True,
-    )
+    ahead = 2 if units >= 2 * actors else 1
+    return ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=ahead, **concurrent)
 
 
 def _light(compute: Compute) -> TaskOptions:
