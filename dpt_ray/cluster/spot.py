@@ -71,4 +71,6 @@ def watch(address: str, metadata: str = METADATA, run: Callable[[list[str]], boo
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
     watch(sys.argv[1])

@@ -27,6 +27,11 @@ CLASSIFIERS = {
 }
 # The pseudo-labels of a classifier that has them in an artifact of their own.
 CALIBRATED = {"classifier": "pseudo_labels", "learner_classifier": "learner_labels"}
+# The encoder of a classifier that has one of its own.
+TRAINED_ENCODERS = {
+    "learner_classifier": "learner",
+    "retrained_learner_classifier": "retrained_learner",
+}
 # With a ladder, the sweep's self-training, from the labels of `labels_from`, has another name than the rung.
 LADDER_CLASSIFIERS = CLASSIFIERS | {
     "self_training": ("self_training", ""),
@@ -105,7 +110,7 @@ def _classifiers(made: Mapping[str, Artifact]) -> list[Choice]:
         calibrated = made.get(CALIBRATED.get(node, node))
         facts = calibrated.manifest.get("calibration") if calibrated else None
         temperature = facts["temperature"] if facts else 1.0
-        encoder = node.removesuffix("_classifier") if node.endswith("_classifier") else "encoder"
+        encoder = TRAINED_ENCODERS.get(node, "encoder")
         found.append(
             Choice(method, made[node], prefix, top1, order, manifest["n_validation"], temperature, encoder)
         )

@@ -304,7 +304,7 @@ def _learner(text: str, learner: LearnerName, images: Images, rates: Rates, seco
     each = (cost.seconds(rates) or 0.0) / first.steps
     if rates.device == "cpu":  # a GPU trains while the cores draw
         drawn = first.batch_size * (1 + 2 * LEARNER_RATIO)
-        each += drawn * VIEW_SECONDS["photographs" if views == "photographs" else "small_images"]
+        each += drawn * VIEW_SECONDS[views]
     return sections(learner_training(images, seconds and seconds / 4, each))
 
 

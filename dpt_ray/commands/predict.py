@@ -57,7 +57,7 @@ def predict_images(config: Config, images: str, out: Path) -> Predicted:
 
     `images` is as for `list_images`. The classifier is the run's best on validation; column `classifier`
     has its method. `confidence` is the probability of the label, at the fitted temperature for stage 1's
-    classifier and the ladder's rungs, and from the plain softmax for the others. An existing table is
+    classifiers and the ladder's rungs, and from the plain softmax for the others. An existing table is
     replaced atomically.
     """
     if out.suffix not in WRITERS:

@@ -13,7 +13,7 @@ from typing import Literal
 from dpt_ray.config import Config
 from dpt_ray.config.sections import Sweep
 from dpt_ray.config.study import Study, reference_name, run_name
-from dpt_ray.evaluation.methods import BALANCED, METHODS, key_of, method_key
+from dpt_ray.evaluation.methods import BALANCED, METHODS, ON_GENERATED_IMAGES, key_of, method_key
 from dpt_ray.evaluation.paired import PairedGain, paired_gain
 from dpt_ray.evaluation.records import MetricRow, StudyResult, StudyRun
 from dpt_ray.pipeline.output import open_store
@@ -34,7 +34,7 @@ from dpt_ray.report.study_page import (
 
 # The two forms of DPT; the one chosen on validation comes first.
 DPT = ("dpt", "dpt_paper")
-OTHERS = tuple(method for method in METHODS if method not in (*DPT, "semi_supervised_dpt"))
+OTHERS = tuple(method for method in METHODS if method not in ON_GENERATED_IMAGES)
 # The methods that generate or train the encoder, whose gains over all others are shown.
 TITLES = {
     "dpt": "DPT, chosen on validation",

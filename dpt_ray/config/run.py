@@ -88,6 +88,10 @@ class Config(Section):
             raise ValueError(
                 f"semi_supervised.threshold {section.threshold}: freematch has adaptive ones: leave it out"
             )
+        if learner == "freematch" and section.mixup:
+            raise ValueError(
+                "semi_supervised.mixup: freematch mixes no labelled images: leave it out, or take semi_vit"
+            )
         workers, groups = self.compute.train_workers, section.batch_size // section.group
         if groups < workers:
             raise ValueError(

@@ -19,6 +19,9 @@ class Method:
 BALANCED = "balanced_self_training"
 PILOT = "generated_features"
 
+# What is trained on generated images; nothing is held against these.
+ON_GENERATED_IMAGES = ("dpt", "dpt_paper", "semi_supervised_dpt")
+
 # In the order of a study's columns.
 METHODS = {
     "probe": Method("Linear probe on the labels (stage 1)", "probe"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from dpt_ray.models.encoder import Encoder, apply_network
+from dpt_ray.models.encoder import Encoder
 
 INPUT, OUTPUT = "pixels", "probabilities"
 
@@ -17,30 +17,25 @@ INPUT, OUTPUT = "pixels", "probabilities"
 class Served(nn.Module):
     """From cropped pixels (B, H, W, C) uint8 to probabilities (B, classes), as `dpt predict` has them."""
 
-    mean: Tensor
-    std: Tensor
     weights: Tensor
 
     def __init__(self, encoder: Encoder, weights: np.ndarray, temperature: float) -> None:
         """`weights` (classes, dim) are those of the classifier of row-normalised features."""
         super().__init__()
-        self.network, self.spec, self.temperature = encoder.network, encoder.spec, temperature
-        self.register_buffer("mean", encoder.mean)
-        self.register_buffer("std", encoder.std)
+        self.encoder, self.temperature = encoder, temperature
         self.register_buffer("weights", torch.from_numpy(weights))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return probabilities (B, classes)."""
-        x = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        features = apply_network(self.network, self.spec, x)
+        f = self.encoder(pixels)
         # r = (f - mean f) / ||f - mean f||;  p = softmax(W r / T)
-        rows = F.normalize(features - features.mean(1, keepdim=True), dim=1)
+        rows = F.normalize(f - f.mean(1, keepdim=True), dim=1)
         return (rows @ self.weights.T / self.temperature).softmax(1)
 
 
 def write_onnx(served: Served, path: Path) -> None:
     """Write the network as one ONNX file; the number of images of a batch is free."""
-    size, channels = served.spec.crop.size, served.mean.numel()
+    size, channels = served.encoder.crop.size, len(served.encoder.spec.mean)
     example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
     with torch.no_grad():
         torch.onnx.export(

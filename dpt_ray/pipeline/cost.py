@@ -117,7 +117,7 @@ def _learner(
     name: str, config: Config, images: Mapping[str, int] | None, encoder: _Encoder
 ) -> dict[str, Cost]:
     """Return the costs of training an encoder, and of its features of all images."""
-    from dpt_ray.learners.learners import passes
+    from dpt_ray.learners.encoder_learners import passes
 
     section, everything = config.semi_supervised, sum(images.values()) if images else None
     assert section is not None  # checked by Config

@@ -161,7 +161,7 @@ class _Run:
             "samples": samples,
         }
         trained = self.add(name, Learner, sources, settings)
-        features = self.features(f"{name}_features", nodes["index"], trained)
+        features = self.features(f"{name}_features", nodes["index"], trained, together=False)
         given = {"index": nodes["index"], "features": features, "learner": trained}
         return self.add(f"{name}_classifier", LearnerClassifier, given)
 
@@ -346,17 +346,17 @@ class _Run:
         )
         return self.add(name, PretrainedEncoder, {"index": self.nodes["index"]}, settings)
 
-    def features(self, name: str, images: Node, encoder: Node) -> Node:
-        """Add the features of `images`; all outputs of the same images share one pass."""
+    def features(self, name: str, images: Node, encoder: Node, *, together: bool = True) -> Node:
+        """Add the features of `images`; what is made of the same images shares one pass if `together`."""
         settings = FeatureSettings(
             precision=resolved(self.config.encoder.precision),
             max_bad_fraction=self.config.data.max_bad_fraction,
         )
         group = f"extract {images.name if images.extent != Extent() else 'images'}"
-        if encoder.stage is Learner:  # after the pass that it is trained from
-            group = ""
         sources = {"images": images, "encoder": encoder}
-        return self.add(name, Features, sources, settings, extent=images.extent, group=group)
+        return self.add(
+            name, Features, sources, settings, extent=images.extent, group=group if together else ""
+        )
 
 
 def sweep_settings(config: Config) -> SweepSettings | None:

@@ -20,7 +20,7 @@ from dpt_ray.data.rows import RealRows
 from dpt_ray.engine.node import Stage, Task, one_of, reads
 from dpt_ray.evaluation.distances import Extractor, frechet_rows
 from dpt_ray.evaluation.inception_files import NOT_COMPUTED
-from dpt_ray.evaluation.methods import BALANCED
+from dpt_ray.evaluation.methods import BALANCED, ON_GENERATED_IMAGES
 from dpt_ray.evaluation.records import (
     EVALUATION_FILE,
     EvaluationResult,
@@ -50,7 +50,7 @@ CHOSEN = {
 LEARNERS = {"semi_supervised": "learner", "semi_supervised_dpt": "retrained_learner"}
 # Stages 2 and 3 take these besides the last one, stage 1's learner those.
 STAGES = {
-    **dict.fromkeys(("dpt", "dpt_paper", "semi_supervised_dpt"), ("moments", "denoiser", "samples")),
+    **dict.fromkeys(ON_GENERATED_IMAGES, ("moments", "denoiser", "samples")),
     "semi_supervised": ("learner_labels",),
 }
 # (encoder, its features of real images, its features of generated images) as inputs, and its description.
@@ -127,14 +127,15 @@ class Evaluation(Stage[EvaluationSettings]):
         methods = {method: Classified(W, real) for method, W in weights.items()} | learned
         notes = {found.method: found.note for found in classifiers} | dict.fromkeys(learned, _method(task))
         gains = {method: _paired_gains(method, methods) for method in _improved(methods)}
-        baseline = next(name for name in ("semi_supervised", "tuned_probe", "probe") if name in methods)
+        headline: dict[str, Gain] = next(iter(gains.values()), {})
+        baselines = ("semi_supervised", "tuned_probe", "probe")
         result: EvaluationResult = {
             "n_labels": first["n_labels"],
             "accuracy": [
                 *first["accuracy"],
                 *(measure(method, methods[method], note) for method, note in notes.items()),
             ],
-            "gain": next((found.get(baseline) for found in gains.values()), None),
+            "gain": next((headline[name] for name in baselines if name in headline), None),
             "pseudo_labels": first["pseudo_labels"],
             "frechet": _distances(task),
             "image_metrics": _image_metrics(task),
@@ -142,12 +143,7 @@ class Evaluation(Stage[EvaluationSettings]):
         if ladder:
             result["ladder"] = [*ladder["ladder"], *_last_rows(task, methods)]
         if ladder or learned:
-            compared = (
-                "probe",
-                *RUNGS,
-                "semi_supervised",
-                *(["generated_features"] if len(gains) > 1 else []),
-            )
+            compared = ("probe", *RUNGS, "semi_supervised", "generated_features")
             result["gains"] = [found[name] for found in gains.values() for name in compared if name in found]
         return write_result(task.out, EVALUATION_FILE, result, len(result["accuracy"]))
 
@@ -237,7 +233,7 @@ def _paired_gains(improved: str, methods: Mapping[str, Classified]) -> dict[str,
     mine = methods[improved].hits("test")
     for method, classified in methods.items():
         found = paired_difference(mine, classified.hits("test"))
-        if found and method not in ("dpt", "dpt_paper", "semi_supervised_dpt", improved):
+        if found and method not in (*ON_GENERATED_IMAGES, improved):
             gains[method] = Gain(
                 baseline=method,
                 improved=improved,

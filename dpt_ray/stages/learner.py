@@ -126,7 +126,7 @@ def train(task: Task[LearnerSettings], worker: Worker) -> None:
     """Train on one worker; publish encoder and classifier on rank 0."""
     import torch
 
-    from dpt_ray.learners.learners import draw_function, passes, step_function
+    from dpt_ray.learners.encoder_learners import draw_function, passes, step_function
     from dpt_ray.learners.semi_supervised import StudentTeacher
     from dpt_ray.models.encoder import Encoder, save_encoder
     from dpt_ray.training.order import batch_rows

@@ -301,13 +301,14 @@ def test_the_committed_page_is_that_of_the_committed_results():
         assert f"| 1, seed {seed} | {gain} ± " in text
 
 
-def test_the_committed_page_of_cifar10_is_that_of_its_results():
+@pytest.mark.parametrize("name", ["cifar10-lite0-study", "cifar10-lite0-labels-study"])
+def test_the_committed_pages_of_cifar10_are_those_of_their_results(name):
     """With one gain worked out from the stored accuracies: mean, and deviation / sqrt(3), of 3 draws."""
-    stored = json.loads((ROOT / "docs/results/cifar10_lite0_study.json").read_text())
+    file = ROOT / "docs/results" / name.replace("-", "_")
+    stored = json.loads(file.with_suffix(".json").read_text())
     first = next(iter(load_study(ROOT / "configs/cifar10_study.yaml")[1].values()))
-    name = "cifar10-lite0-study"
     text = table(Study(**stored["study"]), stored, name, first.sweep)
-    assert (ROOT / "docs/results/cifar10_lite0_study.md").read_text().startswith(text)
+    assert file.with_suffix(".md").read_text().startswith(text)
     by_draw = []
     for draw in range(3):
         accuracy = {row["method"]: row["test"] for row in stored["runs"][f"{name}-n4-e0-d{draw}"]["accuracy"]}

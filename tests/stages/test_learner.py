@@ -235,6 +235,7 @@ def test_a_class_without_a_label_is_named(finished, tmp_path):
     [
         ("semi_supervised=null", "classifier.learner freematch needs a semi_supervised section"),
         ("semi_supervised.threshold=0.7", "threshold 0.7: freematch has adaptive ones"),
+        ("semi_supervised.mixup=true", "semi_supervised.mixup: freematch mixes no labelled images"),
         ("semi_supervised.threshold=1.5", "semi_supervised.threshold"),
         ("semi_supervised.group=24", "group 24 must divide batch_size 16"),
         ("compute.train_workers=4", "has 2 groups of 8 for compute.train_workers"),
