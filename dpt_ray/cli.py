@@ -126,11 +126,17 @@ def plan(
         typer.Option(help="Compute the cost for this many training images, without reading data or weights."),
     ] = None,
     classes: Annotated[int | None, typer.Option(help="Classes, with --images.")] = None,
+    prices: Annotated[
+        Path | None,
+        typer.Option(help="What GPUs and storage cost, such as docs/prices.yaml: adds a table in money."),
+    ] = None,
 ) -> None:
     """Print the state of each stage, why the missing ones are missing, and what they will cost."""
     from dpt_ray.commands.plan import plan_tables
+    from dpt_ray.config.prices import load_prices
 
-    for table in plan_tables(load_config(config, overrides or ()), images, classes):
+    paid = load_prices(prices) if prices else None
+    for table in plan_tables(load_config(config, overrides or ()), images, classes, paid):
         _print(table)
 
 

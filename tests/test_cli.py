@@ -14,14 +14,9 @@ from dpt_ray.stages.index import Index
 from dpt_ray.store.artifact import Store
 from tests.helpers.paths import DIGITS
 from tests.helpers.processes import wait_until
+from tests.helpers.tables import row
 
 PROGRESS = re.compile(r"\[\d+/\d+\] (index|labels): ")
-
-
-def row(table, name):
-    """The cells of the row of a printed table that starts with `name`."""
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if "│" in line]
-    return next(cells for cells in rows if cells[0] == name)
 
 
 # Help ----------------------------------------------------------------------------------------------
@@ -158,87 +153,6 @@ def test_ctrl_c_is_one_line_and_a_second_one_waits_for_nothing(tmp_path):
         assert process.returncode == 130
         assert error.splitlines()[-1] == "stopped; run the same command again to continue"
         assert "Traceback" not in error
-
-
-# Plan and status -----------------------------------------------------------------------------------
-
-
-def test_a_plan_says_what_is_to_do_and_why_and_does_nothing(dpt, tmp_path):
-    code, out, _ = dpt("plan", DIGITS, f"output={tmp_path}/out")
-    assert code == 0
-    assert row(out, "index")[3:] == ["to do", "not made yet"]
-    assert row(out, "labels")[3:] == ["to do", "waits for index"]
-    assert row(out, "denoiser")[3] == row(out, "report")[3] == "to do"
-    assert row(out, "samples")[1].endswith("@k128")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_plan_tells_a_changed_setting_from_what_is_done(dpt, tmp_path):
-    output = f"output={tmp_path}"
-    assert dpt("index", DIGITS, output)[0] == 0
-    _, out, _ = dpt("plan", DIGITS, output)
-    assert row(out, "index")[3:] == row(out, "labels")[3:] == ["done", ""]
-    assert row(out, "encoder")[3:] == ["to do", "not made yet"]
-    _, out, _ = dpt("plan", DIGITS, output, "labels.per_class=3")
-    assert row(out, "labels")[3:] == ["to do", "per_class is 3, published with 1"]
-    _, out, _ = dpt("plan", DIGITS, output, "data.split_seed=3")
-    assert row(out, "index")[3:] == ["to do", "split_seed is 3, published with 0"]
-    assert row(out, "labels")[3:] == ["to do", "waits for index"]
-
-
-def test_a_plan_counts_the_images_before_the_first_run_and_after(dpt, tmp_path):
-    def cost(name):
-        return row(out[out.index("computed cost") :], name)[1:]
-
-    output = tmp_path / "out"
-    for indexed in (False, True):
-        _, out, _ = dpt("plan", DIGITS, f"output={output}")
-        assert output.exists() == indexed
-        assert cost("features")[:2] == ["1,797", "460.0 kB"]  # 64 numbers of 4 bytes each
-        assert cost("moments")[:2] == ["997", "255.2 kB"]  # training images only
-        assert cost("samples")[0] == cost("augmented")[0] == "1,280"
-        assert cost("sweep")[0] == "32" and cost("sweep")[3] == "-"  # trials; fits use no GPU
-        assert re.fullmatch(r"\d+ s", cost("sweep")[4])
-        for name in ("encoder", "denoiser", "referee", "total to do"):
-            assert cost(name)[3] == "< 0.01"
-            assert re.fullmatch(r"\d+ (s|min|h|h \d+ min)", cost(name)[4])
-        assert dpt("index", DIGITS, f"output={output}")[0] == 0
-
-
-def test_a_plan_of_so_many_images_leaves_out_what_it_cannot_know(dpt, tmp_path):
-    weights = ("evaluate.inception=/none.pth", f"output={tmp_path}")
-    _, out, _ = dpt("plan", DIGITS, *weights, "--images", 1000, "--classes", 10)
-    assert row(out, "features")[1:3] == ["1,000", "256.0 kB"]
-    assert row(out, "inception_reference")[1:] == ["-"] * 5
-    code, _, err = dpt("plan", DIGITS, *weights, "--classes", 10)
-    assert code == 2 and err.startswith("error: --classes 10 needs --images") and err.count("\n") == 1
-
-
-def test_a_plan_compares_with_the_nearest_of_what_is_done(dpt, tmp_path):
-    output = f"output={tmp_path}"
-    for overrides in (["labels.per_class=3", "labels.seed=4"], ["labels.per_class=2"]):
-        assert dpt("index", DIGITS, output, *overrides)[0] == 0
-    _, out, _ = dpt("plan", DIGITS, output)
-    assert row(out, "labels")[4] == "per_class is 1, published with 2"
-
-
-def test_a_plan_names_the_input_that_is_another(dpt, tmp_path):
-    output = f"output={tmp_path}"
-    for overrides in ([], ["data.split_seed=3"]):
-        assert dpt("index", DIGITS, output, *overrides)[0] == 0
-    _, out, _ = dpt("plan", DIGITS, output)
-    Store(str(tmp_path)).remove(*row(out, "labels")[1].split("/"))
-    _, out, _ = dpt("plan", DIGITS, output)
-    assert row(out, "labels")[3:] == ["to do", "index differs"]
-
-
-def test_status_shows_what_is_published(dpt, tmp_path):
-    assert dpt("index", DIGITS, f"output={tmp_path}")[0] == 0
-    code, out, _ = dpt("status", DIGITS, f"output={tmp_path}")
-    assert code == 0
-    assert row(out, "index")[2] == "1797"  # scikit-learn's digits
-    assert row(out, "labels")[2] == "10"  # one of each class
-    assert row(out, "encoder")[2:] == ["-", "-", "-"]
 
 
 def test_what_is_done_is_not_done_again(dpt, tmp_path):

@@ -100,6 +100,10 @@ def run(task: Task[S], function: TrainFunction[S]) -> Facts:
     return {**found, **continued}
 
 
+class _AllowanceOver(RuntimeError):  # noqa: N818
+    """The run has spent what it may; the checkpoint is saved."""
+
+
 def _guarded(task: Task[S], worker: Worker, function: TrainFunction[S]) -> None:
     """Call `function`; record the errors that every attempt would repeat, so that Ray does not retry them."""
     import torch
@@ -110,7 +114,7 @@ def _guarded(task: Task[S], worker: Worker, function: TrainFunction[S]) -> None:
         return
     try:
         function(task, worker)
-    except UnstableTraining as error:  # raised on all workers at the same step, so none waits
+    except (UnstableTraining, _AllowanceOver) as error:  # on all workers at the same step, so none waits
         task.out.write_json(STOPPED, {"reason": str(error)})
     except torch.cuda.OutOfMemoryError as error:
         said = str(error).splitlines()[0][:200]
@@ -218,8 +222,9 @@ def fit(
     gauges = ray_gauges(task.name) if worker.in_ray_train and worker.rank == 0 else {}
     with closing(TrainingLog(task.out, resume[1]["step"] if resume else 0, gauges)) as log:
         reporter = _Reporter(task, worker, log, workload.flops_per_image, peak, on_watch)
-        asked = reporter.notices if worker.in_ray_train else Hooks.save_asked
-        hooks = Hooks(reporter.log, reporter.checkpoint, asked, watch_every, reporter.watch)
+        hooks = Hooks(
+            reporter.log, reporter.checkpoint, reporter.wants_checkpoint, watch_every, reporter.watch
+        )
         while True:
             try:
                 result = train(workload, settings, worker, hooks, resume)
@@ -296,7 +301,12 @@ class _Reporter:
     ) -> None:
         self._task, self._worker, self._log, self._on_watch = task, worker, log, on_watch
         self._mfu = flops_per_image / (peak * worker.world_size) if flops_per_image and peak else None
-        self.notices = Notices(worker.rank)
+        self._notices = Notices(worker.rank)
+
+    def wants_checkpoint(self) -> bool:
+        """Return whether this node is being taken away, or the run has spent what it may."""
+        noticed = self._worker.in_ray_train and self._notices()  # a barrier of all workers
+        return noticed or self._task.allowance.is_over
 
     def log(self, record: dict[str, float]) -> None:
         """Add a record to the log."""
@@ -313,11 +323,22 @@ class _Reporter:
             if not meta["bad_in_a_row"] and not meta["losses"]["high"]:
                 save_checkpoint(self._task.out, step, tensors, meta)
         remove_copies(self._task.out)  # a step has passed, so no worker is still loading them
-        self.notices.saved()
+        self._notices.saved()
         if self._worker.in_ray_train:
             import ray.train
 
             ray.train.report({"step": step, **self._log.last})
+        if step < self._task.settings.steps and self._is_over():
+            raise _AllowanceOver(self._task.allowance.error)
+
+    def _is_over(self) -> bool:
+        """Return whether any worker's clock says that the allowance is over: the same on all workers."""
+        import torch
+
+        over = torch.tensor(float(self._task.allowance.is_over), device=self._worker.device)
+        if self._worker.world_size > 1 and math.isfinite(self._task.allowance.until):
+            torch.distributed.all_reduce(over, torch.distributed.ReduceOp.MAX)
+        return bool(over)
 
     def watch(self, step: int, ema: Mapping[str, Tensor]) -> None:
         """Add the measurements of the averaged weights to the newest record."""

@@ -11,9 +11,10 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 
 from dpt_ray.config import Config, ConfigError
+from dpt_ray.config.prices import Prices
 from dpt_ray.engine.execute import execute
 from dpt_ray.engine.progress import Display, duration
-from dpt_ray.pipeline.cost import FIT_PASSES, Cost, costs, total, total_seconds
+from dpt_ray.pipeline.cost import DATA_SHEET_TFLOPS, FIT_PASSES, Cost, costs, total, total_seconds
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.speed import Rates, training_threads
 from dpt_ray.pipeline.status import status
@@ -24,13 +25,20 @@ from dpt_ray.store.records import Manifest
 COLUMNS = ("rows", "size", "PFLOP", "H200 hours", "here")
 
 
-def plan_tables(config: Config, images: int | None, classes: int | None) -> list[Table]:
+def plan_tables(
+    config: Config, images: int | None, classes: int | None, prices: Prices | None = None
+) -> list[Table]:
     """Return the tables of `dpt plan`; nothing is written to the output.
 
-    With `images`, return only the cost for this number of training images of `classes` classes.
+    With `images`, return only the cost for this number of training images of `classes` classes. With
+    `prices`, a table of what is to be done costs in money is added.
     """
     if images is not None:
-        return [_cost_table(config, {"train": images}, classes, done=())]
+        counts = {"train": images}
+        return [
+            _cost_table(config, counts, classes, done=()),
+            *_priced(costs(config, counts, classes), prices),
+        ]
     if classes is not None:
         raise ConfigError(f"--classes {classes} needs --images: give both, or neither")
     table = Table("stage", "artifact", "runs on", "state", "why")
@@ -40,7 +48,9 @@ def plan_tables(config: Config, images: int | None, classes: int | None) -> list
         table.add_row(row.name, row.artifact, row.runs_on, state, row.why)
     index = rows["index"].manifest or _index_manifest(config)
     done = [name for name, row in rows.items() if row.manifest]
-    return [table, _cost_table(config, _counts(index), index["classes"], done)]
+    present = _counts(index)
+    found = costs(config, present, index["classes"])
+    return [table, _cost_table(config, present, index["classes"], done), *_priced(found, prices, done)]
 
 
 def next_table(config: Config) -> Table | None:
@@ -97,16 +107,37 @@ def _cost_table(
     return table
 
 
+def _priced(found: Mapping[str, Cost], prices: Prices | None, done: Collection[str] = ()) -> list[Table]:
+    """Return the table of the price of what is not done, on each kind of GPU; none without prices."""
+    if prices is None:
+        return []
+    missing = total({name: cost for name, cost in found.items() if name not in done})
+    table = Table("GPU", *(Column(name, justify="right") for name in ("hours", prices.currency)))
+    for name, gpu in prices.gpus.items():
+        best = (missing.gpu_hours or 0.0) * DATA_SHEET_TFLOPS / gpu.tflops
+        table.add_row(name, _range(best), _range(best * gpu.hour))
+    stored = (total(found).bytes or 0.0) / 1e12 * prices.storage_tb_month
+    table.caption = (
+        "the networks of what is to be done, at 40 to 20% of a GPU's peak; decoding, start-up, idle nodes "
+        f"and the head are not in it. Storing all artifacts costs at most {prices.currency} "
+        f"{_number(stored)} a month."
+    )
+    return [table]
+
+
+def _range(best: float) -> str:
+    """Return a range from the computed best to twice of it."""
+    if not best:
+        return "-"
+    return f"{_number(best)} to {_number(2 * best)}" if best >= 0.005 else "< 0.01"
+
+
 def _cells(cost: Cost) -> list[str]:
-    best = cost.gpu_hours
-    hours = "-"
-    if best:
-        hours = f"{_number(best)} to {_number(2 * best)}" if best >= 0.005 else "< 0.01"
     return [
         "-" if cost.rows is None else f"{cost.rows:,}",
         "-" if cost.bytes is None else decimal(int(cost.bytes)),
         _number(cost.flops / 1e15) if cost.flops else "-",
-        hours,
+        _range(cost.gpu_hours or 0.0),
     ]
 
 

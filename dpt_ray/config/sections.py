@@ -324,6 +324,9 @@ class Compute(Section):
       rather than replicate them (DDP), for models that do not fit otherwise.
     - `concurrent_trials`: maximum number of a sweep's trials that run at a time.
     - `autoscaling`: the cluster adds nodes on demand, so do not require that the work fits at the start.
+    - `max_gpu_hours`: the most GPU hours that this run may spend, over all its attempts. It then stops, a
+      training at a checkpoint, and continues once this is raised. What stages ask for counts (actors or
+      training workers x seconds, start-up included), not nodes that boot or idle.
     """
 
     cpus: Count | None = None
@@ -344,6 +347,16 @@ class Compute(Section):
     max_failures: Annotated[int, Field(ge=0)] = 2
     concurrent_trials: Count = 2
     autoscaling: bool = False
+    max_gpu_hours: Positive | None = None
+
+    @model_validator(mode="after")
+    def _spending(self) -> Compute:
+        if self.max_gpu_hours and not (self.actor_gpus or self.train_gpus):
+            raise ValueError(
+                f"max_gpu_hours {self.max_gpu_hours:g} limits nothing without GPUs: set actor_gpus or "
+                "train_gpus, or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _elastic(self) -> Compute:

@@ -6,7 +6,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -15,10 +15,12 @@ from graphlib import CycleError, TopologicalSorter
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import Settings
 from dpt_ray.config.sections import Compute
+from dpt_ray.engine.allowance import UNLIMITED
 from dpt_ray.engine.code_version import code_version
 from dpt_ray.engine.errors import StageError, in_one_line
 from dpt_ray.engine.node import Node, Task, needed
 from dpt_ray.engine.progress import Display, Report
+from dpt_ray.engine.spending import Spending
 from dpt_ray.store.artifact import Artifact, Store
 from dpt_ray.store.lease import Lease
 from dpt_ray.store.records import Facts, Manifest
@@ -82,12 +84,14 @@ def execute(
     checks: Mapping[str, Callable[[Artifact], None]],
     room: Callable[[Node], float] = lambda node: 0.0,
     left: Callable[[Sequence[Node]], float | None] = lambda nodes: None,
+    spending: Spending | None = None,
 ) -> Outcome:
     """Publish the targets and everything they need. Raises StageError naming the stage that failed.
 
     `checks`, by node name, are called with the artifact before any later step starts. Before a node is
     made, `room(node)` bytes must be free on the disk of a local store. `left(nodes)` is the expected seconds
-    of nodes, None where they are not known: told before the first long stage, and after each.
+    of nodes, None where they are not known: told before the first long stage, and after each. `spending`
+    records the GPU hours and ends the run at its cap.
     """
     outcome, plan = Outcome(), steps(targets)
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -108,7 +112,7 @@ def execute(
             missing = [node for node in missing if not node.artifact(store).published]
             if missing:
                 _check_room(step.name, missing, store, room)
-                _make(Step(tuple(missing)), store, compute, now, progress)
+                _make(Step(tuple(missing)), store, compute, now, progress, spending)
         outcome.made += [node.name for node in missing]
         _check(step, store, checks)
     return outcome
@@ -127,37 +131,45 @@ def _check_room(name: str, nodes: Sequence[Node], store: Store, room: Callable[[
         raise StageError(f"{name}: {error}") from error
 
 
-def _make(step: Step, store: Store, compute: Compute, run_started: str, progress: Report) -> None:
-    tasks = [
-        Task(
-            node,
-            node.settings,
-            node.artifact(store),
-            {key: source.artifact(store) for key, source in node.inputs.items()},
-            compute,
-            run_started,
-            progress,
-        )
-        for node in step.nodes
-    ]
-    stage = step.nodes[0].stage
+def _make(
+    step: Step, store: Store, compute: Compute, run_started: str, progress: Report, spending: Spending | None
+) -> None:
+    stage, names = step.nodes[0].stage, [f"{node.artifact_name}/{node.reference}" for node in step.nodes]
     code_version()  # cached now: the checkout may be edited while the stage runs
     started, clock = datetime.now(UTC), time.perf_counter()
+    counted = spending.counting(step.name, stage, names) if spending else nullcontext(UNLIMITED)
     try:
-        facts = stage.make_together(tasks)
+        with counted as allowance:
+            tasks = [
+                Task(
+                    node,
+                    node.settings,
+                    node.artifact(store),
+                    {key: source.artifact(store) for key, source in node.inputs.items()},
+                    compute,
+                    run_started,
+                    allowance.checking(progress),
+                    allowance,
+                )
+                for node in step.nodes
+            ]
+            facts = stage.make_together(tasks)
         seconds = time.perf_counter() - clock
-        for task, fact in zip(tasks, facts, strict=True):
-            task.out.publish(_manifest(task, fact, started, seconds))
+        for task, name, fact in zip(tasks, names, facts, strict=True):
+            hours = spending.hours_of(name) if spending else 0.0
+            task.out.publish(_manifest(task, fact, started, seconds, hours))
     except (ConfigError, KeyboardInterrupt):
         raise
     except Exception as error:
         raise StageError(f"{step.name}: {in_one_line(error)}") from error
 
 
-def _manifest(task: Task[Settings], facts: Facts, started: datetime, seconds: float) -> Manifest:
+def _manifest(
+    task: Task[Settings], facts: Facts, started: datetime, seconds: float, gpu_hours: float
+) -> Manifest:
     node = task.node
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
+    found: Manifest = {
         "stage": node.artifact_name,
         "name": node.name,
         "identity": node.reference,
@@ -173,3 +185,4 @@ def _manifest(task: Task[Settings], facts: Facts, started: datetime, seconds: fl
         "driver_peak_memory_bytes": peak,
         **facts,
     }
+    return {**found, "gpu_hours": round(gpu_hours, 4)} if gpu_hours else found

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import Content, Settings, split
 from dpt_ray.config.sections import Compute
+from dpt_ray.engine.allowance import UNLIMITED, Allowance
 from dpt_ray.engine.progress import Report, silent
 from dpt_ray.store.artifact import Artifact, Store, identity
 from dpt_ray.store.records import Facts
@@ -232,7 +233,10 @@ def _check_inputs(name: str, stage: AnyStage, inputs: Mapping[str, Node]) -> Non
 
 @dataclass(frozen=True)
 class Task(Generic[S_co]):
-    """What a stage receives: its output, inputs and settings, how to run, and where to report progress."""
+    """What a stage receives: its output, inputs and settings, how to run, and where to report progress.
+
+    A training ends at a checkpoint when its `allowance` is over; for other work `progress` raises then.
+    """
 
     node: Node
     settings: S_co
@@ -241,6 +245,7 @@ class Task(Generic[S_co]):
     compute: Compute
     run_started: str
     progress: Report = silent
+    allowance: Allowance = UNLIMITED
 
     @property
     def name(self) -> str:

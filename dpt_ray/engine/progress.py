@@ -54,12 +54,12 @@ def following(
             progress(reached.done, total, what, reached.loss)
 
     look()
-    with _repeating(look, every):
+    with repeating(look, every):
         yield
 
 
 @contextmanager
-def _repeating(act: Callable[[], None], every: float) -> Iterator[None]:
+def repeating(act: Callable[[], None], every: float) -> Iterator[None]:
     """Call `act` in a thread every `every` seconds while the block runs."""
     stop = threading.Event()
 
@@ -188,7 +188,7 @@ class Display:
             self._line(f"[{number}/{total}] {name}: {describe(task)}")
 
         # The lines also show a stage that is starting, or that reports nothing.
-        with live, nullcontext() if is_terminal else _repeating(line, LINE_EVERY):
+        with live, nullcontext() if is_terminal else repeating(line, LINE_EVERY):
             yield report
         seconds = time.monotonic() - started
         later = left() if seconds >= LINE_EVERY else None

@@ -19,6 +19,7 @@ from dpt_ray.stages.sweep import grid
 # One H200: the dense bfloat16 rate measured with an 8192 matrix product, and the range of the share that
 # training code usually reaches (published anchors).
 PEAK_FLOPS = 790e12
+DATA_SHEET_TFLOPS = 989
 LEAST_UTILISATION, UTILISATION = 0.2, 0.4
 
 # By the prefix of the published file's name: operations per image at 224 pixels, and feature length.
@@ -182,8 +183,9 @@ def _pixel_bytes(config: Config) -> int:
 
 
 def total(found: Mapping[str, Cost]) -> Cost:
-    """Return the operations of all stages, as far as they are known."""
+    """Return the bytes and operations of all stages, as far as they are known."""
     return Cost(
+        bytes=_sum(*(cost.bytes for cost in found.values())),
         conv=_sum(*(cost.conv for cost in found.values())),
         transformer=_sum(*(cost.transformer for cost in found.values())),
         fit=_sum(*(cost.fit for cost in found.values())),

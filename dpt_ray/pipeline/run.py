@@ -10,6 +10,7 @@ from dpt_ray.config import Config, ConfigError
 from dpt_ray.engine.execute import Outcome, execute
 from dpt_ray.engine.node import Node, needed
 from dpt_ray.engine.progress import Display
+from dpt_ray.engine.spending import Spending
 from dpt_ray.evaluation.advice import advice
 from dpt_ray.evaluation.inception_files import NOT_COMPUTED
 from dpt_ray.evaluation.records import read_ladder
@@ -66,10 +67,12 @@ def run(
     if "pilot" in nodes:
         checks["pilot"] = partial(_tell_pilot, display)
     # From here on every artifact of this run counts as used, even if the run fails.
-    store.run_folder(config.name).write_json(PLANNED, node_references(nodes))
+    folder = store.run_folder(config.name)
+    folder.write_json(PLANNED, node_references(nodes))
     to_write = partial(_bytes_to_write, config, nodes, store)
     left = TimeLeft(config, nodes["index"], store)
-    outcome = execute(wanted, store, config.compute, display, checks, to_write, left)
+    spending = Spending(folder, config.compute)
+    outcome = execute(wanted, store, config.compute, display, checks, to_write, left, spending)
     link(config, nodes, store)
     return outcome, store
 

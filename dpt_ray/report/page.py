@@ -58,6 +58,7 @@ class StageRow:
     rows: int | None
     bytes: int
     peak_memory_bytes: int | None = None
+    gpu_hours: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def render_report(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "hours": lambda hours: f"{hours:.2f}" if hours else UNKNOWN,
         "percent": percent,
         "with_error": with_error,
         "points": points,
@@ -185,6 +187,7 @@ def render_report(data: ReportData) -> str:
             for number, (name, points) in enumerate(data.curves.items())
             if points
         ],
+        gpu_hours=sum(s.gpu_hours or 0.0 for s in data.stages),
         peak_memory=max((s.peak_memory_bytes or 0 for s in data.stages), default=0) or None,
     )
 

@@ -167,6 +167,7 @@ def _stage(name: str, artifact: Artifact, run_started: str) -> page.StageRow:
         manifest.get("rows"),
         int(artifact.fs.du(artifact.path(""))),
         manifest.get("peak_memory_bytes") or None,
+        manifest.get("gpu_hours"),
     )
 
 

@@ -174,3 +174,4 @@ class Manifest(Facts, total=False):
     code: str
     host: str
     driver_peak_memory_bytes: int
+    gpu_hours: float  # of all attempts of the run that made it; absent without a GPU
