@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from typing import Any
 
 from dpt_ray.cluster.autoscaler import Autoscaler, autoscaler, has_no_node_for
 from dpt_ray.cluster.ray_internals import HEAD
 from dpt_ray.config import ConfigError
 from dpt_ray.config.sections import Compute
 
-READER_CPUS = 0.25
+# A reading task may use this much of the CPUs and of the memory that a node has for one CPU.
+READER_SHARE = 0.25
+READER_MEMORY = 512 << 20  # bytes, where no node tells how much memory it has for a CPU
 
 
 def nodes() -> list[dict[str, float]]:
@@ -20,20 +22,28 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def actor_room(compute: Compute) -> int:
-    """Return for how many actors there is or may be room beside a reader: `compute.actors` if unknown."""
-    have, adds = _cluster(compute)
-    if compute.autoscaling and adds is None:
-        return compute.actors
+def beside_actors() -> dict[str, Any]:
+    """Return the resources of a reading task whose results go to actors: memory, and no CPU.
 
-    def fit(node: Mapping[str, float]) -> int:
-        return _fit(_wanted(compute), node)
+    Readers that asked for CPUs would wait for actors that hold all of them and wait for the readers: those
+    of this run (ray #44687), or of two runs together. Actors ask for no memory. A head without CPUs is left
+    to drivers.
+    """
+    found = nodes()
+    each = [node["memory"] / node["CPU"] for node in found if node.get("CPU") and node.get("memory")]
+    memory = READER_SHARE * min(each) if each else READER_MEMORY
+    options: dict[str, Any] = {"num_cpus": 0, "memory": int(memory)}
+    if head := _head_without_cpus():
+        options["label_selector"] = {"ray.io/node-id": f"!{head}"}
+    return options
 
-    room = sum(map(fit, have)) + (adds.room(fit) if adds else 0)
-    left = [node.get("CPU", 0.0) - fit(node) * compute.actor_cpus for node in _shapes(have, adds)]
-    if max(left, default=0.0) < READER_CPUS:  # the actors would starve the readers (ray #44687)
-        room -= math.ceil(READER_CPUS / compute.actor_cpus)
-    return max(0, room)
+
+def _head_without_cpus() -> str | None:
+    """Return the id of the head if it has no CPUs."""
+    import ray
+
+    heads = (node for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"])
+    return next((node["NodeID"] for node in heads if not node["Resources"].get("CPU")), None)
 
 
 def check_actors(compute: Compute) -> None:
@@ -47,16 +57,6 @@ def check_actors(compute: Compute) -> None:
     if not any(_fit(wanted, node) for node in shapes):
         raise ConfigError(
             f"compute: an actor needs {_listed(wanted)} on one node, and {_found(have, adds)}; "
-            f"{_remedy(adds)}"
-        )
-    # A reader needs room beside the actors, or the pipeline starves (ray #44687).
-    needed = compute.actor_cpus + READER_CPUS
-    cpus = sum(node.get("CPU", 0.0) for node in have)
-    if adds:
-        cpus += sum(kind.resources.get("CPU", 0.0) * kind.most for kind in adds.types)
-    if cpus < needed:
-        raise ConfigError(
-            f"compute: an actor and a reader need {needed:g} CPU, and the Ray cluster has {cpus:g}; "
             f"{_remedy(adds)}"
         )
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dpt_ray.cluster import session as cluster
 from dpt_ray.cluster.continuation import continue_shorter
-from dpt_ray.cluster.gauges import ray_gauges
 from dpt_ray.cluster.preemption import Notices
 from dpt_ray.cluster.ray_internals import trainer
 from dpt_ray.cluster.resources import check_training
@@ -64,7 +63,7 @@ def run(task: Task[S], function: TrainFunction[S]) -> Facts:
 
     def reached() -> Reached:
         records = read_log(task.out)
-        return Reached(int(records[-1]["step"]), records[-1]["loss"]) if records else Reached(0)
+        return Reached(int(records[-1]["step"]), records[-1]) if records else Reached(0)
 
     remote = replace(task, progress=silent)  # the display stays in the driver
     every = POLL if task.out.is_local else REMOTE_POLL
@@ -219,8 +218,7 @@ def fit(
     # Read before the first step, at which all workers meet: all of them see the same.
     rollbacks_left = 0 if task.out.exists(ROLLBACK) else 1
     resume = load_checkpoint(task.out)
-    gauges = ray_gauges(task.name) if worker.in_ray_train and worker.rank == 0 else {}
-    with closing(TrainingLog(task.out, resume[1]["step"] if resume else 0, gauges)) as log:
+    with closing(TrainingLog(task.out, resume[1]["step"] if resume else 0)) as log:
         reporter = _Reporter(task, worker, log, workload.flops_per_image, peak, on_watch)
         hooks = Hooks(
             reporter.log, reporter.checkpoint, reporter.wants_checkpoint, watch_every, reporter.watch

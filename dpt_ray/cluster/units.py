@@ -6,9 +6,9 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, NotRequired, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
-from dpt_ray.cluster.resources import READER_CPUS, actor_room
+from dpt_ray.cluster.resources import READER_SHARE, beside_actors
 from dpt_ray.cluster.session import connect, readers, threads
 from dpt_ray.config.sections import Compute
 from dpt_ray.engine.errors import StageError
@@ -16,7 +16,7 @@ from dpt_ray.engine.progress import Report
 from dpt_ray.store.records import Facts
 
 if TYPE_CHECKING:
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+    from ray.data import ActorPoolStrategy
 
 
 class Named(TypedDict):
@@ -26,19 +26,13 @@ class Named(TypedDict):
 
 
 class Result(TypedDict):
-    """What a task or an actor returns for a unit; `images` is how many images the unit had."""
+    """What a task or an actor returns for a unit: how many images it had, and how many of them are bad."""
 
     seconds: float
     peak_memory_bytes: int
     reader_peak_memory_bytes: NotRequired[int]
     images: int
-
-
-class TaskOptions(TypedDict):
-    """The options of a Ray Data map by tasks."""
-
-    num_cpus: float
-    compute: TaskPoolStrategy
+    bad: NotRequired[int]
 
 
 U = TypeVar("U")  # a work unit: a row of Ray Data
@@ -65,7 +59,7 @@ def run_tasks(
     import ray.data
 
     do = work(threads(compute, readers(compute)))
-    data = ray.data.from_items(list(units)).map(do, **_light(compute))
+    data = ray.data.from_items(list(units)).map(do, **_light(compute, {"num_cpus": READER_SHARE}))
     return _follow(data.iter_rows(), images, progress, started)
 
 
@@ -116,7 +110,7 @@ def stream_units(
 
     data = ray.data.from_items(list(units), override_num_blocks=len(units))
     if read is not None:
-        data = data.map(read, **_light(compute))
+        data = data.map(read, **_light(compute, beside_actors()))
     data = data.map(
         actor,
         fn_constructor_kwargs=dict(arguments),
@@ -128,34 +122,34 @@ def stream_units(
 
 
 def _pool(units: int, compute: Compute) -> ActorPoolStrategy:
-    """Return a pool that grows as there is room; with autoscaling it asks for all its actors in one request.
+    """Return the pool of a stage: all its actors are asked for in one request, and those work that run.
 
-    A pool that grows asks an autoscaling cluster for one node, waits for it to boot, and then for the next.
-    Ray Data does not wait for the actors of a fixed pool: units go to those that run, and an actor without a
-    node yet is the demand that the autoscaler sees. But on a cluster of fixed size the fixed pools of two
-    runs can take the room of both runs' readers, and neither goes on.
+    A pool that grows asks an autoscaling cluster for one node, waits for it to boot, and then for the next,
+    and it is slow to use what is free already. Ray Data does not wait for the actors of a fixed pool: one
+    without room yet is the demand that an autoscaler sees, and it starts where a node joins or another run
+    ends.
     """
     import ray.data
 
-    concurrent = {"max_concurrent_calls_per_actor": 2, "enable_true_multi_threading": True}
-    if not compute.autoscaling:
-        return ray.data.ActorPoolStrategy(min_size=1, max_size=compute.actors, **concurrent)
-    # Actors never take the last CPU from the readers, which would wait for ever (ray #44687). Two units are
-    # sent to an actor ahead only if there are two for each: else the first actors would hold the units of the
-    # last.
-    actors = max(1, min(units, compute.actors, actor_room(compute)))
-    ahead = 2 if units >= 2 * actors else 1
-    return ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=ahead, **concurrent)
+    actors = min(units, compute.actors)
+    # Two units are sent to an actor ahead only if there are two for each: else the first actors would hold
+    # the units of the last.
+    return ray.data.ActorPoolStrategy(
+        size=actors,
+        max_tasks_in_flight_per_actor=2 if units >= 2 * actors else 1,
+        max_concurrent_calls_per_actor=2,
+        enable_true_multi_threading=True,
+    )
 
 
-def _light(compute: Compute) -> TaskOptions:
-    """Return the options of light tasks: at most `readers` at a time, on CPUs that the actors leave.
+def _light(compute: Compute, resources: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of light tasks: at most `readers` at a time, on what the actors leave.
 
     Without a bound every fraction of a CPU starts a worker process, and each repeats the imports.
     """
     import ray.data
 
-    return {"num_cpus": READER_CPUS, "compute": ray.data.TaskPoolStrategy(size=readers(compute))}
+    return {**resources, "compute": ray.data.TaskPoolStrategy(size=readers(compute))}
 
 
 def _follow(results: Iterable[Result], images: int, progress: Report, started: float) -> Facts:
@@ -164,14 +158,15 @@ def _follow(results: Iterable[Result], images: int, progress: Report, started: f
     `started` is the start of the stage by `time.perf_counter`; start-up is the time from it to the work on
     the first unit.
     """
-    startup, peak, reader_peak, done = 0.0, 0, 0, 0
+    startup, peak, reader_peak, done, unreadable = 0.0, 0, 0, 0, 0
     progress(0, images, "images")
     for result in results:
         startup = startup or time.perf_counter() - started - result["seconds"]
         peak = max(peak, result["peak_memory_bytes"])
         reader_peak = max(reader_peak, result.get("reader_peak_memory_bytes", 0))
         done += result["images"]
-        progress(done, images, "images")
+        unreadable += result.get("bad", 0)
+        progress(done, images, "images", {"unreadable": unreadable})
     facts: Facts = {"startup_seconds": round(startup, 3), "peak_memory_bytes": peak}
     return facts | {"reader_peak_memory_bytes": reader_peak} if reader_peak else facts
 

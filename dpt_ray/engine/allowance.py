@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dpt_ray.engine.errors import StageError
-from dpt_ray.engine.progress import Report
+from dpt_ray.engine.progress import NOTHING, Report
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Allowance:
     def checking(self, progress: Report) -> Report:
         """Return `progress` that raises StageError where the time is over."""
 
-        def checked(done: int, total: int, what: str = "", loss: float | None = None) -> None:
-            progress(done, total, what, loss)
+        def checked(done: int, total: int, what: str = "", numbers: Mapping[str, float] = NOTHING) -> None:
+            progress(done, total, what, numbers)
             if done < total and self.is_over:
                 raise StageError(self.error)
 

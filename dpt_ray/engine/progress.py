@@ -5,31 +5,41 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+NOTHING: Mapping[str, float] = MappingProxyType({})
+
 
 class Report(Protocol):
-    """A callback for the progress of a stage: `done` of `total` `what` (images, steps, ...), and the loss."""
+    """A callback for the progress of a stage: `done` of `total` `what` (images, steps, ...).
 
-    def __call__(self, done: int, total: int, what: str = "", loss: float | None = None) -> None:
+    `numbers` are of the work itself, such as the `loss` of a training or the `unreadable` images so far.
+    """
+
+    def __call__(self, done: int, total: int, what: str = "", numbers: Mapping[str, float] = NOTHING) -> None:
         """Report the current numbers."""
 
 
-def silent(done: int, total: int, what: str = "", loss: float | None = None) -> None:
+def silent(done: int, total: int, what: str = "", numbers: Mapping[str, float] = NOTHING) -> None:
     """Report nothing."""
 
 
+# Told the name of a step and its numbers each time that it reports, and once more at its end.
+Watch = Callable[[str, Mapping[str, float]], None]
+
+
 class Reached(NamedTuple):
-    """How far a piece of work has come."""
+    """How far a piece of work has come, and its numbers (see `Report`)."""
 
     done: int
-    loss: float | None = None
+    numbers: Mapping[str, float] = NOTHING
 
 
 # Seconds between polls of a stage's progress: in a local folder, and on a remote store, where each poll is a
@@ -51,7 +61,7 @@ def following(
     def look() -> None:
         with suppress(Exception):  # each storage raises errors of its own
             reached = read()
-            progress(reached.done, total, what, reached.loss)
+            progress(reached.done, total, what, reached.numbers)
 
     look()
     with repeating(look, every):
@@ -77,18 +87,21 @@ def repeating(act: Callable[[], None], every: float) -> Iterator[None]:
 
 
 def describe(task: Task) -> str:
-    """Return the progress of a step as text: done of total, rate, loss, time left."""
-    total, done, loss = task.total, task.completed, task.fields["loss"]
+    """Return the progress of a step as text: done of total, rate, loss, time left, unreadable images."""
+    total, done, numbers = task.total, task.completed, task.fields["numbers"]
     if not total:
         return f"running for {duration(task.elapsed or 0.0)}"
     words = [f"{done:,.0f}/{total:,.0f} {task.fields['what']}".rstrip()]
     speed = _speed(task)
     if speed:
         words.append(f"{_rate(speed)}/s")
-    if loss is not None and math.isfinite(loss):
+    loss = numbers.get("loss", math.nan)
+    if math.isfinite(loss):
         words.append(f"loss {loss:.4g}")
     if speed and done < total:
         words.append(f"{duration((total - done) / speed)} left")
+    if numbers.get("unreadable"):
+        words.append(f"{numbers['unreadable']:,.0f} unreadable")
     return ", ".join(words)
 
 
@@ -131,10 +144,11 @@ class _Described(ProgressColumn):
 
 
 class Display:
-    """Progress of the steps of a run on `console`."""
+    """Progress of the steps of a run on `console`; `watch` is told their numbers too."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
+        self.watch: Watch = lambda step, numbers: None
         self._told_to_wait = False
         self._expected = False
 
@@ -175,14 +189,19 @@ class Display:
             transient=True,
             disable=not is_terminal,
         )
-        bar = live.add_task(name, total=None, number=f"{number}/{total}", what="", loss=None, first=None)
+        bar = live.add_task(
+            name, total=None, number=f"{number}/{total}", what="", numbers=NOTHING, first=None
+        )
         task, before = live.tasks[0], -1
 
-        def report(done: int, total: int, what: str = "", loss: float | None = None) -> None:
+        def report(done: int, total: int, what: str = "", numbers: Mapping[str, float] = NOTHING) -> None:
             nonlocal before
             before = done if before < 0 else before
             first = task.fields["first"] or ((task.get_time(), done) if done > before else None)
-            live.update(bar, completed=done, total=total, what=what, loss=loss, first=first)
+            live.update(bar, completed=done, total=total, what=what, numbers=numbers, first=first)
+            rate = _speed(task)
+            left = {"seconds_left": (total - done) / rate} if rate else {}
+            self.watch(name, {**numbers, "done": done, "total": total, "rate": rate, **left})
 
         def line() -> None:
             self._line(f"[{number}/{total}] {name}: {describe(task)}")
@@ -190,6 +209,7 @@ class Display:
         # The lines also show a stage that is starting, or that reports nothing.
         with live, nullcontext() if is_terminal else repeating(line, LINE_EVERY):
             yield report
+        self.watch(name, {"rate": 0.0, "seconds_left": 0.0})
         seconds = time.monotonic() - started
         later = left() if seconds >= LINE_EVERY else None
         more = f"; about {duration(later)} left for all that follows" if later else ""

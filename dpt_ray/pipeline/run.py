@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from dpt_ray.cluster.gauges import StageGauges
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.engine.execute import Outcome, execute
 from dpt_ray.engine.node import Node, needed
@@ -41,7 +42,7 @@ def run(
 
     `check_index` is called with the index before any later stage starts.
     """
-    store = open_store(config)
+    store, display.watch = open_store(config), StageGauges(config.name)
     if note := emulation_note(config):
         display.console.print(note, highlight=False, soft_wrap=True)
     nodes = flow(config)

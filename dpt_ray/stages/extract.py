@@ -90,10 +90,9 @@ class Moments(_Extracted[MomentSettings]):
 
 
 class Extracted(Result):
-    """The result of a unit: the outputs it was published to and its number of unreadable images."""
+    """The result of a unit, and the outputs that it was published to."""
 
     wanted: list[str]
-    bad: int
 
 
 class Wanted(TypedDict):

@@ -1,4 +1,4 @@
-"""The log of a training: `log.jsonl`, a TensorBoard event file and Ray metrics."""
+"""The log of a training: `log.jsonl` and a TensorBoard event file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dpt_ray.store.artifact import Artifact
 
@@ -27,9 +26,8 @@ class TrainingLog:
 
     EVERY = 1.0  # seconds between writes
 
-    def __init__(self, out: Artifact, step: int, gauges: Mapping[str, Any] | None = None) -> None:
-        """`gauges` are Ray's, by the key of a record that they show."""
-        self._out, self._written, self._gauges = out, 0.0, gauges or {}
+    def __init__(self, out: Artifact, step: int) -> None:
+        self._out, self._written = out, 0.0
         self._records = [record for record in read_log(out) if record["step"] <= step]
         self._note: dict[str, float] = {}
         self._events: Events | None = None
@@ -49,8 +47,6 @@ class TrainingLog:
         """Add a record; write the log unless it was written within the last second."""
         self._records.append(record | self._note)
         self._note = {}
-        for name, gauge in self._gauges.items():
-            gauge.set(record[name])
         if self._events:
             self._events.add(self._records[-1])
         if time.monotonic() - self._written > self.EVERY:

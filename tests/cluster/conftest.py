@@ -9,7 +9,7 @@ def made_of(monkeypatch):
     import ray
 
     def tell(*nodes):
-        known = [{"Alive": True, "Resources": node} for node in nodes]
+        known = [{"Alive": True, "NodeID": f"node-{n}", "Resources": node} for n, node in enumerate(nodes)]
         gone = {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}}
         monkeypatch.setattr(ray, "nodes", lambda: [*known, gone])
 

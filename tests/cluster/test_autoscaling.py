@@ -22,26 +22,30 @@ from dpt_ray.cluster.session import connect
 from dpt_ray.cluster.units import stream_units
 from dpt_ray.config.sections import Compute
 
-compute = Compute(**json.loads(sys.argv[1]))
+compute, met, nodes = Compute(**json.loads(sys.argv[1])), sys.argv[2], int(sys.argv[3])
 connect(compute)
 import ray
 
 
-class Sleep:
+class Meet:
+    # Each unit takes until there was one on every node.
+
     def __call__(self, unit):
-        began = time.time()
-        time.sleep(1)
-        node = ray.get_runtime_context().get_node_id()
-        return unit | {"actor": f"{node}/{os.getpid()}", "node": node, "began": began}
+        node, end = ray.get_runtime_context().get_node_id(), time.monotonic() + 120
+        open(os.path.join(met, node), "w").close()
+        while len(os.listdir(met)) < nodes and time.monotonic() < end:
+            time.sleep(0.1)
+        return unit | {"node": node}
 
 
 units = [{"shard": n} for n in range(6)]
-print(json.dumps(list(stream_units(units, lambda unit: unit, Sleep, {}, compute))))
+print(json.dumps(list(stream_units(units, lambda unit: unit, Meet, {}, compute))))
 """
 
 
-def test_a_pool_asks_for_all_its_nodes_at_once_begins_on_the_first_and_lets_them_go(autoscaling):
-    done = autoscaling.drive(SAMPLING, json.dumps({"actors": 3, "actor_gpus": 1, "autoscaling": True}))
+def test_a_pool_asks_for_all_its_nodes_at_once_works_on_all_and_lets_them_go(autoscaling, tmp_path):
+    compute = {"actors": 3, "actor_gpus": 1, "autoscaling": True}
+    done = autoscaling.drive(SAMPLING, json.dumps(compute), str(tmp_path), str(NODES))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert sorted(row["shard"] for row in found) == list(range(6))

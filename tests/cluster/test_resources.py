@@ -61,13 +61,19 @@ def test_an_actor_has_to_fit_on_one_node(made_of, compute, refused):
         resources.check_actors(Compute(**compute))
 
 
-def test_a_reader_has_to_fit_beside_the_actor(made_of):
-    made_of({"CPU": 1.0})
-    resources.check_actors(Compute(actor_cpus=0.75))
-    with pytest.raises(
-        ConfigError, match=r"an actor and a reader need 1\.25 CPU, and the Ray cluster has 1;"
-    ):
-        resources.check_actors(Compute(actor_cpus=1.0))
+def test_readers_beside_actors_ask_for_a_quarter_of_the_memory_of_a_cpu(made_of):
+    made_of({"CPU": 4.0, "memory": 8e9}, {"CPU": 2.0, "memory": 12e9, "GPU": 2.0}, {"memory": 9e9})
+    assert resources.beside_actors() == {"num_cpus": 0, "memory": 500_000_000}
+    made_of({"CPU": 4.0})
+    assert resources.beside_actors() == {"num_cpus": 0, "memory": 512 << 20}
+
+
+def test_readers_stay_off_a_head_that_is_for_drivers_only(made_of):
+    made_of(HEAD | {"memory": 9e9}, {"CPU": 1.0, "memory": 4e9})
+    found = resources.beside_actors()
+    assert found == {"num_cpus": 0, "memory": 10**9, "label_selector": {"ray.io/node-id": "!node-0"}}
+    made_of(HEAD | {"CPU": 2.0}, {"CPU": 1.0})
+    assert "label_selector" not in resources.beside_actors()
 
 
 CPUS, GPUS = ("cpus", {"CPU": 4.0}, 2), ("gpus", {"CPU": 2.0, "GPU": 1.0}, 4)
@@ -129,7 +135,6 @@ def test_what_is_not_known_is_refused_only_if_the_autoscaler_says_so(made_of, ad
     compute = Compute(autoscaling=True, actors=7, actor_gpus=4.0, train_workers=9, train_gpus=True)
     resources.check_actors(compute)
     resources.check_training(compute)
-    assert resources.actor_room(compute) == 7
     assert asked == [{"CPU": 0.5, "GPU": 4.0}, {"GPU": 1.0}]
     has_none.append(True)
     with pytest.raises(
@@ -138,28 +143,3 @@ def test_what_is_not_known_is_refused_only_if_the_autoscaler_says_so(made_of, ad
         resources.check_actors(compute)
     with pytest.raises(ConfigError, match="1 GPU are needed on one node"):
         resources.check_training(compute)
-
-
-@pytest.mark.parametrize(
-    ("compute", "room"),
-    [
-        ({"actor_cpus": 0.5}, 5),  # of 6, which would leave no reader a CPU
-        ({"actor_cpus": 0.1}, 27),  # of 30
-        ({"actor_cpus": 0.4}, 6),  # of 2 and 5, which leave 0.2 and nothing
-        ({"actor_cpus": 0.7}, 3),  # 0.3 is left beside the first
-        ({"actor_gpus": 1.0}, 2),  # the other node has room for readers
-        ({"actor_gpus": 0.25}, 4),  # its CPUs are too few for eight
-    ],
-)
-def test_the_room_for_actors_leaves_a_reader_its_own(made_of, compute, room):
-    made_of({"CPU": 1.0}, {"CPU": 2.0, "GPU": 2.0})
-    assert resources.actor_room(Compute(**compute)) == room
-
-
-def test_the_room_on_an_autoscaling_cluster_is_that_of_all_its_nodes(made_of, adding):
-    made_of(HEAD, {"CPU": 2.0, "GPU": 1.0})
-    adding(CPUS, GPUS)
-    assert resources.actor_room(Compute(autoscaling=True, actor_gpus=1.0)) == 4
-    assert resources.actor_room(Compute(autoscaling=True, actor_cpus=2.0)) == 7  # of 8: one for the readers
-    adding(CPUS, GPUS, most=2)
-    assert resources.actor_room(Compute(autoscaling=True, actor_cpus=2.0)) == 3

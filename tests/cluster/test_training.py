@@ -154,24 +154,6 @@ def test_tensorboard_shows_the_curves_of_the_log_and_a_resumed_training_doubles_
     assert [value for _, value in curve] == pytest.approx([record["loss"] for record in log])
 
 
-def test_rays_gauges_show_what_is_logged(latents):
-    from dpt_ray.cluster.gauges import GAUGES
-    from dpt_ray.training.log import TrainingLog
-
-    class Gauge:
-        def set(self, value):
-            self.value = value
-
-    gauges = {name: Gauge() for name in GAUGES}
-    log = TrainingLog(latents.store.artifact("training", "x"), 0, gauges)
-    log.add({"step": 1, "loss": 0.5, "images_per_s": 20.0, "data_wait": 0.1, "lr": 1.0})
-    assert {name: gauge.value for name, gauge in gauges.items()} == {
-        "loss": 0.5,
-        "images_per_s": 20.0,
-        "data_wait": 0.1,
-    }
-
-
 def test_mfu_is_the_counted_flops_over_the_measured_peak(latents, monkeypatch):
     monkeypatch.setattr("dpt_ray.training.throughput.matmul_peak", lambda device, dtype: 1e9)
     task = latents.make()

@@ -18,7 +18,7 @@ def test_progress_is_followed_through_a_storage_that_is_away_for_a_moment():
         value = next(reads, 5)
         if value == "away":
             raise RuntimeError("the endpoint cannot be reached")  # as botocore's, no OSError
-        return Reached(value, 0.5)
+        return Reached(value, {"loss": 0.5})
 
     def report(*numbers):
         told.append(numbers)
@@ -27,7 +27,7 @@ def test_progress_is_followed_through_a_storage_that_is_away_for_a_moment():
 
     with following(report, 10, "steps", read, every=0.01):
         assert again.wait(10)
-    assert told[:2] == [(3, 10, "steps", 0.5), (5, 10, "steps", 0.5)]
+    assert told[:2] == [(3, 10, "steps", {"loss": 0.5}), (5, 10, "steps", {"loss": 0.5})]
 
 
 class Clock:
@@ -64,7 +64,7 @@ def test_a_log_file_gets_a_line_now_and_then_with_rate_loss_and_time_left(clock,
     log = Log()
     with Display(Console(file=log)).step(3, 16, "encoder") as report:
         for clock.now, done in ((0, 0), (100, 10), (110, 510), (120, 1010)):
-            report(done, 4010, "steps", 2.5)
+            report(done, 4010, "steps", {"loss": 2.5})
         log.written.clear()
         assert log.written.wait(10)
     lines = log.getvalue().splitlines()
