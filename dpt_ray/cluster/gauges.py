@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ class StageGauges:
 
     def __init__(self, run: str) -> None:
         self._run = run
-        self._gauges: dict[str, Gauge] = {}
 
     def __call__(self, stage: str, numbers: Mapping[str, float]) -> None:
         """Set the gauges of the numbers that have one."""
@@ -38,12 +38,13 @@ class StageGauges:
             return
         for name in METRICS.keys() & numbers.keys():
             if math.isfinite(numbers[name]):
-                self._gauge(name).set(float(numbers[name]), tags={"run": self._run, "stage": stage})
+                _gauge(name).set(float(numbers[name]), tags={"run": self._run, "stage": stage})
 
-    def _gauge(self, name: str) -> Gauge:
-        from ray.util.metrics import Gauge
 
-        if name not in self._gauges:
-            metric, description = METRICS[name]
-            self._gauges[name] = Gauge(metric, description, tag_keys=("run", "stage"))
-        return self._gauges[name]
+@cache
+def _gauge(name: str) -> Gauge:
+    """Return the one gauge of a number in this process: another of its name would never be exported."""
+    from ray.util.metrics import Gauge
+
+    metric, description = METRICS[name]
+    return Gauge(metric, description, tag_keys=("run", "stage"))

@@ -31,7 +31,9 @@ def silent(done: int, total: int, what: str = "", numbers: Mapping[str, float] =
     """Report nothing."""
 
 
-# Told the name of a step and its numbers each time that it reports, and once more at its end.
+# Told the name of a step and its numbers as it reports, again every WATCHED seconds while it runs, and at its
+# end. Ray forgets the value of a metric that is not set for 20 s.
+WATCHED = 5.0
 Watch = Callable[[str, Mapping[str, float]], None]
 
 
@@ -53,7 +55,7 @@ LINE_EVERY = 30.0  # seconds between the lines of a stage where there is no term
 def following(
     progress: Report, total: int, what: str, read: Callable[[], Reached], every: float = POLL
 ) -> Iterator[None]:
-    """Report the progress of the block, polled with `read()` every `every` seconds.
+    """Report the progress of the block, polled with `read()` every `every` seconds and at its end.
 
     Nothing is reported while `read` fails, for example because the storage is unavailable.
     """
@@ -66,6 +68,7 @@ def following(
     look()
     with repeating(look, every):
         yield
+    look()
 
 
 @contextmanager
@@ -193,23 +196,29 @@ class Display:
             name, total=None, number=f"{number}/{total}", what="", numbers=NOTHING, first=None
         )
         task, before = live.tasks[0], -1
+        latest: Mapping[str, float] = NOTHING
 
         def report(done: int, total: int, what: str = "", numbers: Mapping[str, float] = NOTHING) -> None:
-            nonlocal before
+            nonlocal before, latest
             before = done if before < 0 else before
             first = task.fields["first"] or ((task.get_time(), done) if done > before else None)
             live.update(bar, completed=done, total=total, what=what, numbers=numbers, first=first)
             rate = _speed(task)
             left = {"seconds_left": (total - done) / rate} if rate else {}
-            self.watch(name, {**numbers, "done": done, "total": total, "rate": rate, **left})
+            latest = {**numbers, "done": done, "total": total, "rate": rate, **left}
+            self.watch(name, latest)
 
         def line() -> None:
             self._line(f"[{number}/{total}] {name}: {describe(task)}")
 
         # The lines also show a stage that is starting, or that reports nothing.
-        with live, nullcontext() if is_terminal else repeating(line, LINE_EVERY):
+        with (
+            live,
+            repeating(lambda: self.watch(name, latest), WATCHED),
+            nullcontext() if is_terminal else repeating(line, LINE_EVERY),
+        ):
             yield report
-        self.watch(name, {"rate": 0.0, "seconds_left": 0.0})
+        self.watch(name, {**latest, "rate": 0.0, "seconds_left": 0.0})
         seconds = time.monotonic() - started
         later = left() if seconds >= LINE_EVERY else None
         more = f"; about {duration(later)} left for all that follows" if later else ""

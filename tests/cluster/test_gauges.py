@@ -5,9 +5,11 @@ import re
 import time
 import urllib.request
 
+import pytest
 import yaml
 
 from dpt_ray.cluster.gauges import METRICS, StageGauges
+from dpt_ray.engine.progress import repeating
 from dpt_ray.training.log import read_log
 from tests.helpers.paths import ROOT
 
@@ -15,43 +17,48 @@ MONITORING = ROOT / "monitoring"
 SAMPLE = re.compile(r"^(\w+)\{([^}]*)\} (\S+)$", re.M)
 
 
-def exported(enough):
-    """The samples at the metrics port of the first node, once there are enough: {name: [(tags, value)]}."""
-    import ray
+class Scraper:
+    """Scrapes the metrics port of the first node every half second, as Prometheus would less often."""
 
-    url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
-    end = time.monotonic() + 60
-    while True:
-        found = {}
-        for name, tags, value in SAMPLE.findall(urllib.request.urlopen(url).read().decode()):
-            found.setdefault(name, []).append((dict(re.findall(r'(\w+)="([^"]*)"', tags)), float(value)))
-        if enough(found) or time.monotonic() > end:
-            return found
-        time.sleep(1)
+    def __init__(self):
+        import ray
 
+        self.url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+        self.latest = {}
 
-def of_stage(found, name, stage):
-    """The value of a stage's metric in the run `digits`."""
-    wanted = {"run": "digits", "stage": stage}
-    return next(value for tags, value in found[name] if tags.items() >= wanted.items())
+    def scrape(self):
+        text = urllib.request.urlopen(self.url).read().decode()
+        for name, tags, value in SAMPLE.findall(text):
+            tags = dict(re.findall(r'(\w+)="([^"]*)"', tags))
+            self.latest[name, tags.get("run"), tags.get("stage")] = float(value)
+
+    def names(self):
+        return {name for name, *_ in self.latest}
 
 
 def test_each_metric_of_the_dashboard_is_exported_by_a_run(finished, tmp_path):
     run = finished.copy_to(tmp_path, without=("features", "moments", "denoiser", "samples"))
-    run.make("samples")
-    shown = set(re.findall(r"ray_\w+", (MONITORING / "grafana.json").read_text()))
+    scraper, shown = Scraper(), set(re.findall(r"ray_\w+", (MONITORING / "grafana.json").read_text()))
     assert {f"ray_{metric}" for metric, _ in METRICS.values()} <= shown
-    found = exported(lambda found: shown <= found.keys())
-    assert shown <= found.keys(), shown - found.keys()
-    images = run.artifact("index").manifest["rows"]
-    assert of_stage(found, "ray_dpt_stage_done", "extract") == images
-    assert of_stage(found, "ray_dpt_stage_total", "extract") == images
-    assert of_stage(found, "ray_dpt_stage_seconds_left", "extract") == 0
-    assert of_stage(found, "ray_dpt_stage_unreadable", "extract") == 0
-    last = read_log(run.artifact("denoiser"))[-1]
-    assert of_stage(found, "ray_dpt_stage_done", "denoiser") == last["step"]
-    for metric, key in (("loss", "loss"), ("images_per_s", "images_per_s"), ("mfu", "mfu")):
-        assert of_stage(found, f"ray_dpt_training_{metric}", "denoiser") == last[key]
+    with repeating(scraper.scrape, 0.5):
+        run.make("samples")
+        images, last = run.artifact("index").manifest["rows"], read_log(run.artifact("denoiser"))[-1]
+        expected = {
+            ("done", "extract images"): images,
+            ("total", "extract images"): images,
+            ("seconds_left", "extract images"): 0,
+            ("unreadable", "extract images"): 0,
+            ("done", "denoiser"): last["step"],
+            **{(key, "denoiser"): last[key] for key in ("loss", "images_per_s", "mfu", "data_wait")},
+        }
+        wanted = {
+            (f"ray_{METRICS[key][0]}", "digits", stage): value for (key, stage), value in expected.items()
+        }
+        end = time.monotonic() + 40
+        while not wanted.items() <= scraper.latest.items() and time.monotonic() < end:
+            time.sleep(0.5)
+    assert shown <= scraper.names(), shown - scraper.names()
+    assert {key: scraper.latest.get(key) for key in wanted} == wanted
 
 
 def test_the_dashboard_is_what_grafana_imports():
@@ -75,19 +82,10 @@ def test_prometheus_reads_the_file_that_ray_writes():
     assert files["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]
 
 
-def test_nothing_is_shown_where_no_cluster_is_joined(monkeypatch):
+@pytest.mark.parametrize(("joined", "numbers"), [(False, {"done": 1.0}), (True, {"loss": float("nan")})])
+def test_nothing_is_shown_without_a_cluster_nor_what_is_not_finite(joined, numbers, monkeypatch):
     import ray
 
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    gauges = StageGauges("run")
-    gauges("stage", {"done": 1.0})
-    assert gauges._gauges == {}
-
-
-def test_a_number_that_is_not_finite_is_not_shown(monkeypatch):
-    import ray
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    gauges = StageGauges("run")
-    gauges("stage", {"loss": float("nan")})
-    assert gauges._gauges == {}
+    monkeypatch.setattr(ray, "is_initialized", lambda: joined)
+    monkeypatch.setattr("dpt_ray.cluster.gauges._gauge", lambda name: pytest.fail(name))
+    StageGauges("run")("stage", numbers)
