@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -30,11 +32,11 @@ def folder(tmp_path, tiny_overrides):
     return folder
 
 
-def start(cluster, folder, *arguments):
+def start(cluster, folder, *arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-c", MAIN, "submit", "run.yaml", *arguments],
         cwd=folder,
-        env=os.environ | {"RAY_API_SERVER_ADDRESS": cluster.dashboard, "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"RAY_API_SERVER_ADDRESS": cluster.dashboard, "PYTHONPATH": str(ROOT)} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -138,3 +140,34 @@ def test_outputs_environments_and_the_history_are_not_uploaded(tmp_path):
     assert environment["py_modules"] == [str(ROOT / "dpt_ray")]
     assert "py_modules" not in runtime_environment(ROOT)  # the checkout has the package
     json.dumps(environment)
+
+
+def test_a_base_outside_the_uploaded_folder_is_refused_by_name(folder, dpt, monkeypatch):
+    own = folder / "own"
+    own.mkdir()
+    (own / "mine.yaml").write_text("base: ../run.yaml")
+    monkeypatch.chdir(own)
+    code, _, said = dpt("submit", "mine.yaml")
+    assert code == 2 and len(said.splitlines()) == 1
+    assert said.startswith("error: ../run.yaml (a base of mine.yaml): outside the current folder")
+
+
+@pytest.mark.parametrize("token", [None, "not the cluster's"])
+def test_a_submit_without_the_clusters_token_is_refused(cluster, folder, token, tmp_path):
+    file = tmp_path / "wrong_token"
+    if token:
+        file.write_text(token)
+    own = {"RAY_AUTH_TOKEN_PATH": str(file), "HOME": str(tmp_path)}
+    process = start(cluster, folder, "name=stranger", "--wait", **own)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.startswith("error: submit: ") and len(err.splitlines()) == 1
+    assert not any((job.submission_id or "").startswith("stranger") for job in client(cluster).list_jobs())
+
+
+def test_the_job_server_takes_nothing_without_a_token(cluster):
+    body = json.dumps({"entrypoint": "true", "submission_id": "stranger"}).encode()
+    asked = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", body, method="POST")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(asked)
+    assert not any(job.submission_id == "stranger" for job in client(cluster).list_jobs())

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dpt_ray.cluster.jobs import connect_jobs, submit, wait
 from dpt_ray.config import Config, ConfigError, load_config
+from dpt_ray.config.yaml_file import files_of
 from dpt_ray.engine.execute import code_version
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.output import check_output_of_job
@@ -55,12 +56,14 @@ def _identity(config: Config, target: str) -> str:
 
 def _inside(path: Path, folder: Path) -> str:
     """Return a file's path in the folder that is uploaded."""
-    full = path.resolve()
-    if not full.is_relative_to(folder.resolve()):
-        raise ConfigError(
-            f"{path}: outside the current folder, of which the job gets a copy; submit from a folder above it"
-        )
-    return str(full.relative_to(folder.resolve()))
+    for file in files_of(path):
+        if not file.resolve().is_relative_to(folder.resolve()):
+            named = str(file) if file == path else f"{file} (a base of {path})"
+            raise ConfigError(
+                f"{named}: outside the current folder, of which the job gets a copy; submit from a folder "
+                "above it"
+            )
+    return str(path.resolve().relative_to(folder.resolve()))
 
 
 def _write(text: str) -> None:

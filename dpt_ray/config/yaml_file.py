@@ -55,6 +55,14 @@ def read_yaml(path: str | Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read_yaml(base, over), tree)
 
 
+def files_of(path: str | Path) -> list[Path]:
+    """Return a YAML file and those below it by `base`. Raises ConfigError where one cannot be read."""
+    path = Path(path)
+    read_yaml(path)
+    base = (yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}).get("base")
+    return [path, *(files_of(path.parent / str(base)) if base else [])]
+
+
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Return `base` updated with `over`: mappings are merged by key, null restores the default."""
     merged = dict(base)
