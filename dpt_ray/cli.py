@@ -50,7 +50,6 @@ STAGES = {
         "Climb the rungs of stage 1 and measure each, before any stage 2.",
     ),
     "train-diffusion": (["denoiser"], "Train the class-conditional diffusion model (stage 2)."),
-    "generate": (["samples"], "Generate images for each class."),
     "retrain": (["retrained"], "Fit the classifier on real and generated images (stage 3)."),
     "sweep": (["sweep"], "Sweep images per class, real weight and lambda; choose on validation."),
     "measure": (["image_metrics"], "Measure the generated images: FID, sFID, IS, KID, precision, recall."),
@@ -109,6 +108,28 @@ def _stage_command(name: str, targets: list[str], help: str) -> Callable[..., No
 
 for _name, (_targets, _help) in STAGES.items():
     app.command(_name, rich_help_panel="One stage")(_stage_command(_name, _targets, _help))
+
+
+@app.command(rich_help_panel="One stage")
+def generate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Sample only this image again, to a PNG file: CLASS/INDEX.", metavar="CLASS/INDEX"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file of --only; by default CLASS-INDEX.png.")] = None,
+) -> None:
+    """Generate images for each class. Missing inputs are made first."""
+    if only is None:
+        if out is not None:
+            raise ConfigError(f"--out {out}: is the file of --only CLASS/INDEX; leave it out")
+        _run(load_config(config, overrides or ()), ["samples"])
+        return
+    from dpt_ray.commands.generate_one import generate_one
+
+    file, compared = generate_one(load_config(config, overrides or ()), only, out)
+    _print(f"written: {file} ({compared})")
 
 
 def _run(config: Config, targets: list[str]) -> None:

@@ -222,8 +222,8 @@ def page(options, rows, killed, seconds) -> str:
         "",
         f"`{command} --out OUT`. "
         "A head and two raylets of one CPU on one machine; SIGKILL in stages drawn at random, up to "
-        f"{LONGEST_DELAY:g} s after their beginning: {kinds}. After each run every published payload is compared "
-        "with that of an undisturbed run.",
+        f"{LONGEST_DELAY:g} s after their beginning: {kinds}. After each run every published payload is "
+        "compared with that of an undisturbed run.",
         "",
         "| seed | started | killed, amid which stage | payloads that differ |",
         "|---|---|---|---|",

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Shard
@@ -109,10 +110,12 @@ def read_shard_columns(artifact: Artifact, shard: Shard, columns: Sequence[str])
     return pq.read_table(artifact.path(shard["file"]), columns=list(columns), filesystem=artifact.fs)
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """Return the PNG file of a uint8 (H, W, C) image with one or three channels."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
+def encode_png(image: np.ndarray, texts: Mapping[str, str] | None = None) -> bytes:
+    """Return the PNG file of a uint8 (H, W, C) image with one or three channels, with texts by keyword."""
+    buffer, info = io.BytesIO(), PngInfo()
+    for keyword, text in (texts or {}).items():
+        info.add_text(keyword, text)
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,8 +42,7 @@ class Samples(Stage[SampleSettings]):
     @classmethod
     def make(cls, task: Task[SampleSettings]) -> Facts:
         """Publish the missing shards of the extent."""
-        told = task.inputs["denoiser"].read_json(CONFIG)
-        classes = int(told.get("classes") or told["model"]["num_classes"])
+        classes = classes_of(task.inputs["denoiser"].read_json(CONFIG))
         images_per_class = task.node.extent.images_per_class
         assert images_per_class is not None  # set by the flow
         units = class_ranges(images_per_class, task.settings.indices_per_shard, classes)
@@ -60,6 +61,11 @@ class Samples(Stage[SampleSettings]):
         channels = task.inputs["autoencoder"].manifest["latent_shape"][0]
         found = collect_shards(task.out, units)
         return {**facts, **found, "made": len(missing), "mode": "L" if channels == 1 else "RGB"}
+
+
+def classes_of(denoiser: Mapping[str, Any]) -> int:
+    """Return the number of classes of a denoiser's configuration; older ones have only the network's."""
+    return int(denoiser.get("classes") or denoiser["model"]["num_classes"])
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,18 @@ class GenerateUnit:
             "peak_memory_bytes": peak_memory(),
             "images": n,
         }
+
+    @property
+    def classes(self) -> int:
+        """The number of classes that the denoiser generates."""
+        return classes_of(self.config)
+
+    def sample_one(self, unit: ClassRange, item: tuple[int, int]) -> np.ndarray:
+        """Return one image (H, W, C) uint8 of a unit, sampled in the batch that the unit samples it in."""
+        chosen = items(unit)
+        place = chosen.index(item)
+        start = place - place % self.batches.size
+        return self._sample(chosen[start : start + self.batches.size])[place - start]
 
     def _sample(self, chosen: list[tuple[int, int]]) -> np.ndarray:
         """Return images (n, H, W, C) uint8 of (class, index) pairs."""
