@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dpt_ray.commands.plan import next_table
+from dpt_ray.commands.sweep_table import sweep_table
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.engine.progress import Display
 from dpt_ray.evaluation.methods import BALANCED, METHODS, key_of, method_of
@@ -34,6 +35,8 @@ def run_targets(config: Config, targets: Sequence[str]) -> None:
     outcome, store = run(config, Display(), targets)
     folder, console = store.run_folder(config.name), Console(markup=False)
     show_results(folder, targets, console)
+    if "sweep" in targets:
+        console.print(sweep_table(flow(config)["sweep"].artifact(store).manifest))
     report = "report" in targets
     where = f"report: {shown_uri(folder, 'report.html')}" if report else f"results: {folder.uri}"
     console.print(where, soft_wrap=True, highlight=False)

@@ -14,6 +14,7 @@ import yaml
 from dpt_ray.config import Config, ConfigError, to_yaml
 from dpt_ray.config.yaml_file import build
 from dpt_ray.engine.node import Node
+from dpt_ray.pipeline.best_setting import best_config
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.output import find_store
 from dpt_ray.store.artifact import Artifact, Store, local_copy
@@ -21,6 +22,7 @@ from dpt_ray.store.artifact import Artifact, Store, local_copy
 # STAGE/IDENTITY of the artifacts of a run by node: while it runs, and after it.
 PLANNED = "planned.json"
 MADE = "artifacts.json"
+BEST = "best.yaml"
 
 # Links to artifacts by node: (name in the run's folder, file of the artifact or "" for all of it).
 SHOWN = {
@@ -50,6 +52,7 @@ def link(config: Config, nodes: dict[str, Node], store: Store) -> Artifact:
     folder.write_json(MADE, node_references(published))
     if folder.exists(PLANNED):
         folder.fs.rm_file(folder.path(PLANNED))
+    _write_best(folder, config, published.get("sweep"), store)
     shown_nodes = [name for name in SHOWN if name in published]
     if "sample_features" not in nodes and "sweep" in shown_nodes:
         shown_nodes.remove("sweep")  # that of the controls alone has no classifier of DPT
@@ -61,6 +64,15 @@ def link(config: Config, nodes: dict[str, Node], store: Store) -> Artifact:
         else:
             _forget(folder, shown)
     return folder
+
+
+def _write_best(folder: Artifact, config: Config, sweep: Node | None, store: Store) -> None:
+    """Write the configuration with the setting that the sweep chose; remove that of an earlier sweep."""
+    best = best_config(config, sweep.artifact(store)) if sweep and config.sweep else None
+    if best:
+        folder.write_bytes(BEST, to_yaml(best).encode())
+    elif folder.exists(BEST):
+        folder.fs.rm_file(folder.path(BEST))
 
 
 def sets_made(config: Config) -> Iterator[dict[str, Artifact]]:

@@ -1,0 +1,22 @@
+"""The configuration with the setting of stage 3 that a sweep chose."""
+
+from __future__ import annotations
+
+from dpt_ray.config import Config
+from dpt_ray.config.sections import Retrain
+from dpt_ray.store.artifact import Artifact
+
+
+def best_config(config: Config, sweep: Artifact) -> Config | None:
+    """Return the run with the chosen setting and without a sweep; None where no images are generated.
+
+    Run as it is, it makes one classifier from the artifacts that are there already.
+    """
+    chosen = sweep.manifest["chosen"].get("generated")
+    if chosen is None:
+        return None
+    keys = ("images_per_class", "real_weight", "l2")
+    retrain = Retrain.model_validate({key: chosen[key] for key in keys})  # type: ignore[literal-required]
+    limit = {"max_iterations": config.retrain.max_iterations}
+    changes = {"name": f"{config.name}-best", "sweep": None, "retrain": retrain.model_copy(update=limit)}
+    return config.model_copy(update=changes)

@@ -1,0 +1,73 @@
+"""What a sweep chose, as a table and as a configuration to run."""
+
+from rich.console import Console
+
+from dpt_ray.commands.sweep_table import sweep_table
+from dpt_ray.config import load_config
+from tests.helpers.runs import make
+from tests.helpers.tables import row
+
+
+def trial(method, top1, l2=0.0025, **more):
+    return {"shard": f"{method}-{l2}", "method": method, "validation_top1": top1, "l2": l2} | {
+        "images_per_class": 16,
+        "real_weight": 1.0,
+        **more,
+    }
+
+
+def text(table):
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def test_the_best_of_each_method_is_shown_with_its_error_and_its_ties():
+    generated = [trial("generated", top1, l2) for top1, l2 in ((0.8, 1), (0.75, 2), (0.5, 3))]
+    probe = [trial("probe", 0.6, images_per_class=None)]
+    sweep = {
+        "trials": [*generated, *probe],
+        "chosen": {"generated": generated[0], "probe": probe[0]},
+        "n_validation": 64,
+    }
+    shown = text(sweep_table(sweep))
+    # sqrt(0.8 x 0.2 / 64) = 0.05: 0.75 is just as good
+    assert row(shown, "DPT, chosen on validation")[1:] == [
+        "16",
+        "1.0",
+        "1",
+        "0.800 +- 0.050",
+        "1 of 2 others",
+    ]
+    assert row(shown, "Linear probe, l2 chosen on validation")[1] == "-"
+    assert "call it a tie" in shown
+
+
+def test_without_validation_images_nothing_is_called_good():
+    only = trial("generated", None)
+    shown = text(sweep_table({"trials": [only], "chosen": {"generated": only}, "n_validation": 0}))
+    assert row(shown, "DPT, chosen on validation")[4:] == ["-", "-"]
+
+
+def test_the_chosen_setting_is_a_configuration_that_makes_no_more_than_its_classifier(finished, tmp_path):
+    run = finished.copy_to(tmp_path, "sweep.real_weight=[0.5]")
+    run.make("sweep")
+    file = tmp_path / "runs" / "digits" / "best.yaml"
+    best = load_config(file)
+    chosen = run.artifact("sweep").manifest["chosen"]["generated"]
+    assert best.name == "digits-best" and best.sweep is None
+    assert (best.retrain.images_per_class, best.retrain.real_weight, best.retrain.l2) == (
+        chosen["images_per_class"],
+        0.5,
+        chosen["l2"],
+    )
+    assert make(best, "retrained") == ["retrained"]
+
+
+def test_a_setting_that_is_not_chosen_any_more_is_forgotten(finished, tmp_path):
+    run = finished.copy_to(tmp_path, "sweep=null")
+    file = tmp_path / "runs" / "digits" / "best.yaml"
+    assert file.exists()
+    run.make("probe")
+    assert not file.exists()
