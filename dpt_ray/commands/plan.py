@@ -44,8 +44,7 @@ def plan_tables(
     table = Table("stage", "artifact", "runs on", "state", "why")
     rows = {row.name: row for row in status(config)}
     for row in rows.values():
-        state = "done" if row.manifest else f"{row.shards} shards done" if row.shards else "to do"
-        table.add_row(row.name, row.artifact, row.runs_on, state, row.why)
+        table.add_row(row.name, row.artifact, row.runs_on, row.state, row.why)
     index = rows["index"].manifest or _index_manifest(config)
     done = [name for name, row in rows.items() if row.manifest]
     present = _counts(index)

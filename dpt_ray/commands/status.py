@@ -12,21 +12,22 @@ from dpt_ray.pipeline.status import status
 
 
 def status_table(config: Config) -> Table:
-    """Return a row for each node of a run; "-" where it is not published."""
-    table = Table("stage", "artifact")
-    for column in ("rows", "size", "seconds", "GPU hours"):
+    """Return a row for each node of a run: how far it is, and of a published one what it holds and took."""
+    table = Table("stage", "artifact", "state")
+    for column in ("rows", "unreadable", "size", "seconds", "GPU hours"):
         table.add_column(column, justify="right")
     for row in status(config):
-        manifest, cells = row.manifest, ["-"] * 4
+        manifest, cells = row.manifest, ["-"] * 5
         if manifest:
             spent = manifest.get("gpu_hours")
             cells = [
                 str(manifest.get("rows", "")),
+                str(manifest.get("quarantined", "-")),
                 decimal(row.bytes),
                 f"{manifest['seconds']:.1f}",
                 f"{spent:.2f}" if spent else "-",
             ]
-        table.add_row(row.name, row.artifact, *cells)
+        table.add_row(row.name, row.artifact, row.state, *cells)
     folder = find_store(config).run_folder(config.name)
     if tried := [hours(attempt) for attempt in attempts(folder)]:
         cap = config.compute.max_gpu_hours

@@ -8,6 +8,7 @@ import pytest
 from dpt_ray.store.artifact import Store
 from tests.helpers.paths import CONFIGS, DIGITS
 from tests.helpers.tables import row
+from tests.helpers.tiny_run import TinyRun
 
 IMAGENET = CONFIGS / "imagenet256_msn_b4_1label.yaml"
 
@@ -125,6 +126,18 @@ def test_status_shows_what_is_published(dpt, tmp_path):
     assert dpt("index", DIGITS, f"output={tmp_path}")[0] == 0
     code, out, _ = dpt("status", DIGITS, f"output={tmp_path}")
     assert code == 0
-    assert row(out, "index")[2] == "1797"  # scikit-learn's digits
-    assert row(out, "labels")[2] == "10"  # one of each class
-    assert row(out, "encoder")[2:] == ["-"] * 4
+    assert row(out, "index")[2:4] == ["done", "1797"]  # scikit-learn's digits
+    assert row(out, "labels")[2:4] == ["done", "10"]  # one of each class
+    assert row(out, "encoder")[2:] == ["to do", *["-"] * 5]
+
+
+def test_status_shows_how_far_a_stage_is_that_was_not_finished(dpt, tmp_path):
+    run = TinyRun(tmp_path)
+    run.make("labels")
+    encoder = run.artifact("encoder")
+    records = [{"step": step, "loss": 2.5 / step} for step in (10, 20)]
+    encoder.write_bytes("log.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
+    run.artifact("samples").publish_shard("a", ".parquet", 1, lambda path: path.write_bytes(b"x"))
+    _, out, _ = dpt("status", DIGITS, *run.overrides, f"output={tmp_path}")
+    assert row(out, "encoder")[2] == "step 20, loss 0.125"
+    assert row(out, "samples")[2] == "1 shard done"
