@@ -258,11 +258,16 @@ class Retrain(Settings):
 
 
 class Sweep(Settings):
-    """The grid of settings for stage 3 and its controls; the best is chosen on validation."""
+    """The grid of settings for stage 3 and its controls; the best is chosen on validation.
+
+    `max_iterations` ends each fit, as the paper's 100 ends stage 3. Without it a fit on the pseudo-labels of
+    many images takes thousands of iterations: they come from such a classifier, so its loss falls on and on.
+    """
 
     images_per_class: Counts
     real_weight: Annotated[tuple[RealWeight, ...], Field(strict=False, min_length=1)] = (1.0,)
     l2: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (0.0025,)
+    max_iterations: Annotated[Count | None, HashedIfSet] = None
 
 
 class Evaluate(Section):

@@ -169,16 +169,20 @@ def _run(task: Task[SweepSettings], trials: Sequence[Trial]) -> float:
     missing = [trial for trial in trials if trial_key(trial) not in done]
     if not missing:
         return 0.0
-    inputs, out = dict(task.inputs), task.out
+    inputs, out, limit = dict(task.inputs), task.out, task.settings.max_iterations
 
     def run(trial: Trial, threads: int) -> dict[str, float | None]:
-        return run_trial(trial, inputs, out, threads)
+        return run_trial(trial, inputs, out, threads, limit)
 
     return run_trials(task.node.digest, missing, run, out, len(trials), task.compute, task.progress)
 
 
 def run_trial(
-    trial: Trial, inputs: Mapping[str, Artifact], out: Artifact, threads: int
+    trial: Trial,
+    inputs: Mapping[str, Artifact],
+    out: Artifact,
+    threads: int,
+    max_iterations: int | None = None,
 ) -> dict[str, float | None]:
     """Fit one trial and publish its classifier; return the metrics for Tune."""
     import torch
@@ -187,7 +191,7 @@ def run_trial(
 
     torch.set_num_threads(threads)
     real, labelled, more = _read(trial, inputs)
-    found = fit_stage(labelled, more, trial["real_weight"], len(real.classes), trial["l2"])
+    found = fit_stage(labelled, more, trial["real_weight"], len(real.classes), trial["l2"], max_iterations)
     top1 = accuracy(found.weights, real.validation)
     rows = len(labelled) + (len(more) if more else 0)
 
