@@ -125,14 +125,16 @@ def main() -> None:
     date = datetime.now(UTC).date()
     sizes, each = " ".join(map(str, options.actors)), f"{options.units} units of {options.seconds:g} s"
     columns = "actors | first unit | last birth | birth costs | busy | from 60 s | after births | driver GiB"
+    command = f"--actors {sizes} --seconds {options.seconds:g} --units {options.units}"
     lines = [
         f"# Pools of sleeping actors, {date}",
         "",
-        f"{machine('ray')}. `python benchmarks/sleeping_actors.py --actors {sizes} --seconds "
-        f"{options.seconds:g} --units {options.units}`: {each} for each actor. An actor is born when it takes "
-        "its first unit, in seconds since the pass began; its birth costs seconds of a processor, of its own "
-        "process. Busy: the share of the actors' time in units, of the whole pass, from the second minute on, "
-        "and from the last birth on, both until the first actor has no more work.",
+        f"{machine('ray')}. `python benchmarks/sleeping_actors.py {command}`: {each} for each actor.",
+        "",
+        "An actor is born when it takes its first unit, in seconds since the pass began; its birth costs "
+        "seconds of a processor, of its own process. Busy: the share of the actors' time in units, of the "
+        "whole pass, from the second minute on, and from the last birth on, both until the first actor has no "
+        "more work.",
         "",
         f"| {columns} |",
         f"|{'---|' * 8}",

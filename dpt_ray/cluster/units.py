@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import random
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
@@ -14,6 +17,7 @@ from dpt_ray.config.sections import Compute
 from dpt_ray.engine.errors import StageError
 from dpt_ray.engine.progress import Report
 from dpt_ray.store.records import Facts
+from dpt_ray.store.transient import is_transient
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy
@@ -34,6 +38,12 @@ class Result(TypedDict):
     images: int
     bad: NotRequired[int]
 
+
+# Seconds until a unit is repeated after an error that passes, about a minute in all.
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+
+# How many processes a unit may lose, those of machines that were taken away among them.
+DEATHS = 10
 
 U = TypeVar("U")  # a work unit: a row of Ray Data
 D = TypeVar("D")  # the input of an actor: the decoded unit, or the unit itself
@@ -59,8 +69,10 @@ def run_tasks(
     import ray.data
 
     do = work(threads(compute, readers(compute)))
-    data = ray.data.from_items(list(units)).map(do, **_light(compute, {"num_cpus": READER_SHARE}))
-    return _follow(data.iter_rows(), images, progress, started)
+    light = _light(compute, {"num_cpus": READER_SHARE})
+    data = ray.data.from_items(list(units)).map(do, **light, max_retries=DEATHS)
+    with deaths_told():
+        return _follow(data.iter_rows(), images, progress, started)
 
 
 def run_actors(
@@ -102,23 +114,39 @@ def stream_units(
 
     A unit is one row and one block of Ray Data, so the batches do not depend on which actor was free, and
     a task holds one unit at most.
-    Actors that die are restarted and their unit is repeated; an exception ends the run. An actor is called
-    for two units concurrently: it computes one (under its own lock) while the other is fetched or
-    published, so that a GPU does not wait for storage.
+    Actors that die are restarted and their unit is repeated, DEATHS times; an exception ends the run. An
+    actor is called for two units concurrently: it computes one (under its own lock) while the other is
+    fetched or published, so that a GPU does not wait for storage.
     """
     import ray.data
 
     data = ray.data.from_items(list(units), override_num_blocks=len(units))
     if read is not None:
-        data = data.map(read, **_light(compute, beside_actors()))
+        data = data.map(read, **_light(compute, beside_actors()), max_retries=DEATHS)
     data = data.map(
         actor,
         fn_constructor_kwargs=dict(arguments),
         compute=_pool(len(units), compute),
         num_cpus=compute.actor_cpus,
         num_gpus=compute.actor_gpus or None,
+        max_task_retries=DEATHS,
     )
-    yield from data.iter_rows()
+    with deaths_told():
+        yield from data.iter_rows()
+
+
+@contextmanager
+def deaths_told() -> Iterator[None]:
+    """Turn the end of a unit that lost too many processes into a StageError of one line."""
+    from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
+
+    try:
+        yield
+    except (OutOfMemoryError, RayActorError, WorkerCrashedError) as error:
+        raise StageError(
+            f"{DEATHS + 1} processes ended while they worked on the same unit: a crash in an image's decoder "
+            "or a model, or too little memory on the node; the log of the node's raylet says which"
+        ) from error
 
 
 def _pool(units: int, compute: Compute) -> ActorPoolStrategy:
@@ -171,17 +199,26 @@ def _follow(results: Iterable[Result], images: int, progress: Report, started: f
     return facts | {"reader_peak_memory_bytes": reader_peak} if reader_peak else facts
 
 
-def naming_shard(call: Callable[[Self, UnitT], R]) -> Callable[[Self, UnitT], R]:
-    """Decorate a unit's `__call__` to name the shard in its errors; Ray returns nothing but the error."""
+def unit_call(call: Callable[[Self, UnitT], R]) -> Callable[[Self, UnitT], R]:
+    """Decorate a unit's `__call__`: it is repeated after errors that pass, and the last names the shard.
+
+    Ray repeats nothing after an error, and returns nothing but the error.
+    """
 
     @wraps(call)
-    def named(self: Self, unit: UnitT) -> R:
-        try:
-            return call(self, unit)
-        except Exception as error:
-            raise StageError(f"shard {unit['shard']}: {type(error).__name__}: {error}") from error
+    def repeated(self: Self, unit: UnitT) -> R:
+        for pause in (*PAUSES, None):
+            try:
+                return call(self, unit)
+            except Exception as error:
+                if pause is None or not is_transient(error):
+                    raise StageError(f"shard {unit['shard']}: {type(error).__name__}: {error}") from error
+                logging.getLogger("dpt_ray").warning("shard %s: %s; again soon", unit["shard"], error)
+            # Between half and all of it, so that not all units come back at the same time.
+            time.sleep(pause * random.uniform(0.5, 1))
+        raise AssertionError("unreachable")
 
-    return named
+    return repeated
 
 
 def peak_memory() -> int:

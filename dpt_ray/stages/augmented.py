@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dpt_ray.cluster.units import Result, naming_shard, peak_memory, run_tasks
+from dpt_ray.cluster.units import Result, peak_memory, run_tasks, unit_call
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import HashedIfSet, Settings
 from dpt_ray.config.sections import Augmentation, Count, Positive, Seed
@@ -99,7 +99,7 @@ class AugmentUnit:
         self.mode = task.inputs["index"].manifest["mode"]
         self.threads = threads
 
-    @naming_shard
+    @unit_call
     def __call__(self, unit: ClassRange) -> Result:
         """Publish the views of a range of indices x classes."""
         import torch

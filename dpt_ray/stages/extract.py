@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpt_ray.cluster.units import Result, naming_shard, peak_memory, run_actors
+from dpt_ray.cluster.units import Result, peak_memory, run_actors, unit_call
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import NotHashed, Settings
 from dpt_ray.config.sections import Fraction, ResolvedPrecision
@@ -168,7 +168,7 @@ class DecodeUnit:
         self.images, self.crops = images, crops
         self.mode = images.manifest["mode"]
 
-    @naming_shard
+    @unit_call
     def __call__(self, work: Wanted) -> Decoded:
         """Return the decoded unit.
 
@@ -217,7 +217,7 @@ class ExtractUnit:
                     autoencoder.compile_networks()
                 self.compute[output.name] = _moments_of(autoencoder, output.flips)
 
-    @naming_shard
+    @unit_call
     def __call__(self, unit: Decoded) -> Extracted:
         """Publish the unit's shard in every output that lacks it."""
         started = time.perf_counter()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpt_ray.cluster.units import Result, naming_shard, peak_memory, run_actors
+from dpt_ray.cluster.units import Result, peak_memory, run_actors, unit_call
 from dpt_ray.config.features import FeatureSampling
 from dpt_ray.data.class_ranges import ClassRange, class_ranges, image_columns, items
 from dpt_ray.data.shards import write_features
@@ -93,7 +93,7 @@ class FeatureUnit:
         if sampler.compile:
             self.model.network.compile()
 
-    @naming_shard
+    @unit_call
     def __call__(self, unit: ClassRange) -> Result:
         """Publish the features of a range of indices x classes."""
         started = time.perf_counter()

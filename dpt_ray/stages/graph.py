@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import pyarrow as pa
 
-from dpt_ray.cluster.units import Result, naming_shard, peak_memory, run_tasks
+from dpt_ray.cluster.units import Result, peak_memory, run_tasks, unit_call
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import Settings
 from dpt_ray.config.sections import Count
@@ -84,7 +84,7 @@ class CompareBlock:
         self.index, self.features, self.out = index, features, out
         self.k, self.threads = k, threads
 
-    @naming_shard
+    @unit_call
     def __call__(self, unit: Block) -> Result:
         """Publish the neighbours of the rows."""
         import torch

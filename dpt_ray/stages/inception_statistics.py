@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict, TypeVar, cast
 import numpy as np
 import pyarrow.compute as pc
 
-from dpt_ray.cluster.units import Result, naming_shard, peak_memory, run_actors
+from dpt_ray.cluster.units import Result, peak_memory, run_actors, unit_call
 from dpt_ray.config.hashing import HashedIfSet, NotHashed, Settings
 from dpt_ray.config.sections import Count, Resize, Seed
 from dpt_ray.data.class_ranges import CLASSES_PER_SHARD, first_of_all
@@ -165,7 +165,7 @@ class InceptionPart:
         self.sets, self.batch_size, self.threads = sets, batch_size, threads
         self.computing = threading.Lock()
 
-    @naming_shard
+    @unit_call
     def __call__(self, part: PartOfSet) -> Result:
         """Publish the statistics of the images of a part."""
         started = time.perf_counter()

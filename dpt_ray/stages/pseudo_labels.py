@@ -15,7 +15,7 @@ from typing import TypedDict
 import numpy as np
 import pyarrow.parquet as pq
 
-from dpt_ray.cluster.units import Result, naming_shard, peak_memory, run_tasks
+from dpt_ray.cluster.units import Result, peak_memory, run_tasks, unit_call
 from dpt_ray.data.rows import PSEUDO_LABELS_FILE, RealRows
 from dpt_ray.data.shards import read_feature_shard
 from dpt_ray.engine.node import NoSettings, RunsOn, Stage, Task, one_of, reads
@@ -75,7 +75,7 @@ class ScoreShard:
         self.features, self.out, self.W = features, out, W
         self.temperature, self.classes = temperature, list(classes)
 
-    @naming_shard
+    @unit_call
     def __call__(self, unit: Scored) -> Result:
         """Publish the shard's pseudo-labels."""
         started = time.perf_counter()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dpt_ray.cluster.units import Result, naming_shard, peak_memory, run_actors
+from dpt_ray.cluster.units import Result, peak_memory, run_actors, unit_call
 from dpt_ray.config.sections import SampleSettings
 from dpt_ray.data.class_ranges import ClassRange, class_ranges, image_columns, items
 from dpt_ray.data.units import collect_shards
@@ -117,7 +117,7 @@ class GenerateUnit:
             for block in self.model.blocks:
                 block.compile()  # equal blocks are compiled once
 
-    @naming_shard
+    @unit_call
     def __call__(self, unit: ClassRange) -> Result:
         """Publish the images of a range of indices x classes."""
         from dpt_ray.data.shards import write_images

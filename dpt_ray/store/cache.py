@@ -77,7 +77,7 @@ class RemoteFile:
             self.fs.get_file(self.path, str(part))
             size = part.stat().st_size
             if self.size is not None and size != self.size:
-                raise OSError(f"{self.path}: got {size} of {self.size} bytes; try again")
+                raise OSError(errno.EIO, f"{self.path}: got {size} of {self.size} bytes; try again")
             part.replace(copy)
         except OSError as error:
             if is_disk_full(error):

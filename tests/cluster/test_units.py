@@ -1,0 +1,92 @@
+"""A unit of work whose storage or process fails."""
+
+import errno
+
+import pytest
+
+from dpt_ray.cluster import units
+from dpt_ray.config.sections import Compute
+from dpt_ray.engine.errors import StageError
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(units, "PAUSES", (0.001, 0.001, 0.001))
+
+
+class Work:
+    """A unit's call that fails as often as told, with an error."""
+
+    def __init__(self, failures, error):
+        self.failures, self.error, self.calls = failures, error, 0
+
+    @units.unit_call
+    def __call__(self, unit):
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise self.error
+        return unit["shard"]
+
+
+BUSY = OSError(errno.EBUSY, "Please reduce your request rate")
+
+
+def test_a_unit_is_repeated_while_its_storage_is_busy():
+    work = Work(3, BUSY)
+    assert work({"shard": "a"}) == "a" and work.calls == 4
+
+
+def test_a_storage_that_stays_busy_ends_the_unit_by_its_name():
+    work = Work(99, BUSY)
+    with pytest.raises(StageError, match=r"^shard a: OSError: .*reduce your request rate"):
+        work({"shard": "a"})
+    assert work.calls == 4
+
+
+@pytest.mark.parametrize("error", [PermissionError("denied"), ValueError("a bug")])
+def test_other_errors_end_it_at_once(error):
+    work = Work(1, error)
+    with pytest.raises(StageError, match=r"^shard a: "):
+        work({"shard": "a"})
+    assert work.calls == 1
+
+
+@pytest.mark.parametrize("where", ["reader", "actor", "task"])
+def test_a_unit_that_ends_every_process_ends_the_pass_in_one_line(cluster, where, tmp_path, monkeypatch):
+    monkeypatch.setattr(units, "DEATHS", 1)
+    log = tmp_path / "deaths"
+
+    def die(unit):
+        import os
+
+        if unit["shard"] == "2":
+            with log.open("a") as file:
+                file.write("x")
+            os._exit(1)
+
+    def read(unit):
+        if where == "reader":
+            die(unit)
+        return unit
+
+    class Actor:
+        def __call__(self, unit):
+            if where == "actor":
+                die(unit)
+            return {"seconds": 0.0, "peak_memory_bytes": 1, "images": 1}
+
+    def task(threads):
+        def call(unit):
+            die(unit)
+            return {"seconds": 0.0, "peak_memory_bytes": 1, "images": 1}
+
+        return call
+
+    work, compute = [{"shard": str(number)} for number in range(4)], Compute()
+    with pytest.raises(StageError, match=r"^2 processes ended while they worked on the same unit: "):
+        if where == "task":
+            units.run_tasks(work, task, compute, lambda *numbers: None, 4)
+        else:
+            given = (compute, lambda *numbers: None, 4)
+            units.run_actors(work, Actor, lambda threads: {}, *given, read=read)
+    assert log.read_text() == "xx"
