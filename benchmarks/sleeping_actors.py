@@ -133,8 +133,8 @@ def main() -> None:
         "",
         "An actor is born when it takes its first unit, in seconds since the pass began; its birth costs "
         "seconds of a processor, of its own process. Busy: the share of the actors' time in units, of the "
-        "whole pass, from the second minute on, and from the last birth on, both until the first actor has no "
-        "more work.",
+        "whole pass, from the second minute on, and from the last birth on, both until the first actor has "
+        "no more work.",
         "",
         f"| {columns} |",
         f"|{'---|' * 8}",

@@ -108,5 +108,5 @@ def test_broken_files_end_the_run_by_name(cluster, tmp_path):
     more = load_config(DIGITS, [f"output={tmp_path}/other", *own[:2], "data.max_bad_fraction=0.5"])
     display = Recorder(Console(quiet=True))
     run(more, display, ["moments"])
-    assert display.told[-1] == (600, 600, "images")
+    assert display.told[-1] == (600, 600, "images", {"unreadable": 200})
     assert flow(more)["moments"].artifact(Store(more.output)).manifest["quarantined"] == 200
