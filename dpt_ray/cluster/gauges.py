@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -36,9 +37,10 @@ class StageGauges:
         ray = sys.modules.get("ray")
         if ray is None or not ray.is_initialized():
             return
-        for name in METRICS.keys() & numbers.keys():
-            if math.isfinite(numbers[name]):
-                _gauge(name).set(float(numbers[name]), tags={"run": self._run, "stage": stage})
+        with suppress(Exception):  # of a cluster that is ending: what is shown ends no run
+            for name in METRICS.keys() & numbers.keys():
+                if math.isfinite(numbers[name]):
+                    _gauge(name).set(float(numbers[name]), tags={"run": self._run, "stage": stage})
 
 
 @cache

@@ -17,7 +17,7 @@ from dpt_ray.config.sections import Compute
 from dpt_ray.engine.errors import StageError
 from dpt_ray.engine.progress import Report
 from dpt_ray.store.records import Facts
-from dpt_ray.store.transient import is_transient
+from dpt_ray.store.transient import PAUSES, is_transient
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy
@@ -38,9 +38,6 @@ class Result(TypedDict):
     images: int
     bad: NotRequired[int]
 
-
-# Seconds until a unit is repeated after an error that passes, about a minute in all.
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 # How many processes a unit may lose, those of machines that were taken away among them.
 DEATHS = 10

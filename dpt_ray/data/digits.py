@@ -11,12 +11,12 @@ import tarfile
 
 import numpy as np
 import pyarrow as pa
-from fsspec.core import url_to_fs
 from PIL import Image
 
 from dpt_ray.data.index import SCHEMA
 from dpt_ray.data.splits import stratified_split
 from dpt_ray.data.tar import index_tar
+from dpt_ray.store.filesystem import url_to_fs
 
 SPLIT_SIZES = {"train": 997, "validation": 200, "test": 600}
 SPLIT_SEED = 0  # part of the data set: every run has the same splits

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
+
+from dpt_ray.store.filesystem import url_to_fs
 
 SPLITS = ("train", "validation", "test")
 

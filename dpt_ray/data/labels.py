@@ -9,12 +9,12 @@ from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from fsspec.core import url_to_fs
 
 from dpt_ray.data.index import class_id, encode_labels
 from dpt_ray.data.listing import SHARD_SUFFIXES, file_stem
 from dpt_ray.data.lookup import find_images, nearest_id
 from dpt_ray.data.splits import draw_key
+from dpt_ray.store.filesystem import url_to_fs
 
 SCHEMA = pa.schema([("id", pa.string()), ("label", pa.int32())])
 

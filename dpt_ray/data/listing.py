@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+
+from dpt_ray.store.filesystem import url_to_fs
 
 # What file systems call the mark of a file's content: S3; Google's and Azure's; the Hugging Face hub.
 VERSION_KEYS = ("ETag", "etag", "blob_id")

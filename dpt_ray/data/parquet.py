@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 
 from dpt_ray.data.index import Row, build_index, image_column
 from dpt_ray.data.listing import SPLIT_NAMES, file_stem, list_shards, split_of_shard
+from dpt_ray.store.filesystem import url_to_fs
 
 
 def index_parquet(

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 
 from dpt_ray.data.index import class_id
 from dpt_ray.data.lookup import nearest_id
+from dpt_ray.store.filesystem import url_to_fs
 
 COLUMNS = ("id", "label", "confidence")
 

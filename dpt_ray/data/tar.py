@@ -9,10 +9,10 @@ from itertools import groupby
 from typing import IO
 
 import pyarrow as pa
-from fsspec.core import url_to_fs
 
 from dpt_ray.data.index import Row, build_index
 from dpt_ray.data.listing import IMAGE_SUFFIXES, SPLIT_NAMES, list_shards, split_of_shard
+from dpt_ray.store.filesystem import url_to_fs
 
 LABEL_KINDS = ("cls", "json")
 LABEL_BYTES = 1 << 20  # of a label file, which is read as a whole

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from fsspec.core import url_to_fs
 from torch import Generator, Tensor
 
 from dpt_ray.models.uvit import UViT, UViTConfig
 from dpt_ray.models.weights import load_strict, load_weights
 from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.filesystem import url_to_fs
 
 EMA_FILE = "nnet_ema.pth"
 RAW_FILE = "nnet.pth"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from fsspec.core import url_to_fs
+from dpt_ray.store.filesystem import url_to_fs
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

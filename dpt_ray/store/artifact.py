@@ -22,10 +22,10 @@ from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import fsspec
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from dpt_ray.store.cache import RemoteFile, is_disk_full, scratch
+from dpt_ray.store.filesystem import url_to_fs
 from dpt_ray.store.records import Manifest, Shard
 
 SHARDS = "shards"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 
+# Seconds until something is tried again after such an error, about a minute in all.
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+
 # As s3fs translates S3's codes: 503 and SlowDown are EBUSY, 500 is EREMOTEIO.
 CODES = frozenset(
     getattr(errno, name)
@@ -44,6 +47,10 @@ def _passes(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno in CODES:
         return True
+    response = getattr(error, "response", None)  # botocore's ClientError
+    if isinstance(response, dict):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status >= 500 or status == 429
     kind = type(error)
     client = kind.__module__.partition(".")[0]
     return client in CLIENTS and any(word in kind.__name__ for word in PASSING)

@@ -7,6 +7,7 @@ import pytest
 
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.checkpoints import load_checkpoint
+from dpt_ray.store.filesystem import url_to_fs
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ def answering(monkeypatch):
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's; s3fs has its own
+        url_to_fs("s3://a-bucket")  # which sets the patience once
         monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
         s3fs.S3FileSystem.clear_instance_cache()
 

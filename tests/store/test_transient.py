@@ -20,6 +20,7 @@ from dpt_ray.store.transient import is_transient
         OSError(errno.EIO, "got 3 of 7 bytes"),
         aiohttp.ClientPayloadError("ended too early"),
         aiohttp.ServerDisconnectedError(),
+        boto.ClientError({"ResponseMetadata": {"HTTPStatusCode": 503}}, "HeadObject"),  # which has no body
         boto.EndpointConnectionError(endpoint_url="http://x"),
         boto.ReadTimeoutError(endpoint_url="http://x"),
         boto.IncompleteReadError(actual_bytes=1, expected_bytes=2),
@@ -39,6 +40,7 @@ def test_what_passes_is_tried_again(error):
         *(ERROR_CODE_TO_EXCEPTION[code]("said") for code in ("403", "404", "400", "NoSuchBucket")),
         OSError(errno.ENOSPC, "full"),
         ValueError("a bug"),
+        boto.ClientError({"ResponseMetadata": {"HTTPStatusCode": 403}}, "HeadObject"),
         boto.NoCredentialsError(),
         aiohttp.InvalidURL("x"),
     ],
