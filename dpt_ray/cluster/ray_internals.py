@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,7 +70,10 @@ def job_is_unknown(refusal: Exception) -> bool:
 def quiet() -> None:
     """Leave it to this project what is printed: no progress bars, no second traceback."""
     import ray.data
+    from ray.util.annotations import RayDeprecationWarning
 
+    # The limits of retries of a map of Ray Data have no names of their own, and by this one until 2.64.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
     for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
     context = ray.data.DataContext.get_current()

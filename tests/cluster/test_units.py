@@ -1,12 +1,16 @@
 """A unit of work whose storage or process fails."""
 
 import errno
+import os
+import subprocess
+import sys
 
 import pytest
 
 from dpt_ray.cluster import units
 from dpt_ray.config.sections import Compute
 from dpt_ray.engine.errors import StageError
+from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +53,36 @@ def test_other_errors_end_it_at_once(error):
     with pytest.raises(StageError, match=r"^shard a: "):
         work({"shard": "a"})
     assert work.calls == 1
+
+
+QUIET = """
+from dpt_ray.cluster import units
+from dpt_ray.config.sections import Compute
+
+
+class Actor:
+    def __call__(self, unit):
+        return {"seconds": 0.0, "peak_memory_bytes": 1, "images": 1}
+
+
+def tell(done, total, what="", numbers=None):
+    print(done)
+
+
+work = [{"shard": "a"}, {"shard": "b"}]
+units.run_actors(work, Actor, lambda threads: {}, Compute(), tell, 2, read=lambda unit: unit)
+units.run_tasks(work, lambda threads: Actor(), Compute(), tell, 2)
+"""
+
+
+def test_a_pass_prints_nothing_of_its_own(cluster):
+    done = subprocess.run(
+        [sys.executable, "-c", QUIET],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["0", "1", "2"] * 2, "")
 
 
 @pytest.mark.parametrize("where", ["reader", "actor", "task"])
