@@ -1,6 +1,6 @@
 """What Ray Data and the driver keep busy: pools of actors that sleep for a GPU's time.
 
-    python benchmarks/sleeping_actors.py [--actors 1 8 24 96] [--seconds 30] [--units 3]
+    python benchmarks/sleeping_actors.py [--actors 1 8 24 96] [--torch 8 24] [--seconds 30] [--units 3]
 
 A head on this machine pretends a GPU and a CPU for each actor. A pass of `units` x actors units goes through
 `cluster.units`, as every stage on actors does. An actor only sleeps, so the cores of this machine do nothing
@@ -15,6 +15,7 @@ import argparse
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -42,12 +43,14 @@ class Sleep:
 
             assert torch and dpt_ray.models.denoiser
         self.seconds, self.birth = seconds, time.process_time()
+        self.computing = threading.Lock()  # as the actors of the stages: one unit at a time
 
     def __call__(self, unit: dict[str, str]) -> dict[str, Any]:
         """Sleep for a unit."""
-        began = time.time()
-        time.sleep(self.seconds)
-        return {"actor": os.getpid(), "began": began, "ended": time.time(), "birth": self.birth}
+        with self.computing:
+            began = time.time()
+            time.sleep(self.seconds)
+            return {"actor": os.getpid(), "began": began, "ended": time.time(), "birth": self.birth}
 
 
 def pool(actors: int, seconds: float, units: int, imports: bool) -> list[str]:
@@ -89,7 +92,7 @@ def busy(done: list[dict[str, Any]], actors: int, start: float, end: float) -> f
 
 def rows(options: argparse.Namespace) -> Iterator[list[str]]:
     """Measure each pool on one cluster."""
-    most = max(options.actors)
+    most = max(*options.actors, *options.torch)
     port, agent, client = free_ports(3)
     head = ray_start(
         *(
@@ -104,11 +107,11 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
     )
     os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
     try:
-        for imports in (False, True):
-            for actors in options.actors:
-                row = pool(actors, options.seconds, options.units, imports)
-                print(" | ".join(row), flush=True)
-                yield row
+        sizes = [(actors, False) for actors in options.actors] + [(actors, True) for actors in options.torch]
+        for actors, imports in sizes:
+            row = pool(actors, options.seconds, options.units, imports)
+            print(" | ".join(row), flush=True)
+            yield row
     finally:
         kill_session(head)
 
@@ -118,14 +121,16 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 8, 24, 96])
+    parser.add_argument("--torch", type=int, nargs="*", default=[8, 24], help="pools whose actors import it")
     parser.add_argument("--seconds", type=float, default=30.0, help="of a unit")
     parser.add_argument("--units", type=int, default=3, help="for each actor")
     options = parser.parse_args()
     found = list(rows(options))
     date = datetime.now(UTC).date()
-    sizes, each = " ".join(map(str, options.actors)), f"{options.units} units of {options.seconds:g} s"
+    bare, torch = (" ".join(map(str, sizes)) for sizes in (options.actors, options.torch))
+    each = f"{options.units} units of {options.seconds:g} s"
     columns = "actors | first unit | last birth | birth costs | busy | from 60 s | after births | driver GiB"
-    command = f"--actors {sizes} --seconds {options.seconds:g} --units {options.units}"
+    command = f"--actors {bare} --torch {torch} --seconds {options.seconds:g} --units {options.units}"
     lines = [
         f"# Pools of sleeping actors, {date}",
         "",
