@@ -12,7 +12,7 @@ from dpt_ray.config.sections import Compute
 
 # A reading task may use this much of the CPUs and of the memory that a node has for one CPU.
 READER_SHARE = 0.25
-READER_MEMORY = 512 << 20  # bytes, where no node tells how much memory it has for a CPU
+READER_MEMORY = 512 << 20  # bytes, while there is no node with CPUs yet
 
 
 def nodes() -> list[dict[str, float]]:
@@ -29,10 +29,11 @@ def beside_actors() -> dict[str, Any]:
     of this run (ray #44687), or of two runs together. Actors ask for no memory. A head without CPUs is left
     to drivers.
     """
-    found = nodes()
-    each = [node["memory"] / node["CPU"] for node in found if node.get("CPU") and node.get("memory")]
-    memory = READER_SHARE * min(each) if each else READER_MEMORY
-    options: dict[str, Any] = {"num_cpus": 0, "memory": int(memory)}
+    workers = [node for node in nodes() if node.get("CPU")]
+    each = [node["memory"] / node["CPU"] for node in workers if node.get("memory")]
+    options: dict[str, Any] = {"num_cpus": 0}
+    if each or not workers:  # else the nodes were started without any memory to ask for
+        options["memory"] = int(READER_SHARE * min(each)) if each else READER_MEMORY
     if head := _head_without_cpus():
         options["label_selector"] = {"ray.io/node-id": f"!{head}"}
     return options

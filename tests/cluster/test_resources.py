@@ -64,7 +64,9 @@ def test_an_actor_has_to_fit_on_one_node(made_of, compute, refused):
 def test_readers_beside_actors_ask_for_a_quarter_of_the_memory_of_a_cpu(made_of):
     made_of({"CPU": 4.0, "memory": 8e9}, {"CPU": 2.0, "memory": 12e9, "GPU": 2.0}, {"memory": 9e9})
     assert resources.beside_actors() == {"num_cpus": 0, "memory": 500_000_000}
-    made_of({"CPU": 4.0})
+    made_of({"CPU": 4.0})  # `ray start --memory=0`
+    assert resources.beside_actors() == {"num_cpus": 0}
+    made_of()
     assert resources.beside_actors() == {"num_cpus": 0, "memory": 512 << 20}
 
 
