@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -92,7 +94,7 @@ def _publish(study: Study, configs: Mapping[str, Config], summary: StudyResult) 
 def _run_all(configs: dict[str, Config], workers: int, display: Display) -> dict[str, StudyRun]:
     results: dict[str, StudyRun] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_the_study) as pool:
         waiting = {pool.submit(_run_one, _sharing(c, workers)): name for name, c in configs.items()}
         try:
             for number, future in enumerate(as_completed(waiting), 1):
@@ -102,6 +104,18 @@ def _run_all(configs: dict[str, Config], workers: int, display: Display) -> dict
         finally:  # after a failure or Ctrl-C no further run starts
             pool.shutdown(cancel_futures=True)
     return {name: results[name] for name in configs}
+
+
+def _end_with_the_study() -> None:
+    """Let this process end when the study's own was killed: it would go on with the runs that it has."""
+    study = multiprocessing.parent_process()
+    assert study is not None  # this is a process of its pool
+
+    def follow() -> None:
+        study.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _sharing(config: Config, runs: int) -> Config:

@@ -3,6 +3,9 @@
 import io
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ from dpt_ray.commands import study
 from dpt_ray.config import ConfigError
 from dpt_ray.engine.execute import StageError
 from tests.helpers.paths import DIGITS
+from tests.helpers.processes import kill_session, session_pids, wait_until
 from tests.helpers.runs import quiet
+from tests.helpers.tiny_run import TINY
 
 
 def write(folder, **section):
@@ -81,3 +86,33 @@ def test_a_study_without_test_labels_is_refused_after_its_first_run(tmp_path, mo
     monkeypatch.setattr(study, "_run_one", untested)
     with pytest.raises(ConfigError, match=r"run s-n1-e0-d0: .* data\.test"):
         study.run_study(write(tmp_path), [f"output={tmp_path}"], quiet())
+
+
+def test_the_processes_of_a_killed_study_end_with_it(tmp_path):
+    settings = [*TINY, "pretrain.steps=100000", "pretrain.log_every=1000", f"output={tmp_path / 'out'}"]
+    started = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "dpt_ray.cli",
+            "study",
+            str(write(tmp_path)),
+            *settings,
+            f"output={tmp_path / 'out'}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        encoders = tmp_path / "out" / "store" / "encoder"
+        wait_until(lambda: any(encoders.glob("*/started.json")), started)
+        assert len(session_pids(started.pid)) > 1
+        started.kill()
+        started.wait()
+        end = time.monotonic() + 60
+        while left := session_pids(started.pid):
+            assert time.monotonic() < end, left
+            time.sleep(0.1)
+    finally:
+        kill_session(started)
