@@ -67,6 +67,11 @@ def job_is_unknown(refusal: Exception) -> bool:
     return "status code 404" in str(refusal)
 
 
+def failed_at_birth(error: Exception) -> bool:
+    """Return whether an actor ended by an exception of its own `__init__`, whose text the error ends with."""
+    return "raised in its creation task" in str(error)
+
+
 def quiet() -> None:
     """Leave it to this project what is printed: no progress bars, no second traceback."""
     import ray.data

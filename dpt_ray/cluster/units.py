@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
+from dpt_ray.cluster.ray_internals import failed_at_birth
 from dpt_ray.cluster.resources import READER_SHARE, beside_actors
 from dpt_ray.cluster.session import connect, readers, threads
 from dpt_ray.config.sections import Compute
@@ -140,6 +141,8 @@ def deaths_told() -> Iterator[None]:
     try:
         yield
     except (OutOfMemoryError, RayActorError, WorkerCrashedError) as error:
+        if failed_at_birth(error):
+            raise
         raise StageError(
             f"{DEATHS + 1} processes ended while they worked on the same unit: a crash in an image's decoder "
             "or a model, or too little memory on the node; the log of the node's raylet says which"

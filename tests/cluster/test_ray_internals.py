@@ -36,6 +36,7 @@ def test_ray_is_the_version_that_all_of_it_was_tried_on():
         ("RAY_JOB_CONFIG_JSON_ENV_VAR", "_private/runtime_env/constants.py"),
         ("RAY_JOB_ID", "_private/ray_constants.py"),
         (ray_internals.HEAD, "autoscaler/v2/utils.py"),
+        ("raised in its creation task", "exceptions.py"),
         ("already exists. ", "dashboard/modules/job/job_manager.py"),
         ("Request failed with status code", "dashboard/modules/dashboard_sdk.py"),
         ("--autoscaling-config", "autoscaler/v2/monitor.py"),
