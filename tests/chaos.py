@@ -15,6 +15,7 @@ import platform
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpt_ray.engine.code_version import code_version
+from dpt_ray.engine.node import RunsOn
 from dpt_ray.store.artifact import Store
 from tests.helpers.nodes import QUICK, Nodes, titled
 from tests.helpers.processes import kill_group, kill_session
@@ -35,20 +37,28 @@ from tests.helpers.tiny_run import TINY, TinyRun
 # Threads are fixed: undisturbed and disturbed runs share the CPUs differently.
 SETTINGS = (*TINY, "compute.train_workers=1", "compute.actors=2", "compute.threads=1", "diffusion.steps=60")
 NODES = 2
-LONGEST_DELAY = 4.0  # seconds from the beginning of a stage to a kill in it
+LONGEST_DELAY = 1.0  # seconds from the first sight of a victim to its end
 GIVEN_UP = 120.0  # seconds that a driver has to end after its head was killed
 # Ray's own patience, shortened: a driver whose head is gone waits for it.
 IMPATIENT = QUICK | {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
 
-# Titles of the processes that compute, by kind.
-TITLES = {
-    "actor": ("MapWorker",),
-    "reader": ("ray::Map(", "_map_task"),
-    "training worker": ("RayTrainWorker",),
+# By where a stage runs: the kind of process that computes it, and what its title contains.
+COMPUTES = {
+    RunsOn.WORKERS: ("training worker", "RayTrainWorker"),
+    RunsOn.ACTORS: ("actor", "MapWorker"),
+    RunsOn.READERS: ("task", "ray::Map("),
 }
-KINDS = (*TITLES, "raylet", "head", "driver")
-# The head and the driver end the attempt: they are killed less often, or nothing would ever finish.
-WEIGHTS = {"head": 0.3, "driver": 0.5}
+# Half of the kills are of what computes; a head's is the slowest to come back from.
+OTHERS = {"raylet": 2, "driver": 2, "head": 1}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A kill that is planned: the number of the stage that is to be made then, and the kind of process."""
+
+    stage: int
+    kind: str
+    title: str = ""
 
 
 @dataclass
@@ -62,23 +72,22 @@ class Chaos:
     attempts: int = 0
 
     def __post_init__(self) -> None:
-        store = Store(str(self.run.output))
-        self.stages = {name: node.artifact(store) for name, node in self.run.nodes().items()}
+        store, nodes = Store(str(self.run.output)), self.run.nodes()
+        self.stages = {name: node.artifact(store) for name, node in nodes.items()}
+        self.computing = {
+            number: COMPUTES[node.stage.runs_on]
+            for number, node in enumerate(nodes.values())
+            if node.stage.runs_on in COMPUTES
+        }
 
     def disturb(self, kills: int) -> None:
-        """Run until the report is made, starting the same command again as a user would; kill on the way.
-
-        The stages in which something is killed are drawn before, some more than once.
-        """
-        plan, driver = sorted(self.rng.choices(range(len(self.stages)), k=kills)), self._start()
+        """Run until the report is made, starting the same command again as a user would; kill on the way."""
+        plan, driver = self._plan(kills), self._start()
         while True:
             if driver.poll() is None:
-                if plan and list(self.stages).index(self._stage()) >= plan[0]:
-                    time.sleep(self.rng.uniform(0, LONGEST_DELAY))
-                    if driver.poll() is None:
-                        self._kill(driver)
-                        plan.pop(0)
-                time.sleep(0.1)
+                if plan and self._kill(plan[0], driver):
+                    plan.pop(0)
+                time.sleep(0.05)
                 continue
             _, error = driver.communicate()
             if driver.returncode == 0:
@@ -87,40 +96,64 @@ class Chaos:
                 raise AssertionError(f"{self.attempts} attempts, and still: {error[-2000:]}")
             driver = self._start()
 
+    def _plan(self, kills: int) -> list[Kill]:
+        """Draw the kills, in the order of the stages."""
+        plan = []
+        for stage in sorted(self.rng.choices(list(self.computing), k=kills)):
+            if self.rng.random() < 0.5:
+                plan.append(Kill(stage, *self.computing[stage]))
+            else:
+                [kind] = self.rng.choices(list(OTHERS), list(OTHERS.values()))
+                plan.append(Kill(stage, kind))
+        return plan
+
     def _start(self):
         self.nodes.need(NODES)
         self.attempts += 1
         return self.run.start(**IMPATIENT, RAY_ADDRESS=self.nodes.address)
 
-    def _kill(self, driver) -> None:
-        """Kill a process of a kind of which there is one."""
-        found = {kind: self._victims(kind) for kind in KINDS}
-        kinds = [kind for kind in KINDS if found[kind]]
-        [kind] = self.rng.choices(kinds, [WEIGHTS.get(kind, 1.0) for kind in kinds])
-        self.killed.append((kind, self._stage()))
-        if kind == "driver":
-            kill_group(driver)
-        elif kind == "head":
-            self.nodes.kill()
-            with contextlib.suppress(Exception):
-                driver.wait(GIVEN_UP)
-            if driver.poll() is None:
-                kill_group(driver)
-            self.nodes.start()
-        else:
-            with contextlib.suppress(ProcessLookupError):  # it ended by itself
-                os.kill(self.rng.choice(found[kind]), signal.SIGKILL)
-        if kind == "raylet":
-            time.sleep(1)
-            self._replace_lost_nodes()
+    def _kill(self, kill: Kill, driver) -> bool:
+        """Kill what is planned, once its stage is made and there is such a process; return whether it was.
 
-    def _victims(self, kind: str) -> list[int]:
-        if kind in TITLES:
-            titles = TITLES[kind]
-            return [pid for node in self.nodes.nodes for title in titles for pid in titled(node, title)]
-        if kind == "raylet":
-            return [pid for node in self.nodes.nodes for pid in titled(node, "raylet/raylet")]
-        return [0]  # there always is one
+        Where the stage is over and there was none, the driver is killed in its place.
+        """
+        now, kind = self._now(), kill.kind
+        if now < kill.stage:
+            return False
+        if kind not in OTHERS and not self._pids(kill.title):
+            if now == kill.stage:
+                return False
+            kind = "driver"
+        time.sleep(self.rng.uniform(0, LONGEST_DELAY))
+        if driver.poll() is not None:
+            return False
+        if kind not in OTHERS and not self._pids(kill.title):  # it ended meanwhile: look again
+            return False
+        getattr(self, f"_kill_{kind}" if kind in OTHERS else "_kill_one")(kill, driver)
+        self.killed.append((kind, list(self.stages)[now]))
+        return True
+
+    def _kill_driver(self, kill: Kill, driver) -> None:
+        kill_group(driver)
+
+    def _kill_head(self, kill: Kill, driver) -> None:
+        self.nodes.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.wait(GIVEN_UP)
+        if driver.poll() is None:
+            kill_group(driver)
+        self.nodes.start()
+
+    def _kill_raylet(self, kill: Kill, driver) -> None:
+        os.kill(self.rng.choice(self._pids("raylet/raylet")), signal.SIGKILL)
+        time.sleep(1)
+        self._replace_lost_nodes()
+
+    def _kill_one(self, kill: Kill, driver) -> None:
+        os.kill(self.rng.choice(self._pids(kill.title)), signal.SIGKILL)
+
+    def _pids(self, title: str) -> list[int]:
+        return [pid for node in self.nodes.nodes for pid in titled(node, title)]
 
     def _replace_lost_nodes(self) -> None:
         for node in [node for node in self.nodes.nodes if not titled(node, "raylet/raylet")]:
@@ -128,9 +161,10 @@ class Chaos:
             self.nodes.nodes.remove(node)
         self.nodes.need(NODES)
 
-    def _stage(self) -> str:
-        """The first stage of the run that is not published."""
-        return next((name for name, artifact in self.stages.items() if not artifact.published), "report")
+    def _now(self) -> int:
+        """The number of the first stage of the run that is not published."""
+        unpublished = (n for n, artifact in enumerate(self.stages.values()) if not artifact.published)
+        return next(unpublished, len(self.stages) - 1)
 
 
 def differences(run: TinyRun, undisturbed: TinyRun) -> list[str]:
@@ -141,11 +175,10 @@ def differences(run: TinyRun, undisturbed: TinyRun) -> list[str]:
         if len(set(files)) != len(files):
             found.append(f"{name} (twice)")
         # The index has the path of the images, which are in the folder of the run.
-        same = (
-            indexed(run) == indexed(undisturbed)
-            if name == "index"
-            else run.payloads(name) == (undisturbed.payloads(name))
-        )
+        if name == "index":
+            same = indexed(run) == indexed(undisturbed)
+        else:
+            same = run.payloads(name) == undisturbed.payloads(name)
         if not same:
             found.append(name)
     return found
@@ -221,9 +254,9 @@ def page(options, rows, killed, seconds) -> str:
         f"{datetime.now(UTC):%Y-%m-%d}, code {code_version()}, {machine}.",
         "",
         f"`{command} --out OUT`. "
-        "A head and two raylets of one CPU on one machine; SIGKILL in stages drawn at random, up to "
-        f"{LONGEST_DELAY:g} s after their beginning: {kinds}. After each run every published payload is "
-        "compared with that of an undisturbed run.",
+        "A head and two raylets of one CPU on one machine; SIGKILL in stages drawn at random, half of them "
+        f"to what computes the stage, up to {LONGEST_DELAY:g} s after it is first seen: {kinds}. After each "
+        "run every published payload is compared with that of an undisturbed run.",
         "",
         "| seed | started | killed, amid which stage | payloads that differ |",
         "|---|---|---|---|",

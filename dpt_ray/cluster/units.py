@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import random
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
+
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from dpt_ray.cluster.ray_internals import failed_at_birth
 from dpt_ray.cluster.resources import READER_SHARE, beside_actors
@@ -18,7 +18,7 @@ from dpt_ray.config.sections import Compute
 from dpt_ray.engine.errors import StageError
 from dpt_ray.engine.progress import Report
 from dpt_ray.store.records import Facts
-from dpt_ray.store.transient import PAUSES, is_transient
+from dpt_ray.store.transient import is_transient
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy
@@ -39,6 +39,10 @@ class Result(TypedDict):
     images: int
     bad: NotRequired[int]
 
+
+# How often a unit is tried while its errors are such that pass, and the random seconds between: at most 2, 4,
+# 8, 16, 32 and 32, so that not all units come back at the same time.
+ATTEMPTS, PAUSES = 7, wait_random_exponential(multiplier=2, max=32)
 
 # How many processes a unit may lose, those of machines that were taken away among them.
 DEATHS = 10
@@ -207,16 +211,16 @@ def unit_call(call: Callable[[Self, UnitT], R]) -> Callable[[Self, UnitT], R]:
 
     @wraps(call)
     def repeated(self: Self, unit: UnitT) -> R:
-        for pause in (*PAUSES, None):
-            try:
-                return call(self, unit)
-            except Exception as error:
-                if pause is None or not is_transient(error):
-                    raise StageError(f"shard {unit['shard']}: {type(error).__name__}: {error}") from error
-                logging.getLogger("dpt_ray").warning("shard %s: %s; again soon", unit["shard"], error)
-            # Between half and all of it, so that not all units come back at the same time.
-            time.sleep(pause * random.uniform(0.5, 1))
-        raise AssertionError("unreachable")
+        retrying = Retrying(
+            retry=retry_if_exception(is_transient),
+            wait=PAUSES,
+            stop=stop_after_attempt(ATTEMPTS),
+            reraise=True,
+        )
+        try:
+            return retrying(call, self, unit)
+        except Exception as error:
+            raise StageError(f"shard {unit['shard']}: {type(error).__name__}: {error}") from error
 
     return repeated
 

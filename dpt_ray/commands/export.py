@@ -62,7 +62,7 @@ def export_samples(config: Config, format: str, out: Path) -> int:
         transient=True,
         disable=not console.is_terminal,
     )
-    with _publishing(out) as part:
+    with publishing(out) as part:
         if format == "webdataset":
             write_webdataset(part, images, classes)
         elif format == "imagefolder":
@@ -104,7 +104,7 @@ def export_model(config: Config, format: str, out: Path) -> int:
             "format: nnet_ema is the published U-ViT, which has no modulation; use safetensors, or train "
             "with diffusion.model.modulation=false"
         )
-    with _publishing(out) as part:
+    with publishing(out) as part:
         if format == "nnet_ema":
             export_published_uvit(model, part)
         else:
@@ -124,7 +124,7 @@ def _export_classifier(config: Config, out: Path) -> int:
     made, best = best_classifier(config)
     facts = best.artifact.read_json(best.prefix + CONFIG)
     facts |= {"method": best.method, "temperature": best.temperature}
-    with _publishing(out) as part:
+    with publishing(out) as part:
         part.mkdir()
         shutil.copyfile(best.artifact.local_file(best.prefix + WEIGHTS), part / WEIGHTS)
         (part / CONFIG).write_text(json.dumps(facts, indent=1) + "\n")
@@ -155,7 +155,7 @@ def _export_onnx(config: Config, out: Path) -> int:
         "method": best.method,
         "temperature": best.temperature,
     }
-    with _publishing(out) as part:
+    with publishing(out) as part:
         part.mkdir()
         write_onnx(Served(encoder, W, best.temperature), part / ONNX_FILE)
         (part / CONFIG).write_text(json.dumps(facts, indent=1) + "\n")
@@ -163,7 +163,7 @@ def _export_onnx(config: Config, out: Path) -> int:
 
 
 @contextmanager
-def _publishing(out: Path) -> Iterator[Path]:
+def publishing(out: Path) -> Iterator[Path]:
     """Yield a temporary path beside `out` to write; rename it to `out` when the block ends without error."""
     if out.exists() or out.is_symlink():
         raise ConfigError(f"out: {str(out)!r} exists; remove it or choose another name")

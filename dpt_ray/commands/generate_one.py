@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dpt_ray.cluster.session import usable_cpus
+from dpt_ray.commands.export import publishing
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.sections import SampleSettings
 from dpt_ray.data.class_ranges import class_ranges, items
@@ -27,7 +28,7 @@ def generate_one(config: Config, which: str, out: Path | None) -> tuple[Path, st
 
     Return the file, by default CLASS-INDEX.png, and how the image compares with the published one. On the
     same hardware, with the same batch size and threads, the pixels are the same bit by bit. Raises
-    ConfigError where the denoiser is not trained, or there is no such class.
+    ConfigError where the denoiser is not trained, there is no such class, or the file exists.
     """
     nodes, store = flow(config), find_store(config)
     if "samples" not in nodes:
@@ -64,7 +65,8 @@ def generate_one(config: Config, which: str, out: Path | None) -> tuple[Path, st
         "Description": f"denoiser {denoiser.digest}; {settings.model_dump_json()}",
     }
     out = out or Path(f"{which.replace('/', '-')}.png")
-    out.write_bytes(encode_png(image, provenance))
+    with publishing(out) as part:
+        part.write_bytes(encode_png(image, provenance))
     return out, _compared(samples, unit["shard"], (label, index), image)
 
 

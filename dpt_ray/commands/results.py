@@ -36,7 +36,8 @@ def run_targets(config: Config, targets: Sequence[str]) -> None:
     folder, console = store.run_folder(config.name), Console(markup=False)
     show_results(folder, targets, console)
     if "sweep" in targets:
-        console.print(sweep_table(flow(config)["sweep"].artifact(store).manifest))
+        nodes = flow(config)
+        console.print(sweep_table(nodes["sweep"].artifact(store).manifest, nodes["evaluation"].inputs))
     report = "report" in targets
     where = f"report: {shown_uri(folder, 'report.html')}" if report else f"results: {folder.uri}"
     console.print(where, soft_wrap=True, highlight=False)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich.table import Table
 
 from dpt_ray.evaluation.methods import METHODS
-from dpt_ray.stages.evaluation import CHOSEN
+from dpt_ray.stages.evaluation import CHOSEN, swept_methods
 from dpt_ray.store.records import Manifest, TrialShard
 
 
-def sweep_table(sweep: Manifest) -> Table:
-    """Return a row for each method of a sweep: its best setting on validation, and the ties with it."""
+def sweep_table(sweep: Manifest, evaluated: Collection[str] = ()) -> Table:
+    """Return a row for each method of a sweep: its best setting on validation, and the ties with it.
+
+    `evaluated` are the names of the inputs of the run's evaluation, by which methods are named.
+    """
+    methods = CHOSEN | swept_methods(evaluated)
     n = sweep["n_validation"]
     table = Table("classifier", title=f"the sweep: {len(sweep['trials'])} settings")
     for title in ("images per class", "real weight", "l2", f"validation top-1 (n={n})", "as good"):
@@ -23,7 +27,7 @@ def sweep_table(sweep: Manifest) -> Table:
         top1 = best["validation_top1"]
         error = None if top1 is None else math.sqrt(top1 * (1 - top1) / n)
         table.add_row(
-            METHODS[CHOSEN[method]].name,
+            METHODS[methods[method]].name,
             str(best["images_per_class"] or "-"),
             str(best["real_weight"]),
             f"{best['l2']:g}",

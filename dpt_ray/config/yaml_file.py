@@ -30,12 +30,21 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(path: str | Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return the mapping in a YAML file, merged over the file of its `base` key (a relative path), if any.
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file, merged over the file of its `base` key (a relative path), if any."""
+    merged: dict[str, Any] = {}
+    for _, tree in reversed(_chain(Path(path))):
+        merged = merge(merged, tree)
+    return merged
 
-    `over` is the chain of files that led to this one by `base`.
-    """
-    path = Path(path)
+
+def files_of(path: str | Path) -> list[Path]:
+    """Return a YAML file and those below it by `base`. Raises ConfigError where one cannot be read."""
+    return [file for file, _ in _chain(Path(path))]
+
+
+def _chain(path: Path, over: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """Return a file and its mapping, then those below it; `over` are the files that led here by `base`."""
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
@@ -47,20 +56,12 @@ def read_yaml(path: str | Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of sections")
     if "base" not in tree:
-        return tree
+        return [(path, tree)]
     base = path.parent / str(tree.pop("base"))
     over = (*over, path.resolve())
     if base.resolve() in over:
         raise ConfigError(f"{path}: `base` is circular: {base} is already in the chain; remove one `base`")
-    return merge(read_yaml(base, over), tree)
-
-
-def files_of(path: str | Path) -> list[Path]:
-    """Return a YAML file and those below it by `base`. Raises ConfigError where one cannot be read."""
-    path = Path(path)
-    read_yaml(path)
-    base = (yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}).get("base")
-    return [path, *(files_of(path.parent / str(base)) if base else [])]
+    return [(path, tree), *_chain(base, over)]
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

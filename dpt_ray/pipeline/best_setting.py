@@ -10,13 +10,13 @@ from dpt_ray.store.artifact import Artifact
 def best_config(config: Config, sweep: Artifact) -> Config | None:
     """Return the run with the chosen setting and without a sweep; None where no images are generated.
 
-    Run as it is, it makes one classifier from the artifacts that are there already.
+    Its stage 3 is the classifier that the sweep chose, from the artifacts that are there already.
     """
     chosen = sweep.manifest["chosen"].get("generated")
     if chosen is None:
         return None
     keys = ("images_per_class", "real_weight", "l2")
     retrain = Retrain.model_validate({key: chosen[key] for key in keys})  # type: ignore[literal-required]
-    limit = {"max_iterations": config.retrain.max_iterations}
+    limit = {"max_iterations": config.sweep.max_iterations if config.sweep else None}
     changes = {"name": f"{config.name}-best", "sweep": None, "retrain": retrain.model_copy(update=limit)}
     return config.model_copy(update=changes)

@@ -160,7 +160,7 @@ class Measured:
 def _classifiers(task: Task[EvaluationSettings]) -> list[Measured]:
     """Return the classifiers of the controls, and of stage 3 as configured and as chosen."""
     retrain = task.settings.retrain
-    chosen = _chosen(task.inputs["sweep"], _methods(task.inputs)) if "sweep" in task.inputs else []
+    chosen = _chosen(task.inputs["sweep"], swept_methods(task.inputs)) if "sweep" in task.inputs else []
     if "retrained" not in task.inputs or retrain is None:
         return chosen
     note = f"{retrain.images_per_class} images per class, real weight {retrain.real_weight}"
@@ -168,8 +168,11 @@ def _classifiers(task: Task[EvaluationSettings]) -> list[Measured]:
     return [*chosen[:-1], paper, *chosen[-1:]]
 
 
-def _methods(inputs: Mapping[str, Artifact]) -> dict[str, str]:
-    """Return the methods of the sweep's keys; with a ladder some are rungs of it, or compared with them."""
+def swept_methods(inputs: Collection[str]) -> dict[str, str]:
+    """Return the methods of the sweep's keys by the names of the evaluation's inputs.
+
+    With a ladder some are rungs of it, which are left out, or compared with them.
+    """
     if not any(rung in inputs for rung in RUNGS):
         return CHOSEN
     methods = CHOSEN | {"self_training": "same_labels"}

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 
-# Seconds until something is tried again after such an error, about a minute in all.
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-
 # As s3fs translates S3's codes: 503 and SlowDown are EBUSY, 500 is EREMOTEIO.
 CODES = frozenset(
     getattr(errno, name)

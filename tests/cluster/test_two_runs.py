@@ -39,17 +39,23 @@ def one_cpu():
     """The address of a cluster of one CPU, which two actors of one run fill."""
     port, agent, client = free_ports(3)
     head = ray_start(
-        *(
-            "--head",
-            "--num-cpus=1",
-            f"--port={port}",
-            f"--temp-dir={SCRATCH}/one",
-            "--include-dashboard=false",
-        ),
+        *("--head", "--num-cpus=1", f"--port={port}", f"--temp-dir={SCRATCH}/one"),
+        "--include-dashboard=false",
         *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
     )
     yield f"127.0.0.1:{port}"
     kill_session(head)
+
+
+def all_end(processes, seconds):
+    """Waits until all have ended well."""
+    try:
+        for each in processes:
+            _, error = each.communicate(timeout=seconds)
+            assert each.returncode == 0, error
+    finally:
+        for each in processes:
+            each.kill()
 
 
 def test_the_actors_of_two_passes_do_not_take_the_room_of_both_passes_readers(one_cpu):
@@ -58,13 +64,7 @@ def test_the_actors_of_two_passes_do_not_take_the_room_of_both_passes_readers(on
         subprocess.Popen([sys.executable, "-c", PASS], env=environment, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    try:
-        for each in passes:
-            _, error = each.communicate(timeout=120)
-            assert each.returncode == 0, error
-    finally:
-        for each in passes:
-            each.kill()
+    all_end(passes, 120)
 
 
 def test_two_runs_finish_beside_each_other(cluster, finished, tmp_path):
@@ -72,12 +72,6 @@ def test_two_runs_finish_beside_each_other(cluster, finished, tmp_path):
     one = TinyRun(tmp_path / "one", overrides)
     other = TinyRun(tmp_path / "other", (*overrides, "pretrain.seed=1"))
     started = [run.start("extract") for run in (one, other)]
-    try:
-        for each in started:
-            _, error = each.communicate(timeout=400)
-            assert each.returncode == 0, error
-    finally:
-        for each in started:
-            each.kill()
+    all_end(started, 400)
     for name in ("features", "moments"):
         assert one.payloads(name) == finished.payloads(name), name

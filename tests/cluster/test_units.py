@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from tenacity import wait_none
 
 from dpt_ray.cluster import units
 from dpt_ray.config.sections import Compute
@@ -15,7 +16,8 @@ from tests.helpers.paths import ROOT
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr(units, "PAUSES", (0.001, 0.001, 0.001))
+    monkeypatch.setattr(units, "PAUSES", wait_none())
+    monkeypatch.setattr(units, "ATTEMPTS", 4)
 
 
 class Work:

@@ -40,3 +40,10 @@ def test_an_image_is_sampled_again_with_its_provenance(generate, finished, tmp_p
 def test_what_cannot_be_sampled_is_one_line(generate, arguments, error):
     code, _, said = generate(*arguments)
     assert code == 2 and said.startswith(error) and len(said.splitlines()) == 1
+
+
+def test_a_file_that_exists_is_kept(generate, tmp_path):
+    (tmp_path / "3-9.png").write_text("mine")
+    code, _, said = generate("--only", "3/9")
+    assert code == 2 and said.startswith("error: out: '3-9.png' exists; ") and len(said.splitlines()) == 1
+    assert (tmp_path / "3-9.png").read_text() == "mine"

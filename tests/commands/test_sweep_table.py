@@ -1,9 +1,13 @@
 """What a sweep chose, as a table and as a configuration to run."""
 
+import numpy as np
 from rich.console import Console
+from safetensors.numpy import load_file
 
 from dpt_ray.commands.sweep_table import sweep_table
 from dpt_ray.config import load_config
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.store.artifact import Store
 from tests.helpers.runs import make
 from tests.helpers.tables import row
 
@@ -51,7 +55,7 @@ def test_without_validation_images_nothing_is_called_good():
 
 
 def test_the_chosen_setting_is_a_configuration_that_makes_no_more_than_its_classifier(finished, tmp_path):
-    run = finished.copy_to(tmp_path, "sweep.real_weight=[0.5]")
+    run = finished.copy_to(tmp_path, "sweep.real_weight=[0.5]", "sweep.max_iterations=7")
     run.make("sweep")
     file = tmp_path / "runs" / "digits" / "best.yaml"
     best = load_config(file)
@@ -63,6 +67,12 @@ def test_the_chosen_setting_is_a_configuration_that_makes_no_more_than_its_class
         chosen["l2"],
     )
     assert make(best, "retrained") == ["retrained"]
+    classifier = flow(best)["retrained"].artifact(Store(best.output)).local_file("model.safetensors")
+    swept = run.artifact("sweep").local_file("generated/model.safetensors")
+    weights, expected = (load_file(path) for path in (classifier, swept))
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(weights[name], value)
 
 
 def test_a_setting_that_is_not_chosen_any_more_is_forgotten(finished, tmp_path):

@@ -71,7 +71,7 @@ class TinyRun:
     def finish(self, command="run", **environment):
         """Runs `dpt COMMAND` to its end: (exit code, standard output, standard error)."""
         process = self.start(command, **environment)
-        out, error = process.communicate(timeout=600)
+        out, error = process.communicate(timeout=240)
         return process.returncode, out, error
 
     def copy_to(self, folder, *changes, without=()):
