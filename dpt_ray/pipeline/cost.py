@@ -11,8 +11,8 @@ from pathlib import Path
 
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.sections import Pretrain, SelfSupervised
-from dpt_ray.pipeline.flow import sweep_settings
 from dpt_ray.pipeline.speed import FitShape, Rates
+from dpt_ray.pipeline.stage_settings import sweep_settings
 from dpt_ray.stages.inception_statistics import KEPT_FEATURES, PART
 from dpt_ray.stages.sweep import grid
 

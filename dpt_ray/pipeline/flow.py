@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dpt_ray.config import Config, ConfigError, to_yaml
+from dpt_ray.config import Config, to_yaml
 from dpt_ray.config.features import FeatureSampling, FeatureTraining
 from dpt_ray.config.hashing import Settings
 from dpt_ray.config.ladder import RUNGS, Ladder
 from dpt_ray.config.sections import Pretrain, SampleSettings, Sampling
 from dpt_ray.config.semi_supervised import LearnerSettings, SemiSupervised
-from dpt_ray.data.fingerprint import fingerprint
 from dpt_ray.engine.node import AnyStage, Extent, Node, NoSettings
-from dpt_ray.evaluation.inception_files import WHERE, check_reference
 from dpt_ray.models.precision import resolve_precisions, resolved
-from dpt_ray.models.saved import weight_file
 from dpt_ray.pipeline.encoders import check_network, encoder_settings
+from dpt_ray.pipeline.stage_settings import content, index_settings, sweep_settings
 from dpt_ray.stages.augmented import Augmented, AugmentSettings
 from dpt_ray.stages.autoencoder import AutoencoderSettings, ImportedAutoencoder
 from dpt_ray.stages.best_rung import BestRung, BestRungSettings
@@ -34,7 +32,7 @@ from dpt_ray.stages.imported_denoiser import ImportedDenoiser, ImportedDenoiserS
 from dpt_ray.stages.imported_encoder import ImportedEncoder
 from dpt_ray.stages.inception import Inception, InceptionSettings
 from dpt_ray.stages.inception_statistics import InceptionStatistics, StatisticsSettings
-from dpt_ray.stages.index import Index, IndexSettings
+from dpt_ray.stages.index import Index
 from dpt_ray.stages.labels import Labels
 from dpt_ray.stages.ladder import LadderResults
 from dpt_ray.stages.learner import Learner, LearnerClassifier
@@ -44,8 +42,6 @@ from dpt_ray.stages.report import Report, ReportSettings
 from dpt_ray.stages.rung import LadderRung, RungSettings
 from dpt_ray.stages.samples import Samples
 from dpt_ray.stages.sweep import Sweep as SweepStage
-from dpt_ray.stages.sweep import SweepSettings
-from dpt_ray.store.artifact import sha256
 
 Nodes = dict[str, Node]
 
@@ -91,13 +87,13 @@ class _Run:
         """Add a node; inputs that are None are left out."""
         given = {key: node for key, node in inputs.items() if node}
         chosen = settings or NoSettings()
-        self.nodes[name] = Node.of(name, stage, chosen, given, _content, extent=extent, group=group)
+        self.nodes[name] = Node.of(name, stage, chosen, given, content, extent=extent, group=group)
         return self.nodes[name]
 
     def images_and_models(self) -> None:
         """Add index, labels, and the networks that are frozen or trained without labels."""
         config, data = self.config, self.config.data
-        index = self.add("index", Index, {}, _index_settings(config))
+        index = self.add("index", Index, {}, index_settings(config))
         self.add("labels", Labels, {"index": index}, config.labels)
         if file := config.pseudo_labels_file:
             given = GivenPseudoLabelsSettings(file=file)
@@ -357,40 +353,3 @@ class _Run:
         return self.add(
             name, Features, sources, settings, extent=images.extent, group=group if together else ""
         )
-
-
-def sweep_settings(config: Config) -> SweepSettings | None:
-    """Return the settings of the sweep; without sweep and controls nothing is chosen: None.
-
-    Where no images are generated the sweep is that of the controls alone.
-    """
-    if not ((config.sweep and config.generates_images) or config.evaluate.controls):
-        return None
-    settings = (config.sweep or config.retrain_grid).model_dump()
-    if config.evaluate.controls:
-        # lambda = l2 / n, and n of stage 3 is hundreds of times the probe's: let the probe reach it.
-        settings["probe_l2"] = tuple(config.classifier.l2 / 10**decade for decade in range(4))
-    return SweepSettings(**settings)
-
-
-def _index_settings(config: Config) -> IndexSettings:
-    data, lists = config.data, config.data.keep_in_train
-    return IndexSettings(
-        **data.model_dump(),
-        fingerprint=fingerprint(data),
-        lists=tuple(_content("data.keep_in_train", uri) for uri in lists) if lists else None,
-        list_format=config.labels.format if lists else None,
-    )
-
-
-def _content(key: str, source: str) -> str:
-    """Return the digest of a user's file. Raises ConfigError where it cannot be used."""
-    try:
-        digest = sha256(weight_file(source))
-        if key == "evaluate.reference":
-            check_reference(source)
-    except Exception as error:  # each storage raises errors of its own
-        said = " ".join(str(error).split()) or type(error).__name__
-        hint = f". {WHERE}" if key == "evaluate.inception" else ""
-        raise ConfigError(f"{key}: {source}: {said.removeprefix(f'{source}: ')}{hint}") from error
-    return digest

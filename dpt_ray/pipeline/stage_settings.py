@@ -1,0 +1,49 @@
+"""Settings of stages that are more than one section of the configuration."""
+
+from __future__ import annotations
+
+from dpt_ray.config import Config, ConfigError
+from dpt_ray.data.fingerprint import fingerprint
+from dpt_ray.evaluation.inception_files import WHERE, check_reference
+from dpt_ray.models.saved import weight_file
+from dpt_ray.stages.index import IndexSettings
+from dpt_ray.stages.sweep import SweepSettings
+from dpt_ray.store.artifact import sha256
+
+
+def sweep_settings(config: Config) -> SweepSettings | None:
+    """Return the settings of the sweep; without sweep and controls nothing is chosen: None.
+
+    Where no images are generated the sweep is that of the controls alone.
+    """
+    if not ((config.sweep and config.generates_images) or config.evaluate.controls):
+        return None
+    settings = (config.sweep or config.retrain_grid).model_dump()
+    if config.evaluate.controls:
+        # lambda = l2 / n, and n of stage 3 is hundreds of times the probe's: let the probe reach it.
+        settings["probe_l2"] = tuple(config.classifier.l2 / 10**decade for decade in range(4))
+    return SweepSettings(**settings)
+
+
+def index_settings(config: Config) -> IndexSettings:
+    """Return the settings of the index, with the digests of what it is read from."""
+    data, lists = config.data, config.data.keep_in_train
+    return IndexSettings(
+        **data.model_dump(),
+        fingerprint=fingerprint(data),
+        lists=tuple(content("data.keep_in_train", uri) for uri in lists) if lists else None,
+        list_format=config.labels.format if lists else None,
+    )
+
+
+def content(key: str, source: str) -> str:
+    """Return the digest of a user's file. Raises ConfigError where it cannot be used."""
+    try:
+        digest = sha256(weight_file(source))
+        if key == "evaluate.reference":
+            check_reference(source)
+    except Exception as error:  # each storage raises errors of its own
+        said = " ".join(str(error).split()) or type(error).__name__
+        hint = f". {WHERE}" if key == "evaluate.inception" else ""
+        raise ConfigError(f"{key}: {source}: {said.removeprefix(f'{source}: ')}{hint}") from error
+    return digest
