@@ -14,8 +14,10 @@ import pytest
 
 from dpt_ray.config import load_config
 from dpt_ray.config.study import load_study
+from dpt_ray.data.fingerprint import fingerprint
 from dpt_ray.models import precision
 from dpt_ray.pipeline import flow as graph
+from dpt_ray.pipeline import stage_settings
 from tests.helpers.paths import CONFIGS, DIGITS, GOLDEN
 
 FILES = sorted(CONFIGS.glob("*.yaml"))
@@ -62,10 +64,15 @@ def identities(config):
     `precision: auto` is bfloat16 in all of them, whatever this processor is good at.
     """
     here = config.data.source == "digits"
+
+    def by_name(key, source):
+        return f"content of {Path(source).name}"
+
     with (
         patch.object(precision, "bfloat16_gain", lambda: 2.0),
-        patch.object(graph, "_content", lambda key, source: f"content of {Path(source).name}"),
-        patch.object(graph, "fingerprint", graph.fingerprint if here else lambda data: "the images"),
+        patch.object(graph, "content", by_name),
+        patch.object(stage_settings, "content", by_name),
+        patch.object(stage_settings, "fingerprint", fingerprint if here else lambda data: "the images"),
     ):
         return {name: node.reference for name, node in graph.flow(config).items()}
 

@@ -182,6 +182,7 @@ def _choice(results: Results, sweep: Sweep | None) -> Choice | None:
         sweep.images_per_class,
         sweep.real_weight,
         sweep.l2,
+        tuple("none" if least is None else least for least in sweep.min_confidence) if sweep.filters else (),
     )
 
 

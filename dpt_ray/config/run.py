@@ -203,7 +203,12 @@ class Config(Section):
     def retrain_grid(self) -> Sweep:
         """A sweep with stage 3's one configured setting."""
         r = self.retrain
-        return Sweep(images_per_class=(r.images_per_class,), real_weight=(r.real_weight,), l2=(r.l2,))
+        return Sweep(
+            images_per_class=(r.images_per_class,),
+            real_weight=(r.real_weight,),
+            l2=(r.l2,),
+            min_confidence=(r.min_confidence,),
+        )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

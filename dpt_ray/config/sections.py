@@ -249,16 +249,25 @@ class Generate(Sampling):
 
 
 class Retrain(Settings):
-    """Stage 3: the classifier of labelled rows (weight `real_weight`) and generated rows (weight 1)."""
+    """Stage 3: the classifier of labelled rows (weight `real_weight`) and generated rows (weight 1).
+
+    With `min_confidence` only those generated images are used whose class the classifier of `labels_from`
+    agrees with (the probe, where that one has features of its own), with at least this confidence: 0 is
+    agreement alone. The next images of the class take the place of the others, as far as
+    `generate.images_per_class` reaches.
+    """
 
     images_per_class: Count
     real_weight: RealWeight = 1.0
     l2: Positive = 0.0025
     max_iterations: Annotated[Count | None, Hashed] = None
+    min_confidence: Annotated[Fraction | None, HashedIfSet] = None
 
 
 class Sweep(Settings):
     """The grid of settings for stage 3 and its controls; the best is chosen on validation.
+
+    `min_confidence` is that of `retrain`, here a list of values, null among them for all images.
 
     `max_iterations` ends each fit, as the paper's 100 ends stage 3. Without it a fit on the pseudo-labels of
     many images takes thousands of iterations: they come from such a classifier, so its loss falls on and on.
@@ -268,6 +277,14 @@ class Sweep(Settings):
     real_weight: Annotated[tuple[RealWeight, ...], Field(strict=False, min_length=1)] = (1.0,)
     l2: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (0.0025,)
     max_iterations: Annotated[Count | None, HashedIfSet] = None
+    min_confidence: Annotated[
+        Annotated[tuple[Fraction | None, ...], Field(strict=False, min_length=1)], HashedIfSet
+    ] = (None,)
+
+    @property
+    def filters(self) -> bool:
+        """Whether any setting leaves generated images out."""
+        return any(least is not None for least in self.min_confidence)
 
 
 class Evaluate(Section):

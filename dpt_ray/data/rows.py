@@ -154,11 +154,19 @@ class ImageRows:
             raise ValueError(f"{features.uri}: {where.null_count} ids are not in {images.uri}")
         self.label, self.index = (_int64(table[name].take(where)) for name in ("class", "index"))
 
-    def first(self, images_per_class: int) -> Rows:
-        """Return the first `images_per_class` images of each class, ordered by class and index."""
-        rows = np.flatnonzero(self.index < images_per_class)
+    def first(self, images_per_class: int, passes: np.ndarray | None = None) -> Rows:
+        """Return the first `images_per_class` images of each class, ordered by class and index.
+
+        With a mask `passes` (n,) they are the first that pass; a class has fewer where too few do.
+        """
+        rows = np.flatnonzero(self.index < images_per_class if passes is None else passes)
         rows = rows[np.lexsort((self.index[rows], self.label[rows]))]
-        return Rows(self.features, self.label[rows], rows)
+        labels = self.label[rows]
+        if passes is not None:
+            # Labels are sorted: the place in its class is the distance to the first of the class.
+            kept = np.arange(len(rows)) - np.searchsorted(labels, labels) < images_per_class
+            rows, labels = rows[kept], labels[kept]
+        return Rows(self.features, labels, rows)
 
 
 class TrainingFeatures:

@@ -15,8 +15,9 @@ def best_config(config: Config, sweep: Artifact) -> Config | None:
     chosen = sweep.manifest["chosen"].get("generated")
     if chosen is None:
         return None
-    keys = ("images_per_class", "real_weight", "l2")
-    retrain = Retrain.model_validate({key: chosen[key] for key in keys})  # type: ignore[literal-required]
+    keys = ("images_per_class", "real_weight", "l2", "min_confidence")
+    found = {key: value for key, value in chosen.items() if key in keys}
+    retrain = Retrain.model_validate(found)
     limit = {"max_iterations": config.sweep.max_iterations if config.sweep else None}
     changes = {"name": f"{config.name}-best", "sweep": None, "retrain": retrain.model_copy(update=limit)}
     return config.model_copy(update=changes)

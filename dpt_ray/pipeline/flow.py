@@ -262,12 +262,24 @@ class _Run:
         if config.generates_images:
             samples = rows["samples"] = nodes["samples"]
             rows["sample_features"] = self.features("sample_features", samples, nodes["encoder"])
-            self.add("retrained", Retrained, rows, config.retrain)
+            judge = self.judge() if config.retrain.min_confidence is not None else {}
+            self.add("retrained", Retrained, rows | judge, config.retrain)
             if config.trains_learner:
                 self.train_learner("retrained_learner", samples)
         controls = self.controls() if config.evaluate.controls else {}
         if settings := sweep_settings(config):
-            self.add("sweep", SweepStage, {**rows, **controls}, settings)
+            judge = self.judge() if settings.filters and config.generates_images else {}
+            self.add("sweep", SweepStage, {**rows, **controls, **judge}, settings)
+
+    def judge(self) -> dict[str, Node]:
+        """Return the classifier that decides which generated images are used: that of the pseudo-labels.
+
+        It is the probe where that one is a learner, with features of its own, or a table.
+        """
+        rung = self.pseudo_labels
+        if rung.artifact_name == "rung":
+            return {"judge": rung, "judge_labels": rung}
+        return {"judge": self.nodes["classifier"], "judge_labels": self.nodes["pseudo_labels"]}
 
     def controls(self) -> dict[str, Node]:
         """Add augmented views of the labelled images; return the inputs of the sweep's controls."""

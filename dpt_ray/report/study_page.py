@@ -40,7 +40,8 @@ class Choice:
     """The settings that the methods chose from, on validation images.
 
     `swept` are those that chose from the grid, "" where no sweep was made; `ladder` is whether the ladder's
-    fits chose their penalty.
+    fits chose their penalty. `filters` are the least confidences of generated images, where these were
+    filtered, and none for all images.
     """
 
     n_validation: int
@@ -49,6 +50,7 @@ class Choice:
     images_per_class: tuple[int, ...]
     real_weights: tuple[float | str, ...]
     l2: tuple[float, ...]
+    filters: tuple[float | str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dpt_ray.config.sections import Classifier as ClassifierSettings
 from dpt_ray.config.sections import Retrain
 from dpt_ray.data.rows import ImageRows, RealRows, Rows
 from dpt_ray.engine.node import Stage, Task, one_of, reads
+from dpt_ray.learners.agreement import agreeing, warn_of_short_classes
 from dpt_ray.learners.linear_classifier import accuracy, save_classifier
 from dpt_ray.store.records import Facts
 
@@ -48,6 +49,9 @@ class Retrained(Stage[Retrain]):
             **LABELLED,
             "sample_features": one_of("features", hashed_as="generated"),
             "samples": one_of("samples", hashed=False),
+            # With `min_confidence`: the classifier that decides, and the temperature of its confidences.
+            "judge": one_of("classifier", "rung", optional=True),
+            "judge_labels": one_of("pseudo_labels", "rung", optional=True),
         }
     )
 
@@ -59,7 +63,9 @@ class Retrained(Stage[Retrain]):
         real, labelled = _read(task)
         settings = task.settings
         generated = ImageRows(task.inputs["sample_features"], task.inputs["samples"])
-        more = generated.first(settings.images_per_class)
+        count = settings.images_per_class
+        more = agreeing(generated, task.inputs, count, settings.min_confidence)
+        warn_of_short_classes(task.name, more, real.classes, count)
         found = fit_stage(
             labelled,
             more,

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Annotated, TypedDict, cast
+from typing import Annotated, NotRequired, TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +28,7 @@ from dpt_ray.config.sections import Sweep as SweepSection
 from dpt_ray.data.rows import ImageRows, RealRows, Rows
 from dpt_ray.data.units import read_index
 from dpt_ray.engine.node import Node, RunsOn, Stage, Task, one_of, reads
+from dpt_ray.learners.agreement import agreeing
 from dpt_ray.learners.linear_classifier import (
     accuracy,
     load_weights,
@@ -46,7 +47,7 @@ IMAGES = {
 }
 # The settings and results of a trial, without the fields of its shard.
 KNOWN = (
-    *("method", "images_per_class", "real_weight", "l2"),
+    *("method", "images_per_class", "real_weight", "l2", "min_confidence"),
     *("validation_top1", "validation_nll", "objective", "iterations", "labelled"),
 )
 
@@ -60,12 +61,16 @@ class SweepSettings(SweepSection):
 
 
 class Trial(TypedDict):
-    """A setting of a method; the probe and self-training have no images per class."""
+    """A setting of a method; the probe and self-training have no images per class.
+
+    `min_confidence` is of generated images alone, and is left out where all of them are used.
+    """
 
     method: str
     images_per_class: int | None
     real_weight: float | str
     l2: float
+    min_confidence: NotRequired[float]
 
 
 class Sweep(Stage[SweepSettings]):
@@ -84,6 +89,9 @@ class Sweep(Stage[SweepSettings]):
             "pseudo_labels": one_of("pseudo_labels", "rung", hashed_as="self_training", optional=True),
             "samples": one_of("samples", hashed=False, optional=True),
             "augmented": one_of("augmented", hashed=False, optional=True),
+            # With `min_confidence`: the classifier that decides, and the temperature of its confidences.
+            "judge": one_of("classifier", "rung", optional=True),
+            "judge_labels": one_of("pseudo_labels", "rung", optional=True),
         }
     )
     runs_on = RunsOn.TRIALS
@@ -141,14 +149,17 @@ def grid(settings: SweepSettings, inputs: Collection[str], *, choosing: bool) ->
         if source not in inputs:
             continue
         counts = [None] if method == "self_training" else settings.images_per_class
-        for count, weight, l2 in product(counts, settings.real_weight, settings.l2):
-            trials.append({"method": method, "images_per_class": count, "real_weight": weight, "l2": l2})
+        limits = settings.min_confidence if method == "generated" else (None,)
+        for count, weight, l2, least in product(counts, settings.real_weight, settings.l2, limits):
+            trial: Trial = {"method": method, "images_per_class": count, "real_weight": weight, "l2": l2}
+            trials.append(trial if least is None else trial | {"min_confidence": least})
     return trials
 
 
 def trial_key(trial: Trial) -> str:
     """Return the name of a trial's shard."""
-    return "{method}-k{images_per_class}-w{real_weight}-l{l2:g}".format(**trial)
+    least = f"-c{trial['min_confidence']:g}" if "min_confidence" in trial else ""
+    return "{method}-k{images_per_class}-w{real_weight}-l{l2:g}".format(**trial) + least
 
 
 def choose(results: Sequence[TrialShard]) -> TrialShard:
@@ -224,7 +235,8 @@ def _read(trial: Trial, inputs: Mapping[str, Artifact]) -> tuple[RealRows, Rows,
     if trial["images_per_class"] is None:
         return real, labelled, None
     features, images = IMAGES[trial["method"]]
-    return real, labelled, _images(inputs[features], inputs[images]).first(trial["images_per_class"])
+    rows = _images(inputs[features], inputs[images])
+    return real, labelled, agreeing(rows, inputs, trial["images_per_class"], trial.get("min_confidence"))
 
 
 # Cached: features are read once per process.
@@ -244,6 +256,10 @@ def _known(result: TrialShard) -> dict[str, object]:
 
 def _write_table(out: Artifact, results: Sequence[TrialShard]) -> None:
     """Publish the settings and results of all trials as Parquet, with weights as text ("balanced")."""
-    rows = [{**_known(result), "real_weight": str(result["real_weight"])} for result in results]
+    columns = [key for key in KNOWN if any(key in result for result in results)]
+    rows = [
+        {key: result.get(key) for key in columns} | {"real_weight": str(result["real_weight"])}
+        for result in results
+    ]
     with out.writing(TRIALS) as path:
         pq.write_table(pa.Table.from_pylist(rows), path)

@@ -30,6 +30,7 @@ class TrialShard(Shard):
     images_per_class: int | None
     real_weight: float | str
     l2: float
+    min_confidence: NotRequired[float]
     validation_top1: float | None
     validation_nll: float | None
     objective: float

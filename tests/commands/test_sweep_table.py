@@ -6,6 +6,8 @@ from safetensors.numpy import load_file
 
 from dpt_ray.commands.sweep_table import sweep_table
 from dpt_ray.config import load_config
+from dpt_ray.data.shards import read_features
+from dpt_ray.evaluation.records import read_evaluation
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.store.artifact import Store
 from tests.helpers.runs import make
@@ -73,6 +75,37 @@ def test_the_chosen_setting_is_a_configuration_that_makes_no_more_than_its_class
     assert weights.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(weights[name], value)
+
+
+def test_generated_images_that_the_probe_does_not_agree_with_are_left_out(finished, tmp_path):
+    run = finished.copy_to(
+        tmp_path,
+        "sweep.min_confidence=[null, 0.3]",
+        "retrain.min_confidence=0.3",
+        "generate.images_per_class=32",
+    )
+    run.make("evaluation")
+    trials = {
+        trial.get("min_confidence"): trial
+        for trial in run.artifact("sweep").manifest["trials"]
+        if trial["method"] == "generated"
+    }
+    # Independently: softmax by hand of the row-normalised features, and a count by class.
+    ids, features = read_features(run.artifact("sample_features"))
+    features = features - features.mean(axis=1, keepdims=True)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    W = load_file(run.artifact("classifier").local_file("model.safetensors"))["weight"]
+    scores = np.exp(features @ W.T / run.artifact("pseudo_labels").manifest["calibration"]["temperature"])
+    p = scores / scores.sum(axis=1, keepdims=True)
+    label = np.array([int(identifier.split("-")[1]) for identifier in ids.to_pylist()])
+    passing = label[(p.argmax(axis=1) == label) & (p.max(axis=1) >= 0.3)]
+    kept = np.minimum(np.bincount(passing, minlength=10), 16).sum()
+    labelled = trials[None]["labelled"]
+    assert 0 < kept < 160
+    assert (trials[None]["rows"], trials[0.3]["rows"]) == (labelled + 160, labelled + kept)
+    assert run.artifact("retrained").manifest["rows"] == labelled + kept
+    notes = {row["method"]: row["note"] for row in read_evaluation(run.artifact("evaluation"))["accuracy"]}
+    assert notes["dpt_paper"] == "16 images per class, confidence >= 0.3, real weight 1.0"
 
 
 def test_a_setting_that_is_not_chosen_any_more_is_forgotten(finished, tmp_path):

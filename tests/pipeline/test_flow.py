@@ -8,7 +8,6 @@ from safetensors.torch import save_file
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.engine.execute import steps
 from dpt_ray.pipeline.flow import flow
-from dpt_ray.stages.sweep import SweepSettings, grid
 from tests.helpers.identities import changed, digests
 from tests.helpers.paths import DIGITS
 
@@ -154,23 +153,6 @@ def test_what_a_training_is_watched_by_is_there_before_it():
     order = [node.name for step in steps([nodes["denoiser"]]) for node in step.nodes]
     assert order.index("features") < order.index("denoiser")
     assert unhashed(flow(load_config(DIGITS))["denoiser"]) == set()
-
-
-def test_the_controls_choose_the_probes_penalty_from_the_configured_one_and_three_decades_below():
-    def sweep(*overrides):
-        return flow(load_config(DIGITS, overrides))["sweep"].hashed
-
-    assert sweep()["probe_l2"] == [2.5e-3, 2.5e-4, 2.5e-5, 2.5e-6]
-    assert sweep("classifier.l2=1.0")["probe_l2"] == [1.0, 0.1, 0.01, 0.001]
-    assert "probe_l2" not in sweep("evaluate.controls=false")
-
-
-def test_the_probe_has_trials_only_where_there_are_validation_images():
-    settings = SweepSettings(images_per_class=(4,), l2=(0.1,), probe_l2=(0.1, 0.01))
-    inputs = ("index", "features", "labels", "sample_features", "samples")
-    chosen = [(trial["method"], trial["l2"]) for trial in grid(settings, inputs, choosing=True)]
-    assert chosen == [("probe", 0.1), ("probe", 0.01), ("generated", 0.1)]
-    assert [trial["method"] for trial in grid(settings, inputs, choosing=False)] == ["generated"]
 
 
 def test_the_encoders_that_measure_are_handed_to_the_evaluation():
