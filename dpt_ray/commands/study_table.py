@@ -11,8 +11,8 @@ from statistics import fmean
 from typing import Literal
 
 from dpt_ray.config import Config
-from dpt_ray.config.sections import Sweep
 from dpt_ray.config.study import Study, reference_name, run_name
+from dpt_ray.config.sweep import Sweep
 from dpt_ray.evaluation.methods import BALANCED, METHODS, ON_GENERATED_IMAGES, key_of, method_key
 from dpt_ray.evaluation.paired import PairedGain, paired_gain
 from dpt_ray.evaluation.records import MetricRow, StudyResult, StudyRun

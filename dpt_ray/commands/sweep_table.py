@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from rich.table import Table
 
 from dpt_ray.evaluation.methods import METHODS
-from dpt_ray.learners.agreement import filter_text
+from dpt_ray.learners.agreement import images_of_trial
 from dpt_ray.stages.evaluation import CHOSEN, swept_methods
 from dpt_ray.store.records import Manifest, TrialShard
 
@@ -29,7 +29,7 @@ def sweep_table(sweep: Manifest, evaluated: Collection[str] = ()) -> Table:
         error = None if top1 is None else math.sqrt(top1 * (1 - top1) / n)
         table.add_row(
             METHODS[methods[method]].name,
-            f"{best['images_per_class'] or '-'}{filter_text(best.get('min_confidence'))}",
+            f"{best['images_per_class'] or '-'}{images_of_trial(best)}",
             str(best["real_weight"]),
             f"{best['l2']:g}",
             "-" if top1 is None or error is None else f"{top1:.3f} +- {error:.3f}",

@@ -23,9 +23,9 @@ from dpt_ray.config.sections import (
     Retrain,
     Section,
     SelfSupervised,
-    Sweep,
 )
 from dpt_ray.config.semi_supervised import SemiSupervised
+from dpt_ray.config.sweep import Sweep
 from dpt_ray.config.yaml_file import build, merge, parse_overrides, read_yaml
 
 
@@ -130,6 +130,7 @@ class Config(Section):
                 f"retrain and sweep ask for {asked} images per class, but generate.images_per_class "
                 f"is {self.generate.images_per_class}: raise it or ask for fewer"
             )
+        self._check_other_samples()
         trained = {
             "pretrain": self.pretrain,
             "semi_supervised": self.semi_supervised,
@@ -161,6 +162,18 @@ class Config(Section):
             )
         self._check_images()
         return self
+
+    def _check_other_samples(self) -> None:
+        """Raise ValueError where the sweep samples the same set of images twice."""
+        seen = [self.generate]
+        for number, other in enumerate(self.sweep.generate if self.sweep else ()):
+            changed = Generate.model_validate(self.generate.model_dump() | other.changes)
+            if changed in seen:
+                raise ValueError(
+                    f"sweep.generate.{number} ({other.name}) is sampled as another set of the run: change "
+                    "another setting of it, or leave it out"
+                )
+            seen.append(changed)
 
     def _check_images(self) -> None:
         """Raise ValueError where the images do not suit a network that is trained on them."""

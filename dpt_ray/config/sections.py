@@ -17,7 +17,6 @@ from dpt_ray.config.training import SelfSupervised as SelfSupervised
 from dpt_ray.config.values import (
     Augmentation,
     Count,
-    Counts,
     Fraction,
     Positive,
     Precision,
@@ -30,6 +29,7 @@ ScheduleName = Literal["vp", "stable_diffusion", "cosine", "linear"]
 Prediction = Literal["noise", "v", "flow"]
 Resize = Literal["tensorflow", "pytorch_fid", "clean"]
 LabelChoice = Literal["balanced", "uniform"]
+Solver = Literal["dpm_solver_fast", "dpm_solver_pp_fast", "dpm_solver_pp_2m"]
 RealWeight = Annotated[float, Field(gt=0)] | Literal["balanced"]
 
 
@@ -220,7 +220,7 @@ class Sampling(Settings):
     guidance_interval: Annotated[Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None, Hashed] = (
         None
     )
-    solver: Literal["dpm_solver_fast", "dpm_solver_pp_fast", "dpm_solver_pp_2m"] = "dpm_solver_pp_2m"
+    solver: Solver = "dpm_solver_pp_2m"
     nfe: Count = 25
     indices_per_shard: Count = 16
     seed: Seed = 0
@@ -262,29 +262,6 @@ class Retrain(Settings):
     l2: Positive = 0.0025
     max_iterations: Annotated[Count | None, Hashed] = None
     min_confidence: Annotated[Fraction | None, HashedIfSet] = None
-
-
-class Sweep(Settings):
-    """The grid of settings for stage 3 and its controls; the best is chosen on validation.
-
-    `min_confidence` is that of `retrain`, here a list of values, null among them for all images.
-
-    `max_iterations` ends each fit, as the paper's 100 ends stage 3. Without it a fit on the pseudo-labels of
-    many images takes thousands of iterations: they come from such a classifier, so its loss falls on and on.
-    """
-
-    images_per_class: Counts
-    real_weight: Annotated[tuple[RealWeight, ...], Field(strict=False, min_length=1)] = (1.0,)
-    l2: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (0.0025,)
-    max_iterations: Annotated[Count | None, HashedIfSet] = None
-    min_confidence: Annotated[
-        Annotated[tuple[Fraction | None, ...], Field(strict=False, min_length=1)], HashedIfSet
-    ] = (None,)
-
-    @property
-    def filters(self) -> bool:
-        """Whether any setting leaves generated images out."""
-        return any(least is not None for least in self.min_confidence)
 
 
 class Evaluate(Section):

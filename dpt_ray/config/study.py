@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dpt_ray.config.run import Config
-from dpt_ray.config.sections import Count, Counts, Encoder, Section, Seed
+from dpt_ray.config.sections import Count, Encoder, Section, Seed
+from dpt_ray.config.values import Counts
 from dpt_ray.config.yaml_file import ConfigError, build, merge, parse_overrides, read_yaml
 
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]

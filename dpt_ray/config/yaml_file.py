@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -148,10 +148,17 @@ def _nearest(path: list[str], allowed: list[str]) -> str:
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     """The keys allowed at `path` below `model`."""
     for part in path:
-        field = model.model_fields[part]
-        options = (field.annotation, *get_args(field.annotation))
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        if not part.isdecimal():  # a place in a list of sections, whose keys are those of each
+            model = next(_sections(model.model_fields[part].annotation))
     return list(model.model_fields)
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the sections that a value may be, or be made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)
 
 
 def _one_line(error: Exception) -> str:

@@ -53,18 +53,26 @@ class Input:
 
     `artifacts` are the allowed kinds. `hashed_as` is the input's name in the identity, where that is older
     than the name in the code. An input that is not `hashed` does not affect the result: it is only shown,
-    or another input was made from it.
+    or another input was made from it. Of an input that is `several` there may be further ones, whose keys
+    are its name, a colon and what tells them apart.
     """
 
     artifacts: tuple[str, ...]
     hashed_as: str = ""
     optional: bool = False
     hashed: bool = True
+    several: bool = False
 
 
-def one_of(*artifacts: str, hashed_as: str = "", optional: bool = False, hashed: bool = True) -> Input:
+def one_of(
+    *artifacts: str,
+    hashed_as: str = "",
+    optional: bool = False,
+    hashed: bool = True,
+    several: bool = False,
+) -> Input:
     """Return an input that may be any of these artifacts."""
-    return Input(artifacts, hashed_as, optional, hashed)
+    return Input(artifacts, hashed_as, optional, hashed, several)
 
 
 def reads(inputs: Mapping[str, Input]) -> Mapping[str, Input]:
@@ -186,10 +194,13 @@ class Node:
     @property
     def hashed_inputs(self) -> dict[str, Node]:
         """The hashed inputs by their names in the identity."""
-        declared = self.stage.inputs
-        return {
-            declared[key].hashed_as or key: node for key, node in self.inputs.items() if declared[key].hashed
-        }
+        found = {}
+        for key, node in self.inputs.items():
+            name, colon, which = key.partition(":")
+            declared = self.stage.inputs[name]
+            if declared.hashed:
+                found[(declared.hashed_as or name) + colon + which] = node
+        return found
 
     @property
     def references(self) -> dict[str, str]:
@@ -219,15 +230,18 @@ class Node:
 
 def _check_inputs(name: str, stage: AnyStage, inputs: Mapping[str, Node]) -> None:
     declared = stage.inputs
-    if undeclared := inputs.keys() - declared.keys():
-        raise TypeError(f"{name}: {stage.__name__} declares no input {', '.join(sorted(undeclared))}")
     for key, wanted in declared.items():
         if key not in inputs and not wanted.optional:
             raise TypeError(f"{name}: {stage.__name__} needs the input {key}")
-        if key in inputs and inputs[key].artifact_name not in wanted.artifacts:
+    for key, node in inputs.items():
+        first, colon, _ = key.partition(":")
+        allowed = declared.get(first)
+        if allowed is None or (colon and not allowed.several):
+            raise TypeError(f"{name}: {stage.__name__} declares no input {key}")
+        if node.artifact_name not in allowed.artifacts:
             raise TypeError(
-                f"{name}: {stage.__name__}'s input {key} is {' or '.join(wanted.artifacts)}, "
-                f"not {inputs[key].artifact_name}"
+                f"{name}: {stage.__name__}'s input {key} is {' or '.join(allowed.artifacts)}, "
+                f"not {node.artifact_name}"
             )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from dpt_ray.data.rows import ImageRows, Rows
 from dpt_ray.learners.linear_classifier import load_classifier, logits
 from dpt_ray.store.artifact import Artifact
+from dpt_ray.store.records import TrialShard
 
 
 def agreeing(
@@ -46,11 +47,20 @@ def agree(
     return (p.argmax(axis=1) == labels) & (p.max(axis=1) >= min_confidence)
 
 
-def filter_text(min_confidence: float | None) -> str:
-    """Return what to say of a setting after its number of images, "" where all images pass."""
+def images_text(min_confidence: float | None, samples: str = "") -> str:
+    """Return what to say of a setting after its number of images, "" where all images pass.
+
+    `samples` is what another set of images than the run's is sampled with.
+    """
+    which = f", {samples}" if samples else ""
     if min_confidence is None:
-        return ""
-    return f", confidence >= {min_confidence:g}" if min_confidence else ", agreed on"
+        return which
+    return which + (f", confidence >= {min_confidence:g}" if min_confidence else ", agreed on")
+
+
+def images_of_trial(trial: TrialShard) -> str:
+    """Return what to say of a sweep's trial after its number of images."""
+    return images_text(trial.get("min_confidence"), trial.get("samples", ""))
 
 
 def warn_of_short_classes(name: str, rows: Rows, classes: list[str], images_per_class: int) -> int:

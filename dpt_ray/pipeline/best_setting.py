@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpt_ray.config import Config
-from dpt_ray.config.sections import Retrain
+from dpt_ray.config.sections import Generate, Retrain
 from dpt_ray.store.artifact import Artifact
 
 
@@ -18,6 +18,14 @@ def best_config(config: Config, sweep: Artifact) -> Config | None:
     keys = ("images_per_class", "real_weight", "l2", "min_confidence")
     found = {key: value for key, value in chosen.items() if key in keys}
     retrain = Retrain.model_validate(found)
+    sampled = {other.name: other for other in (config.sweep.generate if config.sweep else ())}
+    other = sampled.get(chosen.get("samples", ""))
+    generate = config.generate.model_dump() | (other.changes if other else {})
     limit = {"max_iterations": config.sweep.max_iterations if config.sweep else None}
-    changes = {"name": f"{config.name}-best", "sweep": None, "retrain": retrain.model_copy(update=limit)}
+    changes = {
+        "name": f"{config.name}-best",
+        "sweep": None,
+        "generate": Generate.model_validate(generate),
+        "retrain": retrain.model_copy(update=limit),
+    }
     return config.model_copy(update=changes)

@@ -94,6 +94,8 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     if not config.generates_images or config.diffusion.condition != "none":
         if config.generates_images:
             found["sample_features"] = features.cost(generated)
+            for other in config.sweep.generate if config.sweep else ():
+                found[f"sample_features:{other.name}"] = features.cost(generated)
             if config.trains_learner:
                 found |= _learner("retrained_learner", config, images, features)
         if config.evaluate.controls:
@@ -153,12 +155,15 @@ def _second_stage(config: Config, train: int | None, generated: int | None) -> d
     """Return the costs of stage 2 on images."""
     forward, found = _denoiser_flops(config), {}
     _, decode = _autoencoder_flops(config)
-    passes = config.generate.nfe * (1 if config.generate.guidance == 1 else 2)
     if not config.diffusion.weights:
         # A backward pass costs two forward passes.
         batches = config.diffusion.steps * config.diffusion.batch_size
         found["denoiser"] = Cost(train, transformer=3 * forward * batches)
-    found["samples"] = _times(generated, _pixel_bytes(config), conv=decode, transformer=passes * forward)
+    others = {f"samples:{o.name}": o.changes for o in (config.sweep.generate if config.sweep else ())}
+    for name, changes in {"samples": {}, **others}.items():
+        sampled = config.generate.model_copy(update=changes)
+        passes = sampled.nfe * (1 if sampled.guidance == 1 else 2)
+        found[name] = _times(generated, _pixel_bytes(config), conv=decode, transformer=passes * forward)
     return found
 
 
@@ -223,7 +228,9 @@ def _trial_rows(config: Config, images: Mapping[str, int] | None, classes: int |
     settings = sweep_settings(config)
     if settings is None or not images or classes is None:
         return []
+    sets = settings.generate if config.generates_images else ()
     inputs = ["sample_features"] if config.generates_images else []
+    inputs += [f"sample_features:{other.name}" for other in sets]
     if config.evaluate.controls:
         inputs += ["augmented_features", "pseudo_labels"]
     labelled, added = classes * (config.labels.per_class or 0), []

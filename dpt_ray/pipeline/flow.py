@@ -10,6 +10,7 @@ from dpt_ray.config.hashing import Settings
 from dpt_ray.config.ladder import RUNGS, Ladder
 from dpt_ray.config.sections import Pretrain, SampleSettings, Sampling
 from dpt_ray.config.semi_supervised import LearnerSettings, SemiSupervised
+from dpt_ray.config.sweep import OtherSampling
 from dpt_ray.engine.node import AnyStage, Extent, Node, NoSettings
 from dpt_ray.models.precision import resolve_precisions, resolved
 from dpt_ray.pipeline.encoders import check_network, encoder_settings
@@ -233,6 +234,9 @@ class _Run:
             denoiser = self.train_denoiser(sampling)
         sources = {"denoiser": denoiser, "autoencoder": nodes["autoencoder"]}
         self.add("samples", Samples, sources, sampling, extent=self.extent)
+        for other in self.others:
+            changed = SampleSettings.model_validate(sampling.model_dump() | other.changes)
+            self.add(f"samples:{other.name}", Samples, sources, changed, extent=self.extent)
 
     def train_denoiser(self, sampling: SampleSettings) -> Node:
         """Add the training of the denoiser, with its previews and Frechet distances."""
@@ -269,7 +273,22 @@ class _Run:
         controls = self.controls() if config.evaluate.controls else {}
         if settings := sweep_settings(config):
             judge = self.judge() if settings.filters and config.generates_images else {}
-            self.add("sweep", SweepStage, {**rows, **controls, **judge}, settings)
+            self.add("sweep", SweepStage, {**rows, **controls, **judge, **self.other_samples()}, settings)
+
+    def other_samples(self) -> dict[str, Node]:
+        """Return the sets of images that the sweep tries besides, and add their features."""
+        found: dict[str, Node] = {}
+        for other in self.others:
+            samples, name = self.nodes[f"samples:{other.name}"], f"sample_features:{other.name}"
+            found[samples.name] = samples
+            found[name] = self.features(name, samples, self.nodes["encoder"])
+        return found
+
+    @property
+    def others(self) -> tuple[OtherSampling, ...]:
+        """The sets of generated images that the sweep tries besides."""
+        sweep = self.config.sweep
+        return sweep.generate if sweep and self.config.generates_images else ()
 
     def judge(self) -> dict[str, Node]:
         """Return the classifier that decides which generated images are used: that of the pseudo-labels.

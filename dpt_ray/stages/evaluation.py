@@ -33,7 +33,7 @@ from dpt_ray.evaluation.records import (
     read_probe,
     write_result,
 )
-from dpt_ray.learners.agreement import filter_text
+from dpt_ray.learners.agreement import images_of_trial, images_text
 from dpt_ray.learners.label_quality import quality, read_given
 from dpt_ray.learners.linear_classifier import load_classifier
 from dpt_ray.learners.measure import Classified, Climber, ladder_rows, measure, paired_difference
@@ -164,7 +164,7 @@ def _classifiers(task: Task[EvaluationSettings]) -> list[Measured]:
     chosen = _chosen(task.inputs["sweep"], swept_methods(task.inputs)) if "sweep" in task.inputs else []
     if "retrained" not in task.inputs or retrain is None:
         return chosen
-    images = f"{retrain.images_per_class} images per class{filter_text(retrain.min_confidence)}"
+    images = f"{retrain.images_per_class} images per class{images_text(retrain.min_confidence)}"
     note = f"{images}, real weight {retrain.real_weight}"
     paper = Measured("dpt_paper", load_classifier(task.inputs["retrained"]), note)
     return [*chosen[:-1], paper, *chosen[-1:]]
@@ -187,7 +187,7 @@ def _chosen(sweep: Artifact, methods: Mapping[str, str]) -> list[Measured]:
     for key, method in methods.items():
         if chosen := trials.get(key):
             count = chosen["images_per_class"]
-            passing = filter_text(chosen.get("min_confidence"))
+            passing = images_of_trial(chosen)
             what = f"{count} images per class{passing}, " if count else ""
             what += "labels only" if key == "probe" else f"real weight {chosen['real_weight']}"
             note = f"{what}, l2 {chosen['l2']:g}"

@@ -24,7 +24,7 @@ from dpt_ray.evaluation.records import (
     gain_over,
     read_evaluation,
 )
-from dpt_ray.learners.agreement import filter_text
+from dpt_ray.learners.agreement import images_of_trial
 from dpt_ray.learners.collapse import collapse
 from dpt_ray.report import page
 from dpt_ray.report.picture_rows import picture_rows
@@ -208,7 +208,7 @@ def _trials(manifest: Manifest) -> list[page.SweepRow]:
     chosen = [best["shard"] for best in manifest["chosen"].values()]
     return [
         page.SweepRow(
-            trial["method"].replace("_", "-") + filter_text(trial.get("min_confidence")),
+            trial["method"].replace("_", "-") + images_of_trial(trial),
             trial["images_per_class"],
             trial["real_weight"],
             trial["l2"],

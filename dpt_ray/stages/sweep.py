@@ -24,7 +24,7 @@ from dpt_ray.cluster.trials import run_trials
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import HashedIfSet
 from dpt_ray.config.sections import Positive
-from dpt_ray.config.sections import Sweep as SweepSection
+from dpt_ray.config.sweep import Sweep as SweepSection
 from dpt_ray.data.rows import ImageRows, RealRows, Rows
 from dpt_ray.data.units import read_index
 from dpt_ray.engine.node import Node, RunsOn, Stage, Task, one_of, reads
@@ -47,7 +47,7 @@ IMAGES = {
 }
 # The settings and results of a trial, without the fields of its shard.
 KNOWN = (
-    *("method", "images_per_class", "real_weight", "l2", "min_confidence"),
+    *("method", "images_per_class", "real_weight", "l2", "min_confidence", "samples"),
     *("validation_top1", "validation_nll", "objective", "iterations", "labelled"),
 )
 
@@ -63,7 +63,8 @@ class SweepSettings(SweepSection):
 class Trial(TypedDict):
     """A setting of a method; the probe and self-training have no images per class.
 
-    `min_confidence` is of generated images alone, and is left out where all of them are used.
+    `min_confidence` and `samples` are of generated images alone: left out where all of them are used, and
+    where they are those of the run's `generate` section and not another set.
     """
 
     method: str
@@ -71,6 +72,7 @@ class Trial(TypedDict):
     real_weight: float | str
     l2: float
     min_confidence: NotRequired[float]
+    samples: NotRequired[str]
 
 
 class Sweep(Stage[SweepSettings]):
@@ -84,10 +86,11 @@ class Sweep(Stage[SweepSettings]):
             "features": one_of("features"),
             "labels": one_of("labels"),
             # None where no images are generated; then the controls are all there is.
-            "sample_features": one_of("features", hashed_as="generated", optional=True),
+            # Of further sets of images, sampled otherwise, there may be several.
+            "sample_features": one_of("features", hashed_as="generated", optional=True, several=True),
             "augmented_features": one_of("features", hashed_as="augmented", optional=True),
             "pseudo_labels": one_of("pseudo_labels", "rung", hashed_as="self_training", optional=True),
-            "samples": one_of("samples", hashed=False, optional=True),
+            "samples": one_of("samples", hashed=False, optional=True, several=True),
             "augmented": one_of("augmented", hashed=False, optional=True),
             # With `min_confidence`: the classifier that decides, and the temperature of its confidences.
             "judge": one_of("classifier", "rung", optional=True),
@@ -112,6 +115,8 @@ class Sweep(Stage[SweepSettings]):
             weights = load_weights(task.out.local_file(best["file"]))
             save_classifier(task.out, weights, real.classes, _known(best), f"{method}/")
         _write_table(task.out, results)
+        if len(real.validation):
+            _write_hparams(task.out, results)
         return {
             "startup_seconds": startup,
             "rows": len(trials),
@@ -149,17 +154,31 @@ def grid(settings: SweepSettings, inputs: Collection[str], *, choosing: bool) ->
         if source not in inputs:
             continue
         counts = [None] if method == "self_training" else settings.images_per_class
-        limits = settings.min_confidence if method == "generated" else (None,)
-        for count, weight, l2, least in product(counts, settings.real_weight, settings.l2, limits):
+        for count, weight, l2 in product(counts, settings.real_weight, settings.l2):
             trial: Trial = {"method": method, "images_per_class": count, "real_weight": weight, "l2": l2}
-            trials.append(trial if least is None else trial | {"min_confidence": least})
+            trials += _of_each_set(trial, settings, inputs) if method == "generated" else [trial]
     return trials
+
+
+def _of_each_set(trial: Trial, settings: SweepSettings, inputs: Collection[str]) -> list[Trial]:
+    """Return a trial on each set of generated images, with each filter."""
+    found = []
+    others = [which for name, _, which in (key.partition(":") for key in inputs) if name == "sample_features"]
+    for which, least in product(others, settings.min_confidence):
+        one = trial.copy()
+        if least is not None:
+            one["min_confidence"] = least
+        if which:
+            one["samples"] = which
+        found.append(one)
+    return found
 
 
 def trial_key(trial: Trial) -> str:
     """Return the name of a trial's shard."""
-    least = f"-c{trial['min_confidence']:g}" if "min_confidence" in trial else ""
-    return "{method}-k{images_per_class}-w{real_weight}-l{l2:g}".format(**trial) + least
+    name = "{method}-k{images_per_class}-w{real_weight}-l{l2:g}".format(**trial)
+    name += f"-c{trial['min_confidence']:g}" if "min_confidence" in trial else ""
+    return name + (f"-{trial['samples']}" if "samples" in trial else "")
 
 
 def choose(results: Sequence[TrialShard]) -> TrialShard:
@@ -234,7 +253,8 @@ def _read(trial: Trial, inputs: Mapping[str, Artifact]) -> tuple[RealRows, Rows,
         return real, labelled, real.pseudo_labelled(inputs["pseudo_labels"])
     if trial["images_per_class"] is None:
         return real, labelled, None
-    features, images = IMAGES[trial["method"]]
+    which = f":{trial['samples']}" if "samples" in trial else ""
+    features, images = (name + which for name in IMAGES[trial["method"]])
     rows = _images(inputs[features], inputs[images])
     return real, labelled, agreeing(rows, inputs, trial["images_per_class"], trial.get("min_confidence"))
 
@@ -263,3 +283,19 @@ def _write_table(out: Artifact, results: Sequence[TrialShard]) -> None:
     ]
     with out.writing(TRIALS) as path:
         pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def _write_hparams(out: Artifact, results: Sequence[TrialShard]) -> None:
+    """Publish settings and results of all trials for TensorBoard's tab HPARAMS."""
+    from tensorboardX import SummaryWriter
+
+    def write(folder: Path) -> None:
+        writer = SummaryWriter(str(folder), write_to_disk=True)
+        for result in results:
+            known = _known(result)
+            found = {name: known.pop(name) for name in ("validation_top1", "validation_nll")}
+            settings = {key: "none" if value is None else value for key, value in known.items()}
+            writer.add_hparams(settings, found, name=result["shard"])
+        writer.close()
+
+    out.publish_files(write, "tensorboard/")

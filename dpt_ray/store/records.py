@@ -31,6 +31,7 @@ class TrialShard(Shard):
     real_weight: float | str
     l2: float
     min_confidence: NotRequired[float]
+    samples: NotRequired[str]
     validation_top1: float | None
     validation_nll: float | None
     objective: float

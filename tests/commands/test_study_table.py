@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dpt_ray.commands.study_table import table
-from dpt_ray.config.sections import Sweep
 from dpt_ray.config.study import Study, load_study, reference_name, run_name
+from dpt_ray.config.sweep import Sweep
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,6 +1,10 @@
 """What a sweep chose, as a table and as a configuration to run."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
+import pyarrow.parquet as pq
 from rich.console import Console
 from safetensors.numpy import load_file
 
@@ -8,8 +12,10 @@ from dpt_ray.commands.sweep_table import sweep_table
 from dpt_ray.config import load_config
 from dpt_ray.data.shards import read_features
 from dpt_ray.evaluation.records import read_evaluation
+from dpt_ray.pipeline.best_setting import best_config
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.store.artifact import Store
+from tests.helpers.paths import DIGITS
 from tests.helpers.runs import make
 from tests.helpers.tables import row
 
@@ -106,6 +112,30 @@ def test_generated_images_that_the_probe_does_not_agree_with_are_left_out(finish
     assert run.artifact("retrained").manifest["rows"] == labelled + kept
     notes = {row["method"]: row["note"] for row in read_evaluation(run.artifact("evaluation"))["accuracy"]}
     assert notes["dpt_paper"] == "16 images per class, confidence >= 0.3, real weight 1.0"
+
+
+def test_each_set_of_images_is_swept_and_the_trials_are_for_tensorboard_too(finished, tmp_path):
+    run = finished.copy_to(
+        tmp_path, "sweep.generate=[{guidance: 3.0}]", "sweep.l2=[0.0025]", "evaluate.controls=false"
+    )
+    run.make("sweep")
+    sweep = run.artifact("sweep")
+    of_base, of_other = sorted(sweep.manifest["trials"], key=lambda trial: trial.get("samples", ""))
+    assert "samples" not in of_base and of_other["samples"] == "guidance=3"
+    assert of_base["rows"] == of_other["rows"] and of_base["objective"] != of_other["objective"]
+    assert pq.read_table(sweep.local_file("trials.parquet"))["samples"].to_pylist() == [None, "guidance=3"]
+    events = Path(sweep.path("tensorboard"))
+    assert {path.parent.name for path in events.rglob("*tfevents*")} == {
+        *("tensorboard", of_base["shard"], of_other["shard"]),
+    }
+
+
+def test_the_best_configuration_samples_the_set_that_was_chosen():
+    chosen = {"images_per_class": 32, "real_weight": 1.0, "l2": 0.0025, "samples": "guidance=3"}
+    config = load_config(DIGITS, ["sweep.generate=[{guidance: 3.0}]"])
+    best = best_config(config, SimpleNamespace(manifest={"chosen": {"generated": chosen}}))
+    assert best.generate.guidance == 3.0 and best.sweep is None
+    assert flow(best)["samples"].reference == flow(config)["samples:guidance=3"].reference
 
 
 def test_a_setting_that_is_not_chosen_any_more_is_forgotten(finished, tmp_path):

@@ -1,6 +1,9 @@
 """What the sweep of stage 3 tries, and with which filters."""
 
-from dpt_ray.config import load_config
+import pytest
+
+from dpt_ray.config import ConfigError, load_config
+from dpt_ray.pipeline.cost import costs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages.sweep import SweepSettings, grid, trial_key
 from tests.helpers.identities import changed
@@ -38,6 +41,73 @@ def test_a_filter_is_tried_on_generated_images_alone_under_names_of_its_own():
         "generated-k4-w1.0-l0.1-c0",
         "generated-k4-w1.0-l0.1-c0.5",
     ]
+
+
+OTHERS = "sweep.generate=[{guidance: 1.5}, {guidance: 2.0, nfe: 50}]"
+
+
+def test_other_sets_of_images_are_sampled_from_the_same_denoiser_and_tried_besides():
+    before, after = flow(load_config(DIGITS)), flow(load_config(DIGITS, [OTHERS]))
+    names = ("guidance=1.5", "guidance=2,nfe=50")
+    assert after.keys() - before.keys() == {
+        f"{kind}:{name}" for kind in ("samples", "sample_features") for name in names
+    }
+    changed = {name for name in before if before[name].reference != after[name].reference}
+    assert changed == {"sweep", "evaluation", "report"}
+    sampled = after["samples:guidance=2,nfe=50"]
+    assert sampled.inputs == after["samples"].inputs
+    assert (sampled.settings.guidance, sampled.settings.nfe) == (2.0, 50)
+    # The same images as those of a run that samples so in the first place.
+    other = flow(load_config(DIGITS, ["generate.guidance=2.0", "generate.nfe=50"]))
+    for kind in ("samples", "sample_features"):
+        assert after[f"{kind}:guidance=2,nfe=50"].reference == other[kind].reference
+
+
+def test_each_set_of_images_is_tried_with_each_filter_and_the_controls_once():
+    settings = SweepSettings(images_per_class=(4,), l2=(0.1,), min_confidence=(None, 0.5))
+    inputs = ("sample_features", "sample_features:guidance=2", "augmented_features")
+    trials = grid(settings, inputs, choosing=False)
+    assert [trial_key(trial) for trial in trials] == [
+        "generated-k4-w1.0-l0.1",
+        "generated-k4-w1.0-l0.1-c0.5",
+        "generated-k4-w1.0-l0.1-guidance=2",
+        "generated-k4-w1.0-l0.1-c0.5-guidance=2",
+        "augmented-k4-w1.0-l0.1",
+    ]
+
+
+def test_the_cost_counts_every_set_of_images():
+    def sampled(*overrides):
+        found = costs(load_config(DIGITS, overrides), {"train": 1000, "validation": 200, "test": 600}, 10)
+        return {name: cost.flops for name, cost in found.items() if name.startswith("samples")}
+
+    one = sampled()["samples"]
+    # Guidance 1 takes one pass for each evaluation, any other two.
+    assert sampled(OTHERS) == {
+        "samples": one,
+        "samples:guidance=1.5": 2 * one,
+        "samples:guidance=2,nfe=50": 2 * one * 50 / load_config(DIGITS).generate.nfe,
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("[{guidance: 1.0}]", r"sweep.generate.0 \(guidance=1\) is sampled as another set"),
+        ("[{nfe: 50}, {nfe: 50}]", r"sweep.generate.1 \(nfe=50\) is sampled as another set"),
+        ("[{guidance_interval: [0.9, 0.1]}]", r"guidance_interval \(0.9, 0.1\) is empty"),
+        ("[{}]", "sweep.generate.0: give at least one of guidance, guidance_interval, solver, nfe, seed"),
+        (
+            "[{images_per_class: 3}]",
+            "sweep.generate.0.images_per_class: 3: unknown key; remove it, or use one of",
+        ),
+        ("[{guidanc: 3}]", "did you mean sweep.generate.0.guidance?"),
+    ],
+)
+def test_a_set_of_images_that_cannot_be_is_one_line(value, said):
+    with pytest.raises(ConfigError, match=said) as error:
+        load_config(DIGITS, [f"sweep.generate={value}"])
+    assert "\n" not in str(error.value)
 
 
 def test_a_filter_is_of_the_classifier_that_made_the_pseudo_labels():

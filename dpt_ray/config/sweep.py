@@ -1,0 +1,70 @@
+"""The sweep of stage 3: its grid, and the other sets of generated images that it tries."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from dpt_ray.config.hashing import HashedIfSet, NotHashed, Section, Settings
+from dpt_ray.config.sections import RealWeight, Solver
+from dpt_ray.config.values import Count, Counts, Fraction, Positive, Seed
+
+
+class OtherSampling(Section):
+    """How another set of images of the same denoiser is sampled: what differs from `generate`."""
+
+    guidance: Positive | None = None
+    guidance_interval: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = None
+    solver: Solver | None = None
+    nfe: Count | None = None
+    seed: Seed | None = None
+
+    @model_validator(mode="after")
+    def _differs(self) -> OtherSampling:
+        if not self.changes:
+            raise ValueError(f"give at least one of {', '.join(type(self).model_fields)}")
+        return self
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The settings that are given."""
+        return self.model_dump(exclude_none=True)
+
+    @property
+    def name(self) -> str:
+        """The changes as text, such as guidance=1.5,nfe=50."""
+        return ",".join(f"{key}={_text(value)}" for key, value in self.changes.items())
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return "-".join(f"{part:g}" for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+class Sweep(Settings):
+    """The grid of settings for stage 3 and its controls; the best is chosen on validation.
+
+    `min_confidence` is that of `retrain`, here a list of values, null among them for all images. `generate`
+    lists what else than the section `generate` the images are sampled with, such as `[{guidance: 1.5},
+    {guidance: 2.0, nfe: 50}]`: each is a set of images of its own, and competes with the others.
+
+    `max_iterations` ends each fit, as the paper's 100 ends stage 3. Without it a fit on the pseudo-labels of
+    many images takes thousands of iterations: they come from such a classifier, so its loss falls on and on.
+    """
+
+    images_per_class: Counts
+    real_weight: Annotated[tuple[RealWeight, ...], Field(strict=False, min_length=1)] = (1.0,)
+    l2: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (0.0025,)
+    max_iterations: Annotated[Count | None, HashedIfSet] = None
+    min_confidence: Annotated[
+        Annotated[tuple[Fraction | None, ...], Field(strict=False, min_length=1)], HashedIfSet
+    ] = (None,)
+    # The sets of images are inputs of the sweep, and hashed as such.
+    generate: Annotated[Annotated[tuple[OtherSampling, ...], Field(strict=False)], NotHashed] = ()
+
+    @property
+    def filters(self) -> bool:
+        """Whether any setting leaves generated images out."""
+        return any(least is not None for least in self.min_confidence)
