@@ -19,7 +19,7 @@ from tests.helpers.processes import kill_session
 from tests.helpers.tiny_run import TINY, TinyRun
 
 # What starts a real cluster of several processes; a test with one of them is marked.
-CLUSTERS = {"autoscaling", "cluster", "finished", "nodes", "one_cpu"}
+CLUSTERS = {"autoscaling", "cluster", "finished", "nodes", "one_cpu", "one_gpu"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers

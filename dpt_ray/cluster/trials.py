@@ -47,7 +47,7 @@ def run_trials(
         following(progress, total, "settings", done, POLL if out.is_local else REMOTE_POLL),
     ):
         found = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": compute.actor_cpus}),
+            tune.with_resources(trainable, {"cpu": compute.actor_cpus, "gpu": compute.actor_gpus}),
             param_space={"trial": tune.grid_search(list(trials))},
             tune_config=tune.TuneConfig(max_concurrent_trials=compute.concurrent_trials, reuse_actors=True),
             run_config=tune.RunConfig(name=name, storage_path=scratch, verbose=0),

@@ -41,6 +41,7 @@ class RunsOn(Enum):
     """Where a stage runs."""
 
     DRIVER = "the driver"
+    FIT = "the driver, or a GPU"
     READERS = "reading tasks"
     ACTORS = "actors"
     WORKERS = "training workers"

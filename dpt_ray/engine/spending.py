@@ -110,6 +110,10 @@ def gpus_of(stage: AnyStage, compute: Compute) -> float:
     """Return the number of GPUs that a stage asks for at most."""
     if stage.runs_on is RunsOn.ACTORS:
         return compute.actors * compute.actor_gpus
+    if stage.runs_on is RunsOn.FIT:
+        return compute.actor_gpus
+    if stage.runs_on is RunsOn.TRIALS:
+        return compute.concurrent_trials * compute.actor_gpus
     if stage.runs_on is RunsOn.WORKERS and compute.train_gpus:
         return max(1, compute.train_workers)
     return 0.0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from dpt_ray.cluster.fits import run_fit
 from dpt_ray.cluster.session import threads
 from dpt_ray.config.hashing import Settings
 from dpt_ray.config.sections import Classifier as ClassifierSettings
 from dpt_ray.config.sections import Retrain
 from dpt_ray.data.rows import ImageRows, RealRows, Rows
-from dpt_ray.engine.node import Stage, Task, one_of, reads
+from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
 from dpt_ray.learners.agreement import agreeing, warn_of_short_classes
 from dpt_ray.learners.linear_classifier import accuracy, save_classifier
 from dpt_ray.store.records import Facts
@@ -27,16 +28,12 @@ class Classifier(Stage[ClassifierSettings]):
     artifact = "classifier"
     settings = ClassifierSettings
     inputs = reads(LABELLED)
+    runs_on = RunsOn.FIT
 
     @classmethod
     def make(cls, task: Task[ClassifierSettings]) -> Facts:
         """Fit and publish a classifier's folder."""
-        from dpt_ray.learners.linear_probe import fit_stage
-
-        real, labelled = _read(task)
-        settings = task.settings
-        found = fit_stage(labelled, None, 1.0, len(real.classes), settings.l2, settings.max_iterations)
-        return _publish(task, found, real, len(labelled), 0)
+        return run_fit(task, fit_classifier)
 
 
 class Retrained(Stage[Retrain]):
@@ -54,27 +51,43 @@ class Retrained(Stage[Retrain]):
             "judge_labels": one_of("pseudo_labels", "rung", optional=True),
         }
     )
+    runs_on = RunsOn.FIT
 
     @classmethod
     def make(cls, task: Task[Retrain]) -> Facts:
         """Fit and publish a classifier's folder."""
-        from dpt_ray.learners.linear_probe import fit_stage
+        return run_fit(task, retrain)
 
-        real, labelled = _read(task)
-        settings = task.settings
-        generated = ImageRows(task.inputs["sample_features"], task.inputs["samples"])
-        count = settings.images_per_class
-        more = agreeing(generated, task.inputs, count, settings.min_confidence)
-        warn_of_short_classes(task.name, more, real.classes, count)
-        found = fit_stage(
-            labelled,
-            more,
-            settings.real_weight,
-            len(real.classes),
-            settings.l2,
-            settings.max_iterations,
-        )
-        return _publish(task, found, real, len(labelled), len(more))
+
+def fit_classifier(task: Task[ClassifierSettings]) -> Facts:
+    """Publish the classifier of the labelled images."""
+    from dpt_ray.learners.linear_probe import fit_stage
+
+    real, labelled = _read(task)
+    settings = task.settings
+    found = fit_stage(labelled, None, 1.0, len(real.classes), settings.l2, settings.max_iterations)
+    return _publish(task, found, real, len(labelled), 0)
+
+
+def retrain(task: Task[Retrain]) -> Facts:
+    """Publish the classifier of the labelled and the generated images."""
+    from dpt_ray.learners.linear_probe import fit_stage
+
+    real, labelled = _read(task)
+    settings = task.settings
+    generated = ImageRows(task.inputs["sample_features"], task.inputs["samples"])
+    count = settings.images_per_class
+    more = agreeing(generated, task.inputs, count, settings.min_confidence)
+    warn_of_short_classes(task.name, more, real.classes, count)
+    found = fit_stage(
+        labelled,
+        more,
+        settings.real_weight,
+        len(real.classes),
+        settings.l2,
+        settings.max_iterations,
+    )
+    return _publish(task, found, real, len(labelled), len(more))
 
 
 def _read(task: Task[Settings]) -> tuple[RealRows, Rows]:

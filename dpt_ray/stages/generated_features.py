@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Annotated
 
+from dpt_ray.cluster.fits import run_fit
 from dpt_ray.cluster.session import threads
 from dpt_ray.config.hashing import HashedIfSet, Settings
 from dpt_ray.config.ladder import ChooseOn
 from dpt_ray.config.sections import RealWeight
 from dpt_ray.config.values import Count
 from dpt_ray.data.rows import ImageRows, RealRows
-from dpt_ray.engine.node import Stage, Task, one_of, reads
+from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
 from dpt_ray.learners.linear_classifier import accuracy, negative_log_likelihood, save_classifier
 from dpt_ray.learners.pseudo_table import calibrate
 from dpt_ray.store.records import Facts
@@ -39,40 +40,47 @@ class GeneratedFeatures(Stage[FeatureRetrainSettings]):
         }
     )
 
+    runs_on = RunsOn.FIT
+
     @classmethod
     def make(cls, task: Task[FeatureRetrainSettings]) -> Facts:
         """Fit, choose lambda on validation where there is any, and publish."""
-        import torch
+        return run_fit(task, fit_generated)
 
-        from dpt_ray.learners.ladder import from_generated
 
-        torch.set_num_threads(threads(task.compute))
-        labels, samples = task.inputs["labels"], task.inputs["feature_samples"]
-        real = RealRows(task.inputs["index"], task.inputs["features"], ("validation",), labels)
-        labelled = real.labelled(labels)
-        generated = ImageRows(samples, samples).first(task.settings.images_per_class)
-        judges = real.judges(task.settings.choose_on)
-        found = from_generated(labelled, generated, judges, len(real.classes), task.settings.real_weight)
-        if found.on == "none":
-            logging.getLogger("dpt_ray").warning(
-                "%s: no validation images to choose on: the default lambda x classes %g is taken",
-                task.name,
-                found.setting,
-            )
-        facts: Facts = {
-            "rows": len(labelled) + len(generated),
-            "labelled": len(labelled),
-            "n_validation": len(real.validation),
-            "validation_top1": accuracy(found.weights, real.validation),
-            "validation_nll": negative_log_likelihood(found.weights, real.validation),
-            "rung": {
-                "method": task.name,
-                "setting": found.setting,
-                "chosen_on": found.on,
-                "top1": found.top1,
-                "stderr": found.stderr,
-                "n": len(found.labels),
-            },
-        }
-        save_classifier(task.out, found.weights, real.classes, facts)
-        return {**facts, "calibration": calibrate(found.decisions, found.labels)}
+def fit_generated(task: Task[FeatureRetrainSettings]) -> Facts:
+    """Publish the classifier of the labelled images and the generated features."""
+    import torch
+
+    from dpt_ray.learners.ladder import from_generated
+
+    torch.set_num_threads(threads(task.compute))
+    labels, samples = task.inputs["labels"], task.inputs["feature_samples"]
+    real = RealRows(task.inputs["index"], task.inputs["features"], ("validation",), labels)
+    labelled = real.labelled(labels)
+    generated = ImageRows(samples, samples).first(task.settings.images_per_class)
+    judges = real.judges(task.settings.choose_on)
+    found = from_generated(labelled, generated, judges, len(real.classes), task.settings.real_weight)
+    if found.on == "none":
+        logging.getLogger("dpt_ray").warning(
+            "%s: no validation images to choose on: the default lambda x classes %g is taken",
+            task.name,
+            found.setting,
+        )
+    facts: Facts = {
+        "rows": len(labelled) + len(generated),
+        "labelled": len(labelled),
+        "n_validation": len(real.validation),
+        "validation_top1": accuracy(found.weights, real.validation),
+        "validation_nll": negative_log_likelihood(found.weights, real.validation),
+        "rung": {
+            "method": task.name,
+            "setting": found.setting,
+            "chosen_on": found.on,
+            "top1": found.top1,
+            "stderr": found.stderr,
+            "n": len(found.labels),
+        },
+    }
+    save_classifier(task.out, found.weights, real.classes, facts)
+    return {**facts, "calibration": calibrate(found.decisions, found.labels)}

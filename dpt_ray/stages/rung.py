@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dpt_ray.cluster.fits import run_fit
 from dpt_ray.cluster.session import threads
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import HashedIfSet, Settings
@@ -17,7 +18,7 @@ from dpt_ray.config.sections import Positive
 from dpt_ray.data.graph import read_graph
 from dpt_ray.data.rows import LABELS_FILE, PSEUDO_LABELS_FILE, RealRows
 from dpt_ray.data.shards import read_feature_shard
-from dpt_ray.engine.node import Stage, Task, one_of, reads
+from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
 from dpt_ray.learners.linear_classifier import accuracy, negative_log_likelihood, save_classifier
 from dpt_ray.learners.pseudo_table import calibrate, pseudo_label_table
 from dpt_ray.store.artifact import Artifact
@@ -52,6 +53,8 @@ class LadderRung(Stage[RungSettings]):
         }
     )
 
+    runs_on = RunsOn.FIT
+
     @classmethod
     def version(cls, settings: RungSettings) -> int:
         """Return 2; raised whenever the content of a rung changes."""
@@ -60,43 +63,48 @@ class LadderRung(Stage[RungSettings]):
     @classmethod
     def make(cls, task: Task[RungSettings]) -> Facts:
         """Fit, choose, calibrate and label. Raises ConfigError for a prior or graph that does not fit."""
-        import torch
+        check_ladder(task.settings.prior, task.inputs["index"], task.inputs["labels"])
+        return run_fit(task, fit_rung)
 
-        from dpt_ray.learners.ladder import Rung, climb
 
-        torch.set_num_threads(threads(task.compute))
-        settings, labels = task.settings, task.inputs["labels"]
-        check_ladder(settings.prior, task.inputs["index"], labels)
-        real = RealRows(task.inputs["index"], task.inputs["features"], ("train", "validation"), labels)
-        rung = Rung(settings.method, settings.probe_l2, settings.prior)
-        images = _images(task, real)
-        judges = real.judges(settings.choose_on)
-        chosen = climb(rung, images, judges, lambda a, b: task.progress(a, b, "passes"))
-        if chosen.on == "none":
-            logging.getLogger("dpt_ray").warning(
-                "%s: no validation images to choose on, and a class with one label: nothing can be chosen "
-                "or calibrated, the default setting %g is taken",
-                task.name,
-                chosen.setting,
-            )
-        calibration = calibrate(chosen.decisions, chosen.labels)
-        facts: Facts = {
-            "labelled": len(images.labels),
-            "n_validation": len(real.validation),
-            "validation_top1": accuracy(chosen.weights, real.validation),
-            "validation_nll": negative_log_likelihood(chosen.weights, real.validation),
-            "rung": {
-                "method": settings.method,
-                "setting": chosen.setting,
-                "chosen_on": chosen.on,
-                "top1": chosen.top1,
-                "stderr": chosen.stderr,
-                "n": len(chosen.labels),
-            },
-        }
-        save_classifier(task.out, chosen.weights, real.classes, facts)
-        rows = _label(task, chosen.weights, calibration["temperature"], real.classes)
-        return {**facts, "rows": rows, "calibration": calibration}
+def fit_rung(task: Task[RungSettings]) -> Facts:
+    """Publish a rung."""
+    import torch
+
+    from dpt_ray.learners.ladder import Rung, climb
+
+    torch.set_num_threads(threads(task.compute))
+    settings, labels = task.settings, task.inputs["labels"]
+    real = RealRows(task.inputs["index"], task.inputs["features"], ("train", "validation"), labels)
+    rung = Rung(settings.method, settings.probe_l2, settings.prior)
+    images = _images(task, real)
+    judges = real.judges(settings.choose_on)
+    chosen = climb(rung, images, judges, lambda a, b: task.progress(a, b, "passes"))
+    if chosen.on == "none":
+        logging.getLogger("dpt_ray").warning(
+            "%s: no validation images to choose on, and a class with one label: nothing can be chosen "
+            "or calibrated, the default setting %g is taken",
+            task.name,
+            chosen.setting,
+        )
+    calibration = calibrate(chosen.decisions, chosen.labels)
+    facts: Facts = {
+        "labelled": len(images.labels),
+        "n_validation": len(real.validation),
+        "validation_top1": accuracy(chosen.weights, real.validation),
+        "validation_nll": negative_log_likelihood(chosen.weights, real.validation),
+        "rung": {
+            "method": settings.method,
+            "setting": chosen.setting,
+            "chosen_on": chosen.on,
+            "top1": chosen.top1,
+            "stderr": chosen.stderr,
+            "n": len(chosen.labels),
+        },
+    }
+    save_classifier(task.out, chosen.weights, real.classes, facts)
+    rows = _label(task, chosen.weights, calibration["temperature"], real.classes)
+    return {**facts, "rows": rows, "calibration": calibration}
 
 
 def check_ladder(prior: Prior, index: Artifact, labels: Artifact) -> None:

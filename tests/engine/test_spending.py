@@ -58,6 +58,8 @@ def spend(store, hours_spent, made=("toy/0",)):
         (RunsOn.WORKERS, TWO_GPUS, 0),
         (RunsOn.WORKERS, Compute(train_gpus=True, train_workers=8), 8),
         (RunsOn.WORKERS, Compute(train_gpus=True, train_workers=0), 1),  # in the driver
+        (RunsOn.FIT, TWO_GPUS, 0.5),
+        (RunsOn.TRIALS, Compute(actor_gpus=0.5, concurrent_trials=3), 1.5),
         (RunsOn.DRIVER, TWO_GPUS, 0),
     ],
 )
