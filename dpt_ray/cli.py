@@ -20,13 +20,31 @@ from dpt_ray.config.semi_supervised import LearnerName
 app = typer.Typer(
     name="dpt",
     cls=Group,
-    help="Dual Pseudo Training (NeurIPS 2023): pseudo-labels for every image, a class-conditional "
-    "diffusion model, and a classifier retrained on its images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from dpt_ray.engine.code_version import code_version
+
+        _print(f"dpt_ray {code_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Dual Pseudo Training (NeurIPS 2023): pseudo-labels for every image, a class-conditional diffusion
+    model, and a classifier retrained on its images.
+    """
+
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML file that describes the run.", metavar="CONFIG")]
 Overrides = Annotated[
@@ -227,6 +245,11 @@ def init(
 
     path, found, time = write_config(uri, labels, out, minutes, learner)
     then = "plan" if labels else "suggest"
+    if labels and not found.measured:
+        _print(
+            "note: these images have no labels but the few, so nothing is chosen or measured on others; a "
+            "folder for each class, or a manifest with the columns uri, label and split, holds some out"
+        )
     text = (
         f"{found}\ntime: {time}\nwritten: {path}; read it, then `dpt {then} {path}{'' if labels else ' 40'}`"
     )

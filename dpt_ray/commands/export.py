@@ -142,7 +142,10 @@ def _export_onnx(config: Config, out: Path) -> int:
     from dpt_ray.models.served import INPUT, OUTPUT, Served, write_onnx
 
     if not find_spec("onnxscript"):
-        raise ConfigError("format: onnx needs the package onnxscript: pip install 'dpt_ray[onnx]'")
+        raise ConfigError(
+            "format: onnx needs the package onnxscript: install the project with its extra, "
+            "pip install -e '.[onnx]'"
+        )
     made, best = best_classifier(config)
     encoder, W = load_encoder(made[best.encoder].uri), load_classifier(best.artifact, best.prefix)
     crop = asdict(encoder.crop)

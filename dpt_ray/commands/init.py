@@ -38,7 +38,7 @@ from dpt_ray.config.semi_supervised import LearnerName
 from dpt_ray.config.yaml_file import build
 from dpt_ray.data.index import read_bytes
 from dpt_ray.data.labels import class_names, read_label_list
-from dpt_ray.data.listing import open_root, walk_files
+from dpt_ray.data.listing import canonical, open_root, walk_files
 from dpt_ray.data.sources import INDEXERS
 from dpt_ray.engine.progress import duration
 from dpt_ray.models.precision import resolve_precisions
@@ -85,9 +85,10 @@ evaluate: {{augmentation: {augmentation}}}
 """
 
 LARGE = """\
-# Larger images: published weights, which you provide (see configs/imagenet256_base.yaml).
+# Larger images: published weights, fetched from the Hugging Face hub; files of your own are given as
+# `weights` (the paper's: configs/imagenet256_base.yaml).
 encoder: {encoder}
-autoencoder: {{kind: kl, weights: weights/autoencoder_kl.pth, precision: auto}}
+autoencoder: {{kind: kl, weights: "hf://stabilityai/sd-vae-ft-ema", precision: auto}}
 diffusion:
   model: {{{model}}}
   steps: {denoising.steps}  # {epochs:.3g} epochs
@@ -102,8 +103,8 @@ generate: {{images_per_class: 128, guidance: 1.4, indices_per_shard: 16}}
 retrain: {{images_per_class: 128}}
 """
 
-# Of larger images: MSN's features are the better ones as they are; a masked autoencoder costs less to train.
-MSN_WEIGHTS = "{kind: msn, weights: weights/vitb4_300ep.pth.tar, precision: auto}"
+# Of larger images: DINO's features are good ones as they are; a masked autoencoder's are made to be trained.
+DINO_WEIGHTS = "{kind: timm, name: vit_base_patch16_224.dino, precision: auto}"
 MAE_WEIGHTS = "{kind: timm, name: vit_base_patch16_224.mae, precision: auto}"
 
 LEARNER = """\
@@ -142,6 +143,11 @@ class Found:
     side: int
     mode: str
 
+    @property
+    def measured(self) -> bool:
+        """Whether there are images with known labels besides the few, to choose and to measure on."""
+        return not self.named_by_list or len(pc.unique(self.index["split"])) > 1
+
     def __str__(self) -> str:
         splits = pc.value_counts(self.index["split"]).to_pylist()
         counts = ", ".join(f"{entry['counts']} {entry['values']}" for entry in splits)
@@ -175,7 +181,9 @@ def write_config(
         found = look(uri, labels)
     except Exception as error:  # each storage raises errors of its own
         raise ConfigError(f"init: {' '.join(str(error).split()) or type(error).__name__}") from error
-    start = _data(name, uri, labels or NO_LABELS, found, kept)
+    # Absolute, so that the configuration is the same run from any folder.
+    listed = canonical(labels) if labels else NO_LABELS
+    start = _data(name, canonical(uri), listed, found, Path(canonical(str(kept))))
     text, time = _fitted(start, found, minutes, learner)
     head = (
         f"# A starting point, written by `dpt init`: {found}.\n"
@@ -276,7 +284,7 @@ def _fitted(
         assert others is not None
         recipe, rates = _small(text, images, others)
     else:
-        recipe, rates = _large(text, images, others, MSN_WEIGHTS if learner == "linear" else MAE_WEIGHTS)
+        recipe, rates = _large(text, images, others, DINO_WEIGHTS if learner == "linear" else MAE_WEIGHTS)
     text += recipe
     if learner != "linear":
         text += _learner(text, learner, images, rates, seconds)

@@ -52,7 +52,7 @@ def run_until(config: Config, node: str) -> None:
     """
     nodes = flow(config)
     if node not in nodes:
-        hint = {"pilot": "; it comes with generate_in=both", "ladder": "; it comes with ladder={}"}
+        hint = {"pilot": "; it comes with ladder={} generate_in=both", "ladder": "; it comes with ladder={}"}
         raise ConfigError(
             f"--until: {node!r} is not a stage of this configuration{hint.get(node, '')}; its stages are "
             f"{', '.join(nodes)}"

@@ -46,6 +46,13 @@ def open_root(uri: str) -> tuple[Any, str]:
     return fs, path.rstrip("/")
 
 
+def canonical(uri: str) -> str:
+    """Return the same place as one text: an absolute path for this machine's files, else the URI."""
+    if "://" in uri and not uri.startswith("file://"):
+        return uri.rstrip("/")
+    return str(url_to_fs(uri)[1]).rstrip("/") or "/"
+
+
 def list_directory(fs: Any, directory: str) -> list[tuple[str, bool, int, str]]:
     """Return (name, is a folder, bytes, version) of what a folder holds, by name, without hidden files."""
     if isinstance(fs, LocalFileSystem):  # no dictionary per file for a flat million

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.data.fingerprint import fingerprint
+from dpt_ray.data.listing import canonical
 from dpt_ray.evaluation.inception_files import WHERE, check_reference
 from dpt_ray.models.saved import weight_file
 from dpt_ray.stages.index import IndexSettings
@@ -28,8 +29,11 @@ def sweep_settings(config: Config) -> SweepSettings | None:
 def index_settings(config: Config) -> IndexSettings:
     """Return the settings of the index, with the digests of what it is read from."""
     data, lists = config.data, config.data.keep_in_train
+    # The index holds absolute places: however the folder is written, it is the same one, and from another
+    # folder another one.
+    where = {"uri": canonical(data.uri)} if data.uri else {}
     return IndexSettings(
-        **data.model_dump(),
+        **data.model_dump() | where,
         fingerprint=fingerprint(data),
         lists=tuple(content("data.keep_in_train", uri) for uri in lists) if lists else None,
         list_format=config.labels.format if lists else None,

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from typer.main import get_command
 
+from dpt_ray.cli import app
 from dpt_ray.cluster.session import unused_gpus
 from dpt_ray.commands import init as start
 from dpt_ray.commands.init import write_config
@@ -99,7 +101,7 @@ def test_without_class_folders_the_list_names_the_classes(tmp_path):
     config = load_config(path, [f"output={tmp_path}/out"])
     assert config.data.classes == ("rose", "tulip")
     assert (config.data.image_size, config.data.mode, config.data.test) == (256, "RGB", 0)
-    assert (config.encoder.kind, config.autoencoder.kind) == ("msn", "kl")
+    assert (config.encoder.kind, config.autoencoder.kind) == ("timm", "kl")
 
 
 def test_the_classes_of_the_configuration_are_those_of_the_index(tmp_path):
@@ -110,6 +112,25 @@ def test_the_classes_of_the_configuration_are_those_of_the_index(tmp_path):
     _, store = run(load_config(path, [f"output={tmp_path}/out"]), quiet(), ["labels"])
     [digest] = store.digests("index")
     assert store.artifact("index", digest).read_json("classes.json") == ["rose", "tulip"]
+
+
+def test_the_configuration_is_the_same_run_from_any_folder(classes, monkeypatch):
+    monkeypatch.chdir(classes)
+    path, found, _ = write_config("my flowers", "labels.csv", None)
+    tree = yaml.safe_load(path.read_text())
+    assert tree["data"]["uri"] == str(classes / "my flowers")
+    assert tree["data"]["keep_in_train"] == [str(classes / f"{path.stem}.kept.csv")]
+    assert tree["labels"]["file"] == str(classes / "labels.csv") and found.measured
+
+
+def test_a_flat_folder_with_a_list_has_nothing_to_measure_on_and_init_says_so(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "labels.csv").write_text("id,label\n0,tulip\n3,rose\n")
+    arguments = ["init", str(tmp_path / "images"), "--labels", str(tmp_path / "labels.csv")]
+    get_command(app)([*arguments, "--out", str(tmp_path / "c.yaml")], standalone_mode=False)
+    assert "no labels but the few, so nothing is chosen or measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["c.yaml", "c.kept.csv"])
