@@ -348,7 +348,9 @@ def remove(
 
 
 def _print(shown: Table | str) -> None:
-    Console(markup=False, highlight=False).print(shown, soft_wrap=isinstance(shown, str))
+    from dpt_ray.commands.console import output_console
+
+    output_console().print(shown, soft_wrap=isinstance(shown, str))
 
 
 def job(command: str, doc: str) -> None:

@@ -1,5 +1,6 @@
 """`dpt` as a person meets it: help, plans, listings, and one line for each mistake."""
 
+import os
 import re
 import signal
 import subprocess
@@ -282,3 +283,15 @@ def test_a_run_that_fails_keeps_what_it_rests_on_in_use(dpt, tmp_path):
     code, out, _ = dpt("remove", tmp_path, "--unused", "--yes")
     assert code == 0 and "removed 0 artifacts" in out
     assert len(Store(str(tmp_path)).digests("index")) == 1
+
+
+def test_in_a_log_no_table_is_cut(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    shown = subprocess.run(
+        [sys.executable, "-m", "dpt_ray.cli", "status", str(DIGITS), f"output={tmp_path}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "…" not in shown and "referee_sample_features" in shown

@@ -41,7 +41,7 @@ def plan_tables(
         ]
     if classes is not None:
         raise ConfigError(f"--classes {classes} needs --images: give both, or neither")
-    table = Table("stage", "artifact", "runs on", "state", "why")
+    table = Table(Column("stage", no_wrap=True), "artifact", "runs on", "state", "why")
     rows = {row.name: row for row in status(config)}
     for row in rows.values():
         table.add_row(row.name, row.artifact, row.runs_on, row.state, row.why)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from dpt_ray.commands.console import output_console
 from dpt_ray.commands.plan import next_table
 from dpt_ray.commands.sweep_table import sweep_table
 from dpt_ray.config import Config, ConfigError
@@ -33,7 +34,7 @@ from dpt_ray.store.artifact import Artifact
 def run_targets(config: Config, targets: Sequence[str]) -> None:
     """Make the nodes `targets` and all they need; print their results."""
     outcome, store = run(config, Display(), targets)
-    folder, console = store.run_folder(config.name), Console(markup=False)
+    folder, console = store.run_folder(config.name), output_console()
     show_results(folder, targets, console)
     if "sweep" in targets:
         nodes = flow(config)
@@ -59,7 +60,7 @@ def run_until(config: Config, node: str) -> None:
         )
     run_targets(config, [node])
     if table := next_table(config):
-        Console(markup=False).print(table)
+        output_console().print(table)
 
 
 def show_results(folder: Artifact, targets: Collection[str], console: Console) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 
 from dpt_ray.config import Config
 from dpt_ray.engine.spending import attempts, hours
@@ -13,7 +13,7 @@ from dpt_ray.pipeline.status import status
 
 def status_table(config: Config) -> Table:
     """Return a row for each node of a run: how far it is, and of a published one what it holds and took."""
-    table = Table("stage", "artifact", "state")
+    table = Table(Column("stage", no_wrap=True), "artifact", "state")
     for column in ("rows", "unreadable", "size", "seconds", "GPU hours"):
         table.add_column(column, justify="right")
     for row in status(config):

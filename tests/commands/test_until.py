@@ -59,7 +59,7 @@ def test_what_is_done_is_not_among_what_comes_next(dpt, tmp_path, monkeypatch):
             "denoising",
             "--until: 'denoising' is not a stage of this configuration; its stages are index",
         ),
-        ("pilot", "'pilot' is not a stage of this configuration; it comes with generate_in=both; its"),
+        ("pilot", "'pilot' is not a stage of this configuration; it comes with ladder={} generate_in=both;"),
         ("ladder", "'ladder' is not a stage of this configuration; it comes with ladder={}; its stages are"),
     ],
 )
