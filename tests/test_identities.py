@@ -14,8 +14,10 @@ import pytest
 
 from dpt_ray.config import load_config
 from dpt_ray.config.study import load_study
+from dpt_ray.data.fingerprint import fingerprint
 from dpt_ray.models import precision
 from dpt_ray.pipeline import flow as graph
+from dpt_ray.pipeline import stage_settings
 from tests.helpers.paths import CONFIGS, DIGITS, GOLDEN
 
 FILES = sorted(CONFIGS.glob("*.yaml"))
@@ -52,8 +54,13 @@ VARIANTS = {
     "features": ("generate_in=features", "ladder={}", "labels_from=best"),
     "features_first": ("generate_in=both",),
     "given_labels": ("labels_from=file", "pseudo_labels_file=zero_shot.csv"),
+    "student": ("student={network: resnet, width: 8, steps: 10, batch_size: 64, learning_rate: 1e-3}",),
     "unconditional": ("diffusion.condition=none", "evaluate.controls=false", "sweep=null"),
 }
+
+
+def content(key, source):
+    return f"content of {Path(source).name}"
 
 
 def identities(config):
@@ -64,8 +71,9 @@ def identities(config):
     here = config.data.source == "digits"
     with (
         patch.object(precision, "bfloat16_gain", lambda: 2.0),
-        patch.object(graph, "_content", lambda key, source: f"content of {Path(source).name}"),
-        patch.object(graph, "fingerprint", graph.fingerprint if here else lambda data: "the images"),
+        patch.object(graph, "content", content),
+        patch.object(stage_settings, "content", content),
+        patch.object(stage_settings, "fingerprint", fingerprint if here else lambda data: "the images"),
     ):
         return {name: node.reference for name, node in graph.flow(config).items()}
 

@@ -10,6 +10,7 @@ from dpt_ray.config.hashing import Settings
 from dpt_ray.config.ladder import RUNGS, Ladder
 from dpt_ray.config.sections import Pretrain, SampleSettings, Sampling
 from dpt_ray.config.semi_supervised import LearnerSettings, SemiSupervised
+from dpt_ray.config.student import StudentTraining
 from dpt_ray.engine.node import AnyStage, Extent, Node, NoSettings
 from dpt_ray.models.precision import resolve_precisions, resolved
 from dpt_ray.pipeline.encoders import check_network, encoder_settings
@@ -41,6 +42,7 @@ from dpt_ray.stages.pseudo_labels import PseudoLabels
 from dpt_ray.stages.report import Report, ReportSettings
 from dpt_ray.stages.rung import LadderRung, RungSettings
 from dpt_ray.stages.samples import Samples
+from dpt_ray.stages.student import Student, StudentSettings
 from dpt_ray.stages.sweep import Sweep as SweepStage
 
 Nodes = dict[str, Node]
@@ -61,6 +63,8 @@ def flow(config: Config) -> Nodes:
         run.second_stage()
     if not config.generates_images or config.diffusion.condition != "none":
         run.third_stage()
+    if config.student:
+        run.student()
     run.measuring()
     return run.nodes
 
@@ -156,9 +160,13 @@ class _Run:
             **{key: nodes[key] if from_probe else None for key in ("classifier", "pseudo_labels")},
             "samples": samples,
         }
-        trained = self.add(name, Learner, sources, settings)
-        features = self.features(f"{name}_features", nodes["index"], trained, together=False)
-        given = {"index": nodes["index"], "features": features, "learner": trained}
+        return self.trained(self.add(name, Learner, sources, settings))
+
+    def trained(self, encoder: Node) -> Node:
+        """Add the features of an encoder that was trained with a classifier, which is returned."""
+        index, name = self.nodes["index"], encoder.name
+        features = self.features(f"{name}_features", index, encoder, together=False)
+        given = {"index": index, "features": features, "learner": encoder}
         return self.add(f"{name}_classifier", LearnerClassifier, given)
 
     def ladder(self, ladder: Ladder) -> None:
@@ -181,7 +189,7 @@ class _Run:
             given = {**labelled, "graph": graph if name == "propagation" else None}
             rungs[name] = self.add(name, LadderRung, given, settings)
         stage_1 = {key: nodes[key] for key in ("classifier", "pseudo_labels")}
-        if self.config.labels_from == "best":
+        if "best" in (self.config.labels_from, self.config.teacher):
             self.add("best", BestRung, {**stage_1, **rungs}, BestRungSettings(choose_on=ladder.choose_on))
         sources = {key: nodes[key] for key in ("index", "features", "probe")}
         self.add("ladder", LadderResults, {**sources, **stage_1, **rungs, "graph": graph})
@@ -287,6 +295,27 @@ class _Run:
             "augmented_features": features,
             "pseudo_labels": self.pseudo_labels,
         }
+
+    def student(self) -> None:
+        """Add the student of a classifier of the run, its features and its classifier."""
+        config, nodes, section, teacher = self.config, self.nodes, self.config.student, self.config.teacher
+        assert section is not None and teacher is not None  # checked by Config
+        if section.patch_size:
+            check_network("student.network", section, config.data.image_size)
+        settings = StudentSettings(
+            **section.model_dump(include=set(StudentTraining.model_fields)),
+            image_size=config.data.image_size,
+            teacher=teacher,
+            max_bad_fraction=config.data.max_bad_fraction,
+        )
+        own = teacher in ("learner", "retrained_learner")  # features of its own
+        classifier = f"{teacher}_classifier" if own else {"probe": "classifier"}.get(teacher, teacher)
+        sources = {
+            "index": nodes["index"],
+            "features": nodes[f"{teacher}_features" if own else "features"],
+            "teacher": nodes[classifier],
+        }
+        self.trained(self.add("student", Student, sources, settings))
 
     def measuring(self) -> None:
         """Add the measurements on test images: distances, accuracies, and the report."""
