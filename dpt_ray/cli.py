@@ -50,6 +50,10 @@ ConfigPath = Annotated[Path, typer.Argument(help="The YAML file that describes t
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, as key.path=value.", metavar="[KEY=VALUE]...")
 ]
+Method = Annotated[
+    str | None,
+    typer.Option(help="The classifier, such as student; by default the best on validation."),
+]
 OutputUri = Annotated[str, typer.Argument(help="The output folder or URI of the runs.", metavar="OUTPUT")]
 
 # command -> (the nodes it makes, its help)
@@ -214,11 +218,12 @@ def predict(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, as key.path=value.")
     ] = None,
+    method: Method = None,
 ) -> None:
     """Label new images with the classifier of a run that is best on validation."""
     from dpt_ray.commands.predict import predict_images
 
-    predicted = predict_images(load_config(config, overrides or ()), images, out)
+    predicted = predict_images(load_config(config, overrides or ()), images, out, method)
     _print(f"{predicted}\nwritten: {out}")
 
 
@@ -310,11 +315,12 @@ def export_model(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, as key.path=value.")
     ] = None,
+    method: Method = None,
 ) -> None:
     """Write a run's denoiser as published weights or as safetensors, or its best classifier on validation."""
     from dpt_ray.commands import export
 
-    parameters = export.export_model(load_config(config, overrides or ()), format, out)
+    parameters = export.export_model(load_config(config, overrides or ()), format, out, method)
     _print(f"{parameters} parameters written: {out}")
 
 

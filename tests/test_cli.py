@@ -244,7 +244,7 @@ def test_an_output_that_cannot_be_read_is_one_line(no_credentials, dpt, command,
     ("uri", "reason"), [("nosuch://y", "Protocol not known"), ("s3://bucket/x", "credentials")]
 )
 def test_images_that_cannot_be_read_are_one_line(no_credentials, dpt, tmp_path, monkeypatch, uri, reason):
-    monkeypatch.setattr(predict, "load_labeller", lambda config: None)
+    monkeypatch.setattr(predict, "load_labeller", lambda config, method: None)
     (tmp_path / "l.csv").write_text("id,label\na,b\n")
     for command, said in {
         ("init", uri, "--labels", tmp_path / "l.csv"): "error: init: ",

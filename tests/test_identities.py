@@ -54,8 +54,13 @@ VARIANTS = {
     "features": ("generate_in=features", "ladder={}", "labels_from=best"),
     "features_first": ("generate_in=both",),
     "given_labels": ("labels_from=file", "pseudo_labels_file=zero_shot.csv"),
+    "student": ("student={network: resnet, width: 8, steps: 10, batch_size: 64, learning_rate: 1e-3}",),
     "unconditional": ("diffusion.condition=none", "evaluate.controls=false", "sweep=null"),
 }
+
+
+def content(key, source):
+    return f"content of {Path(source).name}"
 
 
 def identities(config):
@@ -64,14 +69,10 @@ def identities(config):
     `precision: auto` is bfloat16 in all of them, whatever this processor is good at.
     """
     here = config.data.source == "digits"
-
-    def by_name(key, source):
-        return f"content of {Path(source).name}"
-
     with (
         patch.object(precision, "bfloat16_gain", lambda: 2.0),
-        patch.object(graph, "content", by_name),
-        patch.object(stage_settings, "content", by_name),
+        patch.object(graph, "content", content),
+        patch.object(stage_settings, "content", content),
         patch.object(stage_settings, "fingerprint", fingerprint if here else lambda data: "the images"),
     ):
         return {name: node.reference for name, node in graph.flow(config).items()}

@@ -133,6 +133,7 @@ _SMALLER = {
     "feature_denoiser": "set a smaller feature_diffusion.batch_size",
     "encoder": "set a smaller pretrain.batch_size",
     "referee": "set a smaller evaluate.referee.batch_size",
+    "student": "set a smaller student.batch_size",
     "learner": "set a smaller semi_supervised.batch_size or unlabelled_ratio",
     "retrained_learner": "set a smaller semi_supervised.batch_size or unlabelled_ratio",
 }

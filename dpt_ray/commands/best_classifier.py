@@ -1,4 +1,4 @@
-"""Which of a run's classifiers is the best: on validation images, among all methods that the run has."""
+"""Which of a run's classifiers is used: the best on validation images among all methods, or a named one."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ CLASSIFIERS = {
     "tuned_probe": ("sweep", "probe/"),
     "self_training": ("sweep", "self_training/"),
     "augmented": ("sweep", "augmented/"),
+    "student": ("student_classifier", ""),
 }
 # The pseudo-labels of a classifier that has them in an artifact of their own.
 CALIBRATED = {"classifier": "pseudo_labels", "learner_classifier": "learner_labels"}
@@ -31,6 +32,7 @@ CALIBRATED = {"classifier": "pseudo_labels", "learner_classifier": "learner_labe
 TRAINED_ENCODERS = {
     "learner_classifier": "learner",
     "retrained_learner_classifier": "retrained_learner",
+    "student_classifier": "student",
 }
 # With a ladder, the sweep's self-training, from the labels of `labels_from`, has another name than the rung.
 LADDER_CLASSIFIERS = CLASSIFIERS | {
@@ -65,19 +67,30 @@ class Choice:
         return f"{text}{best}: {self.validation_top1:.1%} right on {self.n_validation:,} validation images"
 
 
-def best_classifier(config: Config, *nodes: str) -> tuple[dict[str, Artifact], Choice]:
-    """Return the published artifacts of a run, `nodes` among them, and its best classifier.
+def best_classifier(
+    config: Config, *nodes: str, method: str | None = None
+) -> tuple[dict[str, Artifact], Choice]:
+    """Return the published artifacts of a run, `nodes` among them, and its best classifier, or `method`'s.
 
     Validation is small, so ties occur; they go to the lower cross-entropy, where it is known. Raises
-    ConfigError where no classifier is published.
+    ConfigError where no classifier is published, or none of that method.
     """
+    others: list[str] = []
     for made in sets_made(config):
         found = _classifiers(made)
+        others += [choice.method for choice in found if choice.method not in others]
+        if method:
+            found = [replace(choice, among=1) for choice in found if choice.method == method]
         if found and all(node in made for node in nodes):
             break
     else:
-        store = find_store(config)
-        raise ConfigError(f"run {config.name} has no classifier in {store.uri}; run `dpt run CONFIG` first")
+        where = f"in {find_store(config).uri}"
+        if method and others:
+            raise ConfigError(
+                f"--method {method}: run {config.name} has no such classifier {where}; it has "
+                f"{', '.join(others)}"
+            )
+        raise ConfigError(f"run {config.name} has no classifier {where}; run `dpt run CONFIG` first")
     # Where nothing was chosen on validation images: what was generated from, else the best of the ladder.
     ladder = made["best"].manifest["best"] if "best" in made else "probe"
     order = ["semi_supervised_dpt", "dpt", "dpt_paper", "semi_supervised", "generated_features", ladder]

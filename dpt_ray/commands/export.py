@@ -72,14 +72,15 @@ def export_samples(config: Config, format: str, out: Path) -> int:
     return count
 
 
-def export_model(config: Config, format: str, out: Path) -> int:
+def export_model(config: Config, format: str, out: Path, method: str | None = None) -> int:
     """Write the run's denoiser, or its best classifier, to the new folder `out`; return its parameters.
 
     `nnet_ema` is the published U-ViT's file, for `diffusion.weights` and the method's public code.
     `safetensors` is `model.safetensors` and `config.json`, for `diffusion.init_from` and any reader.
     `classifier` is the one that `dpt predict` uses, in the same form, with its method and its temperature in
     `config.json`. `onnx` is that classifier with its encoder as one network for onnxruntime, in float32, with
-    its crop and its classes in `config.json`. Raises ConfigError where it is not trained yet, `out` exists or
+    its crop and its classes in `config.json`. Both are of the classifier of `method`, by default the best on
+    validation. Raises ConfigError where it is not trained yet, `out` exists or
     cannot be written, or the format is unknown or cannot represent the network (modulation in nnet_ema).
     """
     from dpt_ray.models.denoiser import load_denoiser
@@ -89,9 +90,13 @@ def export_model(config: Config, format: str, out: Path) -> int:
     if format not in MODEL_FORMATS:
         raise ConfigError(f"format: {format!r} is unknown; use one of {', '.join(MODEL_FORMATS)}")
     if format == "classifier":
-        return _export_classifier(config, out)
+        return _export_classifier(config, out, method)
     if format == "onnx":
-        return _export_onnx(config, out)
+        return _export_onnx(config, out, method)
+    if method:
+        raise ConfigError(
+            f"--method {method}: is of the formats classifier and onnx, not {format}; leave it out"
+        )
     denoiser = next((made["denoiser"] for made in sets_made(config) if "denoiser" in made), None)
     if not denoiser:
         raise ConfigError(
@@ -114,14 +119,14 @@ def export_model(config: Config, format: str, out: Path) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _export_classifier(config: Config, out: Path) -> int:
-    """Write `model.safetensors` and `config.json` of the best classifier; return its parameters.
+def _export_classifier(config: Config, out: Path, method: str | None) -> int:
+    """Write `model.safetensors` and `config.json` of a classifier; return its parameters.
 
     Where its encoder was trained with it, the folder has that too, as `encoder`.
     """
     from dpt_ray.learners.linear_classifier import CONFIG, WEIGHTS, load_classifier
 
-    made, best = best_classifier(config)
+    made, best = best_classifier(config, method=method)
     facts = best.artifact.read_json(best.prefix + CONFIG)
     facts |= {"method": best.method, "temperature": best.temperature}
     with publishing(out) as part:
@@ -135,7 +140,7 @@ def _export_classifier(config: Config, out: Path) -> int:
     return int(load_classifier(best.artifact, best.prefix).size)
 
 
-def _export_onnx(config: Config, out: Path) -> int:
+def _export_onnx(config: Config, out: Path, method: str | None) -> int:
     """Write encoder and classifier as an ONNX file, and what its input is; return their parameters."""
     from dpt_ray.learners.linear_classifier import CONFIG, load_classifier
     from dpt_ray.models.encoder import load_encoder
@@ -146,7 +151,7 @@ def _export_onnx(config: Config, out: Path) -> int:
             "format: onnx needs the package onnxscript: install the project with its extra, "
             "pip install -e '.[onnx]'"
         )
-    made, best = best_classifier(config)
+    made, best = best_classifier(config, method=method)
     encoder, W = load_encoder(made[best.encoder].uri), load_classifier(best.artifact, best.prefix)
     crop = asdict(encoder.crop)
     facts = {

@@ -18,7 +18,6 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
-from scipy.special import softmax
 
 from dpt_ray.commands.best_classifier import Choice, best_classifier
 from dpt_ray.config import Config, ConfigError
@@ -27,9 +26,8 @@ from dpt_ray.data.decode import Mode, decode
 from dpt_ray.data.index import read_bytes
 from dpt_ray.data.listing import IMAGE_SUFFIXES, open_root, walk_files
 from dpt_ray.data.manifest import index_manifest
-from dpt_ray.data.rows import row_normalise
 from dpt_ray.data.tar import index_tar
-from dpt_ray.learners.linear_classifier import load_classifier, logits
+from dpt_ray.learners.linear_classifier import load_classifier, probabilities
 from dpt_ray.store.artifact import Artifact, Store
 
 if TYPE_CHECKING:
@@ -52,17 +50,18 @@ SCHEMA = pa.schema(
 )
 
 
-def predict_images(config: Config, images: str, out: Path) -> Predicted:
+def predict_images(config: Config, images: str, out: Path, method: str | None = None) -> Predicted:
     """Write a row of `SCHEMA` for each image to `out` (.csv or .parquet).
 
-    `images` is as for `list_images`. The classifier is the run's best on validation; column `classifier`
-    has its method. `confidence` is the probability of the label, at the fitted temperature for stage 1's
-    classifiers and the ladder's rungs, and from the plain softmax for the others. An existing table is
+    `images` is as for `list_images`. The classifier is that of `method`, by default the run's best
+    on validation; column `classifier` has its method. `confidence` is the probability of the label, at the
+    fitted temperature for stage 1's classifiers, the ladder's rungs, learners and the student, and from the
+    plain softmax for the others. An existing table is
     replaced atomically.
     """
     if out.suffix not in WRITERS:
         raise ConfigError(f"out: {str(out)!r} must end in .csv or .parquet")
-    labeller = load_labeller(config)
+    labeller = load_labeller(config, method)
     rows = list_images(images)
     try:
         Store(str(out.parent.absolute())).check_writable()
@@ -119,19 +118,18 @@ class Labeller:
 
         images, device = torch.from_numpy(pixels), self.encoder.mean.device
         features = self.batches(lambda a, b: self.encoder(images[a:b].to(device)), len(images))
-        decisions = logits(row_normalise(features.cpu().numpy()), self.weights)
-        return softmax(decisions / self.temperature, axis=1)
+        return probabilities(features.cpu().numpy(), self.weights, self.temperature)
 
 
-def load_labeller(config: Config) -> Labeller:
-    """Return the encoder and the best classifier of a run. Raises ConfigError if none is published."""
+def load_labeller(config: Config, method: str | None = None) -> Labeller:
+    """Return the encoder and the classifier of a run. Raises ConfigError if none is published."""
     import torch
 
     from dpt_ray.models.batches import Batches
     from dpt_ray.models.encoder import load_encoder
     from dpt_ray.models.precision import resolve_precisions, resolved
 
-    made, best = best_classifier(config, "encoder")
+    made, best = best_classifier(config, "encoder", method=method)
     precision = resolved(resolve_precisions(config).encoder.precision)
     encoder = load_encoder(made[best.encoder].uri, precision)
     return Labeller(

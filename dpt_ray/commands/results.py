@@ -25,6 +25,7 @@ from dpt_ray.evaluation.records import (
     ProbeResult,
     gain_over,
 )
+from dpt_ray.evaluation.student import student_text
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.run import run
 from dpt_ray.pipeline.run_folder import shown_json, shown_uri
@@ -68,6 +69,8 @@ def show_results(folder: Artifact, targets: Collection[str], console: Console) -
     if {"report", "evaluation"} & set(targets):
         evaluation: EvaluationResult = shown_json(folder, "evaluation.json")
         console.print(accuracy_table(evaluation))
+        if "student" in evaluation:
+            console.print(student_text(evaluation["student"]), highlight=False)
         _show_metrics(evaluation["frechet"], evaluation["image_metrics"], console)
         if "ladder" in evaluation:
             _show_ladder(evaluation["ladder"], console)

@@ -25,6 +25,7 @@ from dpt_ray.config.sections import (
     SelfSupervised,
 )
 from dpt_ray.config.semi_supervised import SemiSupervised
+from dpt_ray.config.student import Student
 from dpt_ray.config.sweep import Sweep
 from dpt_ray.config.yaml_file import build, merge, parse_overrides, read_yaml
 
@@ -63,6 +64,7 @@ class Config(Section):
     generate: Generate
     retrain: Retrain
     sweep: Sweep | None = None
+    student: Student | None = None
     evaluate: Evaluate = Evaluate()
     compute: Compute = Compute()
 
@@ -102,6 +104,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _student_and_teacher(self) -> Config:
+        if self.student and self.teacher not in self.teachers:
+            raise ValueError(
+                f"student.teacher {self.teacher}: this run makes no such classifier: name one of "
+                f"{', '.join(self.teachers)}, or configure what makes it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _across_sections(self) -> Config:
         if self.encoder.kind == "pretrain" and self.pretrain is None:
             raise ValueError("encoder.kind pretrain needs a pretrain section")
@@ -136,6 +147,7 @@ class Config(Section):
             "semi_supervised": self.semi_supervised,
             "diffusion": self.diffusion,
             "feature_diffusion": self.feature_diffusion if self.generates_features else None,
+            "student": self.student,
             "evaluate.referee": self.evaluate.referee,
         }
         for name, section in trained.items():
@@ -188,6 +200,8 @@ class Config(Section):
                     f"{name}.augmentation photographs changes colours and data.mode is L: set data.mode RGB "
                     "or augmentation digits"
                 )
+        if self.student and self.student.patch_size:
+            patches["student"] = self.student.patch_size
         for name, patch in patches.items():
             if size % patch:
                 raise ValueError(f"{name}.patch_size {patch} must divide data.image_size {size}")
@@ -206,6 +220,31 @@ class Config(Section):
     def trains_learner(self) -> bool:
         """Whether stages 1 and 3 have a learner that trains the encoder."""
         return self.classifier.learner != "linear"
+
+    @property
+    def retrains(self) -> bool:
+        """Whether stage 3 has a classifier of generated images."""
+        return self.generates_images and self.diffusion.condition != "none"
+
+    @property
+    def teachers(self) -> list[str]:
+        """The classifiers that a student can learn from."""
+        found = ["probe", *((*self.ladder.rungs, "best") if self.ladder else ())]
+        found += ["learner"] if self.trains_learner else []
+        found += ["generated_features"] if self.generates_features else []
+        found += ["retrained"] if self.retrains else []
+        return [*found, "retrained_learner"] if self.retrains and self.trains_learner else found
+
+    @property
+    def teacher(self) -> str | None:
+        """The classifier that the student learns from; None without a student."""
+        if self.student is None:
+            return None
+        if self.student.teacher:
+            return self.student.teacher
+        if self.retrains:
+            return "retrained_learner" if self.trains_learner else "retrained"
+        return self.labels_from
 
     @property
     def features_per_class(self) -> int:

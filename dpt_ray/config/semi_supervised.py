@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from dpt_ray.config.hashing import HashedIfSet, NotHashed
 from dpt_ray.config.training import Optimisation
-from dpt_ray.config.values import Count, Fraction, Positive
+from dpt_ray.config.values import Count, Fraction, Positive, ViewsName
 
 # "linear" is logistic regression on the frozen encoder's features; the others train the encoder on pixels.
 LearnerName = Literal["linear", "supervised", "freematch", "semi_vit"]
@@ -42,7 +42,7 @@ class SemiSupervised(Optimisation):
     threshold: Threshold = "adaptive"
     threshold_momentum: Annotated[float, Field(gt=0, lt=1)] = 0.999
     head: Literal["probe", "random"] = "probe"
-    views: Literal["digits", "small_images", "photographs"] = "small_images"
+    views: ViewsName = "small_images"
     group: Annotated[int, Field(ge=8, multiple_of=8)] = 16
     supervised_steps: Annotated[int, Field(ge=0)] = 0
     layer_decay: Annotated[Fraction | None, HashedIfSet] = None

@@ -40,13 +40,34 @@ class Optimisation(Settings):
     seed: Seed = 0
 
 
-class Pretrain(Optimisation):
-    """Training of an encoder on the run's own images.
+class NetworkTraining(Optimisation):
+    """Training of a new network on the run's own images.
 
     - `network`: small_conv, resnet (ResNet-18 for small images), or the name of a vision transformer of timm.
     - `patch_size`: of the vision transformer, in pixels.
     - `width`: channels of the first stage of small_conv and resnet.
-    - `dim`: the length of small_conv's features, and of the projections of the other networks.
+    - `dim`: the length of small_conv's features.
+    """
+
+    network: Annotated[str, HashedIfSet] = "small_conv"
+    patch_size: Annotated[Count | None, HashedIfSet] = None
+    width: Count = 32
+    dim: Count = 128
+
+    @model_validator(mode="after")
+    def _patches(self) -> NetworkTraining:
+        if (self.network in CONVOLUTIONAL) == (self.patch_size is not None):
+            raise ValueError(
+                f"network {self.network} with patch_size {self.patch_size}: set patch_size for a vision "
+                f"transformer of timm, and leave it out for {' and '.join(CONVOLUTIONAL)}"
+            )
+        return self
+
+
+class Pretrain(NetworkTraining):
+    """Training of an encoder on the run's own images.
+
+    - `dim`: also the length of the projections of resnet and of vision transformers.
     - `augmentation`: how the two views of an image differ. "digits" moves and recolours a little, without
       mirroring; "photographs" is SimCLR's: random crops, mirroring, strong changes of colour.
     - `augment_strength`: scales the changes ("photographs": of colour only).
@@ -55,24 +76,11 @@ class Pretrain(Optimisation):
     - `prototypes`: of MSN.
     """
 
-    network: Annotated[str, HashedIfSet] = "small_conv"
-    patch_size: Annotated[Count | None, HashedIfSet] = None
-    width: Count = 32
-    dim: Count = 128
     temperature: Positive = 0.2
     contrast_group: Count = 128
     augmentation: Annotated[Augmentation, HashedIfSet] = "digits"
     augment_strength: Positive = 1.0
     prototypes: Annotated[Count, HashedIfSet] = 512
-
-    @model_validator(mode="after")
-    def _patches(self) -> Pretrain:
-        if (self.network in CONVOLUTIONAL) == (self.patch_size is not None):
-            raise ValueError(
-                f"network {self.network} with patch_size {self.patch_size}: set patch_size for a vision "
-                f"transformer of timm, and leave it out for {' and '.join(CONVOLUTIONAL)}"
-            )
-        return self
 
     @model_validator(mode="after")
     def _groups(self) -> Pretrain:

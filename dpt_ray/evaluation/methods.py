@@ -42,6 +42,14 @@ METHODS = {
     "semi_supervised_dpt": Method(
         "Semi-supervised learner with generated images (stage 3)", "DPT, semi-supervised"
     ),
+    "student": Method("Student, distilled for serving", "student"),
+}
+
+# The methods of classifiers that `student.teacher` names by their nodes, where the two differ.
+_METHOD_OF_TEACHER = {
+    "learner": "semi_supervised",
+    "retrained": "dpt_paper",
+    "retrained_learner": "semi_supervised_dpt",
 }
 
 # Results until 2026-11-22, and gains until 2026-11-25, stored the displayed text of that time.
@@ -64,6 +72,11 @@ def key_of(stored: str) -> str:
     if key not in METHODS:
         raise ValueError(f"method {stored!r} is unknown; the methods are {', '.join(METHODS)}")
     return key
+
+
+def method_of_teacher(name: str) -> str:
+    """Return the method's key for the name of a student's teacher."""
+    return _METHOD_OF_TEACHER.get(name, name)
 
 
 def method_key(row: Mapping[str, Any]) -> str:

@@ -159,6 +159,20 @@ class LadderResult(ProbeResult):
     ladder: list[LadderRow]
 
 
+class StudentResult(TypedDict):
+    """The student beside its teacher, a key of `methods.METHODS`, encoder and classifier together.
+
+    `gain` is paired over the same test images, None without any; `flops` are those for one image.
+    """
+
+    teacher: str
+    gain: Difference | None
+    parameters: int
+    teacher_parameters: int
+    flops: int
+    teacher_flops: int
+
+
 class EvaluationResult(ProbeResult):
     """All methods on the test images, and the measures of the generated images.
 
@@ -168,6 +182,7 @@ class EvaluationResult(ProbeResult):
     frechet: list[MetricRow]
     image_metrics: MetricsResult
     ladder: NotRequired[list[LadderRow]]
+    student: NotRequired[StudentResult]
 
 
 class StudyRun(EvaluationResult):

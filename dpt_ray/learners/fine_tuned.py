@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +12,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dpt_ray.models.encoder import Encoder, apply_network
+from dpt_ray.learners.linear_classifier import HEAD, save_classifier
+from dpt_ray.models.encoder import Encoder, apply_network, save_encoder
+from dpt_ray.store.artifact import Artifact
 
 HEAD_STD = 2e-5  # of a random head, Semi-ViT's
 
@@ -66,6 +70,13 @@ class FineTuned(nn.Module):
         """The weights (classes, dim) of the classifier of row-normalised features."""
         found: np.ndarray = (self.head.detach() * self.scale).cpu().numpy()
         return found
+
+
+def publish(out: Artifact, trained: FineTuned, classes: Sequence[str], facts: Mapping[str, Any]) -> None:
+    """Publish the network as an encoder's folder, with its classifier and the `facts` of it in `HEAD`."""
+    encoder = Encoder(trained.network, trained.spec)
+    out.publish_files(lambda folder: save_encoder(folder, encoder))
+    save_classifier(out, trained.weights, classes, facts, HEAD)
 
 
 def random_head(classes: int, dim: int, generator: Generator) -> Tensor:

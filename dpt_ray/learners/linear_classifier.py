@@ -9,16 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from dpt_ray.data.rows import Rows
+from dpt_ray.data.rows import Rows, row_normalise
 from dpt_ray.store.artifact import Artifact
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+HEAD = "classifier/"  # the folder, in that of an encoder, of the classifier that was trained with it
 
 
 def logits(features: np.ndarray, W: np.ndarray) -> np.ndarray:
     """Decision values (n, C) of row-normalised features (n, dim) and weights (C, dim)."""
     return features @ W.T
+
+
+def probabilities(raw: np.ndarray, W: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the probabilities (n, C) at a temperature of features `raw` (n, dim), not normalised yet."""
+    from scipy.special import softmax
+
+    found: np.ndarray = softmax(logits(row_normalise(raw), W) / temperature, axis=1)
+    return found
 
 
 def accuracy(W: np.ndarray, rows: Rows) -> float | None:

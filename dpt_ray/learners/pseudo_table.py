@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from dpt_ray.data.rows import row_normalise
-from dpt_ray.learners.linear_classifier import logits
+from dpt_ray.learners.linear_classifier import probabilities
 from dpt_ray.store.records import Calibration
 
 TOP = 5
@@ -23,9 +22,7 @@ def pseudo_label_table(
     classes: Sequence[str],
 ) -> pa.Table:
     """Return label, confidence and the five best classes of features `raw` (n, dim), not normalised yet."""
-    from scipy.special import softmax
-
-    probs = softmax(logits(row_normalise(raw), W) / temperature, axis=1)
+    probs = probabilities(raw, W, temperature)
     best = np.argsort(-probs, axis=1, kind="stable")[:, :TOP]
     scores = np.take_along_axis(probs, best, axis=1)
     return pa.table(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
-from dpt_ray.config.sections import Pretrain
+from dpt_ray.config.training import NetworkTraining
 from dpt_ray.data.crops import Crop
 from dpt_ray.models.conv import SmallConvNet
 from dpt_ray.models.encoder_spec import EncoderSpec
@@ -15,7 +15,7 @@ from dpt_ray.models.resnet import ResNet
 
 
 def own_network(
-    section: Pretrain, channels: int, size: int, generator: Generator | None = None
+    section: NetworkTraining, channels: int, size: int, generator: Generator | None = None
 ) -> tuple[nn.Module, EncoderSpec]:
     """Return the network of `section` and its description, for images (B, channels, size, size).
 
@@ -29,7 +29,7 @@ def own_network(
     if section.network == "resnet":
         resnet = ResNet(channels, section.width, generator)
         return resnet, conv_spec(resnet, crop)
-    assert section.patch_size is not None  # checked by Pretrain
+    assert section.patch_size is not None  # checked by NetworkTraining
     network = vision_transformer(section.network, channels, size, section.patch_size, generator)
     half = (0.5,) * channels
     spec = EncoderSpec(

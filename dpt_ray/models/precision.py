@@ -92,6 +92,7 @@ def _precisions(config: Config) -> dict[str, str]:
         "semi_supervised": config.semi_supervised,
         "diffusion": config.diffusion,
         "feature_diffusion": config.feature_diffusion,
+        "student": config.student,
         "evaluate.referee": config.evaluate.referee,
     }
     return {key: section.precision for key, section in sections.items() if section and section.precision}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpt_ray.config import Config, ConfigError
-from dpt_ray.config.sections import Pretrain, SelfSupervised
+from dpt_ray.config.training import NetworkTraining, SelfSupervised
 from dpt_ray.pipeline.speed import FitShape, Rates
 from dpt_ray.pipeline.stage_settings import sweep_settings
 from dpt_ray.stages.inception_statistics import KEPT_FEATURES, PART
@@ -103,6 +103,8 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
             found["augmented_features"] = features.cost(generated)
         if sweep_settings(config):
             found["sweep"] = _sweep(config, images, classes, features.dim)
+    if config.student:
+        found |= _own("student", config.student, config, images)
     if config.generates_images:
         found |= _measuring(config, images, generated)
     return found
@@ -169,18 +171,24 @@ def _second_stage(config: Config, train: int | None, generated: int | None) -> d
 
 def _measuring(config: Config, images: Mapping[str, int] | None, generated: int | None) -> dict[str, Cost]:
     """Return the costs of the referee and of the metrics of generated images."""
-    train = images.get("train", 0) if images else None
-    found = {}
+    found: dict[str, Cost] = {}
     if referee := config.evaluate.referee:
-        network = _Encoder.small(referee, config)
-        found["referee"] = _pretraining(referee, train, network.conv, views=1)
-        found["referee_features"] = network.cost(sum(images.values()) if images else None)
-        found["referee_sample_features"] = network.cost(generated)
+        found |= _own("referee", referee, config, images)
+        found["referee_sample_features"] = _Encoder.small(referee, config).cost(generated)
     if config.evaluate.inception:
         measured = min(generated, config.evaluate.images or generated) if generated else None
         found["inception_samples"] = _inception(measured)
         found["inception_reference"] = _inception(images.get("test") if images else None)
     return found
+
+
+def _own(
+    name: str, section: NetworkTraining, config: Config, images: Mapping[str, int] | None
+) -> dict[str, Cost]:
+    """Return the costs of training a network on one view of each image, and of its features of all images."""
+    network, train = _Encoder.small(section, config), images.get("train", 0) if images else None
+    features = network.cost(sum(images.values()) if images else None)
+    return {name: _pretraining(section, train, network.conv, views=1), f"{name}_features": features}
 
 
 def _pixel_bytes(config: Config) -> int:
@@ -288,7 +296,7 @@ def _views(section: SelfSupervised) -> float:
     return passes(masked=section.patch_size is not None)
 
 
-def _pretraining(section: Pretrain, rows: int | None, forward: float | None, views: float) -> Cost:
+def _pretraining(section: NetworkTraining, rows: int | None, forward: float | None, views: float) -> Cost:
     assert forward is not None  # known: the network was built here
     return Cost(rows, conv=3 * views * forward * section.steps * section.batch_size)
 
@@ -316,7 +324,7 @@ class _Encoder:
         return cls(dim and dim * (config.encoder.blocks or 1), transformer=flops)
 
     @classmethod
-    def small(cls, section: Pretrain, config: Config) -> _Encoder:
+    def small(cls, section: NetworkTraining, config: Config) -> _Encoder:
         import torch
 
         from dpt_ray.models.own_networks import own_network

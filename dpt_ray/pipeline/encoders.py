@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpt_ray.config import Config, ConfigError
-from dpt_ray.config.sections import Pretrain
+from dpt_ray.config.training import NetworkTraining
 from dpt_ray.stages.imported_encoder import EncoderSettings
 
 
@@ -24,7 +24,7 @@ def encoder_settings(config: Config) -> EncoderSettings:
     )
 
 
-def check_network(key: str, section: Pretrain, size: int) -> None:
+def check_network(key: str, section: NetworkTraining, size: int) -> None:
     """Raise ConfigError where timm has no such vision transformer."""
     import torch
 

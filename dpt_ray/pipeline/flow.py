@@ -8,21 +8,30 @@ from dpt_ray.config import Config, to_yaml
 from dpt_ray.config.features import FeatureSampling, FeatureTraining
 from dpt_ray.config.hashing import Settings
 from dpt_ray.config.ladder import RUNGS, Ladder
-from dpt_ray.config.sections import Pretrain, SampleSettings, Sampling
+from dpt_ray.config.sections import Pretrain, SampleSettings
 from dpt_ray.config.semi_supervised import LearnerSettings, SemiSupervised
 from dpt_ray.config.sweep import OtherSampling
 from dpt_ray.engine.node import AnyStage, Extent, Node, NoSettings
 from dpt_ray.models.precision import resolve_precisions, resolved
 from dpt_ray.pipeline.encoders import check_network, encoder_settings
-from dpt_ray.pipeline.stage_settings import content, index_settings, sweep_settings
-from dpt_ray.stages.augmented import Augmented, AugmentSettings
-from dpt_ray.stages.autoencoder import AutoencoderSettings, ImportedAutoencoder
+from dpt_ray.pipeline.stage_settings import (
+    augment_settings,
+    autoencoder_settings,
+    content,
+    index_settings,
+    moment_settings,
+    sample_settings,
+    student_settings,
+    sweep_settings,
+)
+from dpt_ray.stages.augmented import Augmented
+from dpt_ray.stages.autoencoder import ImportedAutoencoder
 from dpt_ray.stages.best_rung import BestRung, BestRungSettings
 from dpt_ray.stages.classifier import Classifier, Retrained
 from dpt_ray.stages.denoiser import Denoiser, DenoiserSettings
 from dpt_ray.stages.encoder import PretrainedEncoder, PretrainSettings
 from dpt_ray.stages.evaluation import Evaluation, EvaluationSettings
-from dpt_ray.stages.extract import Features, FeatureSettings, Moments, MomentSettings
+from dpt_ray.stages.extract import Features, FeatureSettings, Moments
 from dpt_ray.stages.feature_denoiser import FeatureDenoiser
 from dpt_ray.stages.feature_samples import FeatureSamples
 from dpt_ray.stages.generated_features import FeatureRetrainSettings, GeneratedFeatures
@@ -42,6 +51,7 @@ from dpt_ray.stages.pseudo_labels import PseudoLabels
 from dpt_ray.stages.report import Report, ReportSettings
 from dpt_ray.stages.rung import LadderRung, RungSettings
 from dpt_ray.stages.samples import Samples
+from dpt_ray.stages.student import Student
 from dpt_ray.stages.sweep import Sweep as SweepStage
 
 Nodes = dict[str, Node]
@@ -62,6 +72,8 @@ def flow(config: Config) -> Nodes:
         run.second_stage()
     if not config.generates_images or config.diffusion.condition != "none":
         run.third_stage()
+    if config.student:
+        run.student()
     run.measuring()
     return run.nodes
 
@@ -93,7 +105,7 @@ class _Run:
 
     def images_and_models(self) -> None:
         """Add index, labels, and the networks that are frozen or trained without labels."""
-        config, data = self.config, self.config.data
+        config = self.config
         index = self.add("index", Index, {}, index_settings(config))
         self.add("labels", Labels, {"index": index}, config.labels)
         if file := config.pseudo_labels_file:
@@ -101,13 +113,7 @@ class _Run:
             self.add("given_labels", GivenPseudoLabels, {"index": index}, given)
         # What is read from files comes before any training: a file that cannot serve is told first.
         if config.generates_images:
-            settings = AutoencoderSettings(
-                kind=config.autoencoder.kind,
-                weights=config.autoencoder.weights,
-                channels=1 if data.mode == "L" else 3,
-                size=data.image_size,
-            )
-            self.add("autoencoder", ImportedAutoencoder, {}, settings)
+            self.add("autoencoder", ImportedAutoencoder, {}, autoencoder_settings(config))
             if config.evaluate.inception:
                 self.add("inception", Inception, {}, InceptionSettings(inception=config.evaluate.inception))
         if config.encoder.kind == "pretrain":
@@ -122,13 +128,8 @@ class _Run:
         index, labels = nodes["index"], nodes["labels"]
         features = self.features("features", index, nodes["encoder"])
         if config.generates_images:
-            settings = MomentSettings(
-                flips=config.autoencoder.flips,
-                precision=resolved(config.autoencoder.precision),
-                max_bad_fraction=config.data.max_bad_fraction,
-            )
             sources = {"images": index, "autoencoder": nodes["autoencoder"]}
-            self.add("moments", Moments, sources, settings, group="extract images")
+            self.add("moments", Moments, sources, moment_settings(config), group="extract images")
         labelled = {"index": index, "features": features, "labels": labels}
         classifier = self.add("classifier", Classifier, labelled, config.classifier)
         scored = {"index": index, "features": features, "classifier": classifier}
@@ -157,9 +158,13 @@ class _Run:
             **{key: nodes[key] if from_probe else None for key in ("classifier", "pseudo_labels")},
             "samples": samples,
         }
-        trained = self.add(name, Learner, sources, settings)
-        features = self.features(f"{name}_features", nodes["index"], trained, together=False)
-        given = {"index": nodes["index"], "features": features, "learner": trained}
+        return self.trained(self.add(name, Learner, sources, settings))
+
+    def trained(self, encoder: Node) -> Node:
+        """Add the features of an encoder that was trained with a classifier, which is returned."""
+        index, name = self.nodes["index"], encoder.name
+        features = self.features(f"{name}_features", index, encoder, together=False)
+        given = {"index": index, "features": features, "learner": encoder}
         return self.add(f"{name}_classifier", LearnerClassifier, given)
 
     def ladder(self, ladder: Ladder) -> None:
@@ -182,7 +187,7 @@ class _Run:
             given = {**labelled, "graph": graph if name == "propagation" else None}
             rungs[name] = self.add(name, LadderRung, given, settings)
         stage_1 = {key: nodes[key] for key in ("classifier", "pseudo_labels")}
-        if self.config.labels_from == "best":
+        if "best" in (self.config.labels_from, self.config.teacher):
             self.add("best", BestRung, {**stage_1, **rungs}, BestRungSettings(choose_on=ladder.choose_on))
         sources = {key: nodes[key] for key in ("index", "features", "probe")}
         self.add("ladder", LadderResults, {**sources, **stage_1, **rungs, "graph": graph})
@@ -222,10 +227,7 @@ class _Run:
     def second_stage(self) -> None:
         """Add stage 2: the denoiser, and generated images for each class."""
         config, nodes = self.config, self.nodes
-        sampling = SampleSettings(
-            **config.generate.model_dump(include=set(Sampling.model_fields)),
-            precision=resolved(config.generate.precision or config.autoencoder.precision),
-        )
+        sampling = sample_settings(config)
         if config.diffusion.weights:
             settings = config.diffusion.model_dump(include=set(ImportedDenoiserSettings.model_fields))
             sources = {key: nodes[key] for key in ImportedDenoiser.inputs}
@@ -303,14 +305,8 @@ class _Run:
     def controls(self) -> dict[str, Node]:
         """Add augmented views of the labelled images; return the inputs of the sweep's controls."""
         config, nodes = self.config, self.nodes
-        settings = AugmentSettings(
-            augmentation=config.evaluate.augmentation,
-            strength=config.evaluate.augment_strength,
-            image_size=config.data.image_size,
-            indices_per_shard=config.generate.indices_per_shard,
-            seed=config.generate.seed,
-        )
         sources = {"index": nodes["index"], "labels": nodes["labels"]}
+        settings = augment_settings(config)
         augmented = self.add("augmented", Augmented, sources, settings, extent=self.extent)
         features = self.features("augmented_features", augmented, nodes["encoder"])
         return {
@@ -318,6 +314,19 @@ class _Run:
             "augmented_features": features,
             "pseudo_labels": self.pseudo_labels,
         }
+
+    def student(self) -> None:
+        """Add the student of a classifier of the run, its features and its classifier."""
+        nodes, settings = self.nodes, student_settings(self.config)
+        teacher = settings.teacher
+        own = teacher in ("learner", "retrained_learner")  # features of its own
+        classifier = f"{teacher}_classifier" if own else {"probe": "classifier"}.get(teacher, teacher)
+        sources = {
+            "index": nodes["index"],
+            "features": nodes[f"{teacher}_features" if own else "features"],
+            "teacher": nodes[classifier],
+        }
+        self.trained(self.add("student", Student, sources, settings))
 
     def measuring(self) -> None:
         """Add the measurements on test images: distances, accuracies, and the report."""

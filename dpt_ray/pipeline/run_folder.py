@@ -31,6 +31,7 @@ SHOWN = {
     "learner_labels": ("pseudo_labels.parquet", "pseudo_labels.parquet"),  # replace those of the probe
     "learner": ("learner", ""),
     "retrained_learner": ("learner", ""),  # replaces that of stage 1
+    "student": ("student", ""),
     "probe": ("probe.json", "probe.json"),
     "ladder": ("ladder.json", "ladder.json"),
     "pilot": ("pilot.json", "ladder.json"),

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dpt_ray.config import Config, ConfigError
+from dpt_ray.config.sections import SampleSettings, Sampling
+from dpt_ray.config.student import StudentTraining
 from dpt_ray.data.fingerprint import fingerprint
 from dpt_ray.data.listing import canonical
 from dpt_ray.evaluation.inception_files import WHERE, check_reference
+from dpt_ray.models.precision import resolved
 from dpt_ray.models.saved import weight_file
+from dpt_ray.pipeline.encoders import check_network
+from dpt_ray.stages.augmented import AugmentSettings
+from dpt_ray.stages.autoencoder import AutoencoderSettings
+from dpt_ray.stages.extract import MomentSettings
 from dpt_ray.stages.index import IndexSettings
+from dpt_ray.stages.student import StudentSettings
 from dpt_ray.stages.sweep import SweepSettings
 from dpt_ray.store.artifact import sha256
 
@@ -24,6 +32,58 @@ def sweep_settings(config: Config) -> SweepSettings | None:
         # lambda = l2 / n, and n of stage 3 is hundreds of times the probe's: let the probe reach it.
         settings["probe_l2"] = tuple(config.classifier.l2 / 10**decade for decade in range(4))
     return SweepSettings(**settings)
+
+
+def autoencoder_settings(config: Config) -> AutoencoderSettings:
+    """Return the settings of the autoencoder, with the shape of its images."""
+    return AutoencoderSettings(
+        kind=config.autoencoder.kind,
+        weights=config.autoencoder.weights,
+        channels=1 if config.data.mode == "L" else 3,
+        size=config.data.image_size,
+    )
+
+
+def moment_settings(config: Config) -> MomentSettings:
+    """Return the settings of the moments."""
+    return MomentSettings(
+        flips=config.autoencoder.flips,
+        precision=resolved(config.autoencoder.precision),
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+
+
+def sample_settings(config: Config) -> SampleSettings:
+    """Return the settings of the generated images, which have the autoencoder's precision by default."""
+    return SampleSettings(
+        **config.generate.model_dump(include=set(Sampling.model_fields)),
+        precision=resolved(config.generate.precision or config.autoencoder.precision),
+    )
+
+
+def augment_settings(config: Config) -> AugmentSettings:
+    """Return the settings of the augmented images, which are as many as generated ones."""
+    return AugmentSettings(
+        augmentation=config.evaluate.augmentation,
+        strength=config.evaluate.augment_strength,
+        image_size=config.data.image_size,
+        indices_per_shard=config.generate.indices_per_shard,
+        seed=config.generate.seed,
+    )
+
+
+def student_settings(config: Config) -> StudentSettings:
+    """Return the settings of the student. Raises ConfigError for a network that timm does not know."""
+    section, teacher = config.student, config.teacher
+    assert section is not None and teacher is not None  # checked by Config
+    if section.patch_size:
+        check_network("student.network", section, config.data.image_size)
+    return StudentSettings(
+        **section.model_dump(include=set(StudentTraining.model_fields)),
+        image_size=config.data.image_size,
+        teacher=teacher,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
 
 
 def index_settings(config: Config) -> IndexSettings:

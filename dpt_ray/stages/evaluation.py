@@ -28,6 +28,7 @@ from dpt_ray.evaluation.records import (
     LadderRow,
     MetricRow,
     MetricsResult,
+    StudentResult,
     read_ladder,
     read_metrics,
     read_probe,
@@ -35,7 +36,7 @@ from dpt_ray.evaluation.records import (
 )
 from dpt_ray.learners.agreement import images_of_trial, images_text
 from dpt_ray.learners.label_quality import quality, read_given
-from dpt_ray.learners.linear_classifier import load_classifier
+from dpt_ray.learners.linear_classifier import CONFIG, HEAD, load_classifier
 from dpt_ray.learners.measure import Classified, Climber, ladder_rows, measure, paired_difference
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts
@@ -47,8 +48,12 @@ CHOSEN = {
     "augmented": "augmented",
     "generated": "dpt",
 }
-# The node of a method that trains the encoder; its features and classifier have the node's name before them.
-LEARNERS = {"semi_supervised": "learner", "semi_supervised_dpt": "retrained_learner"}
+# The node of a method that trains its encoder; its features and classifier have the node's name before them.
+LEARNERS = {
+    "semi_supervised": "learner",
+    "semi_supervised_dpt": "retrained_learner",
+    "student": "student",
+}
 # Stages 2 and 3 take these besides the last one, stage 1's learner those.
 STAGES = {
     **dict.fromkeys(ON_GENERATED_IMAGES, ("moments", "denoiser", "samples")),
@@ -92,7 +97,7 @@ class Evaluation(Stage[EvaluationSettings]):
             "image_metrics": one_of("image_metrics", optional=True),
             "ladder": one_of("ladder", optional=True),  # or the pilot, which has its rows too
             **{name: one_of("rung", optional=True) for name in RUNGS},
-            # Of a learner that trains the encoder; what is not hashed is for its seconds.
+            # Of what trains its encoder; what is not hashed is for its seconds and its settings.
             **{f"{name}_features": one_of("features", optional=True) for name in LEARNERS.values()},
             **{f"{name}_classifier": one_of("classifier", optional=True) for name in LEARNERS.values()},
             **{name: one_of("encoder", optional=True, hashed=False) for name in LEARNERS.values()},
@@ -126,7 +131,9 @@ class Evaluation(Stage[EvaluationSettings]):
         learned = _learned(task, real)
         weights = _stage_1(task) | {found.method: found.weights for found in classifiers}
         methods = {method: Classified(W, real) for method, W in weights.items()} | learned
-        notes = {found.method: found.note for found in classifiers} | dict.fromkeys(learned, _method(task))
+        notes = {found.method: found.note for found in classifiers} | {
+            method: _trained(task, method) for method in learned
+        }
         gains = {method: _paired_gains(method, methods) for method in _improved(methods)}
         headline: dict[str, Gain] = next(iter(gains.values()), {})
         baselines = ("semi_supervised", "tuned_probe", "probe")
@@ -146,6 +153,8 @@ class Evaluation(Stage[EvaluationSettings]):
         if ladder or learned:
             compared = ("probe", *RUNGS, "semi_supervised", "generated_features")
             result["gains"] = [found[name] for found in gains.values() for name in compared if name in found]
+        if "student" in methods:
+            result["student"] = _student(task, methods)
         return write_result(task.out, EVALUATION_FILE, result, len(result["accuracy"]))
 
 
@@ -214,12 +223,31 @@ def _learned(task: Task[EvaluationSettings], real: RealRows) -> dict[str, Classi
     return found
 
 
-def _method(task: Task[EvaluationSettings]) -> str:
-    """Return how the learners were trained."""
-    if "learner" not in task.inputs:
-        return ""
-    facts = task.inputs["learner"].read_json("classifier/config.json")
+def _trained(task: Task[EvaluationSettings], method: str) -> str:
+    """Return how a learner was trained."""
+    facts = task.inputs[LEARNERS[method]].read_json(HEAD + CONFIG)
     return f"{facts['method']}, {facts['steps']} steps"
+
+
+def _student(task: Task[EvaluationSettings], methods: Mapping[str, Classified]) -> StudentResult:
+    """Return how the student compares with its teacher."""
+    from dpt_ray.learners.distillation import parameters_and_flops
+    from dpt_ray.models.encoder import load_encoder
+
+    def size(method: str) -> tuple[int, int]:
+        encoder = load_encoder(task.inputs[LEARNERS.get(method, "encoder")].uri)
+        return parameters_and_flops(encoder, methods[method].weights)
+
+    teacher = task.inputs["student"].read_json(HEAD + CONFIG)["teacher"]
+    (few, less), (many, more) = size("student"), size(teacher)
+    return {
+        "teacher": teacher,
+        "gain": paired_difference(methods["student"].hits("test"), methods[teacher].hits("test")),
+        "parameters": few,
+        "teacher_parameters": many,
+        "flops": less,
+        "teacher_flops": more,
+    }
 
 
 def _dpt(methods: Collection[str]) -> str | None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpt_ray.cluster import training
@@ -20,13 +19,15 @@ from dpt_ray.config.semi_supervised import LearnerSettings
 from dpt_ray.data.class_ranges import read_class_and_index
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.decode import Mode
-from dpt_ray.data.pixels import check_fits, count_rows, fits_memory, load_pixels
+from dpt_ray.data.pixels import check_fits, count_rows, load_pixels
 from dpt_ray.data.raw_images import RawImages
 from dpt_ray.data.rows import LABELS_FILE, RealRows, readable_labels
-from dpt_ray.data.units import decode_rows, find_rows, read_index
+from dpt_ray.data.training_images import training_images
+from dpt_ray.data.units import decode_rows, find_rows
 from dpt_ray.engine.node import NoSettings, RunsOn, Stage, Task, one_of, reads
 from dpt_ray.learners.collapse import collapse
-from dpt_ray.learners.linear_classifier import accuracy, load_classifier, save_classifier
+from dpt_ray.learners.linear_classifier import HEAD, accuracy, load_classifier, logits, save_classifier
+from dpt_ray.learners.pseudo_table import calibrate
 from dpt_ray.store.records import Facts
 from dpt_ray.training.log import read_log
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from dpt_ray.learners.semi_supervised import StudentTeacher
     from dpt_ray.training.optimizer import ParameterGroup
     from dpt_ray.training.workload import Batch, Worker
-
-HEAD = "classifier/"
 
 
 class Learner(Stage[LearnerSettings]):
@@ -96,7 +95,7 @@ class LearnerClassifier(Stage[NoSettings]):
             "validation_top1": accuracy(W, validation),
         }
         save_classifier(task.out, W, real.classes, facts)
-        return facts
+        return {**facts, "calibration": calibrate(logits(validation.features, W), validation.labels)}
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,8 @@ def train(task: Task[LearnerSettings], worker: Worker) -> None:
     import torch
 
     from dpt_ray.learners.encoder_learners import draw_function, passes, step_function
+    from dpt_ray.learners.fine_tuned import publish
     from dpt_ray.learners.semi_supervised import StudentTeacher
-    from dpt_ray.models.encoder import Encoder, save_encoder
     from dpt_ray.training.order import batch_rows
     from dpt_ray.training.throughput import forward_flops
     from dpt_ray.training.workload import Workload
@@ -171,11 +170,8 @@ def train(task: Task[LearnerSettings], worker: Worker) -> None:
     ema = training.fit(task, worker, workload)
     if ema is not None:
         model.load_state_dict(ema)
-        encoder = Encoder(student.network, student.spec)
-        task.out.publish_files(lambda folder: save_encoder(folder, encoder))
-        names = task.inputs["index"].read_json("classes.json")
         facts = {"method": settings.method, "steps": settings.steps}
-        save_classifier(task.out, student.weights, names, facts, HEAD)
+        publish(task.out, student, task.inputs["index"].read_json("classes.json"), facts)
 
 
 def _parameter_groups(settings: LearnerSettings, model: StudentTeacher) -> list[ParameterGroup] | None:
@@ -218,11 +214,8 @@ def _images(task: Task[LearnerSettings]) -> Images:
     if "samples" in task.inputs:
         more, their = _generated(task, how)
         few, classes = np.concatenate([few, more]), np.concatenate([classes, their])
-    if fits_memory(count_rows(index), how.size, mode):
-        return Images(load_pixels(index, how, mode)[1], few, classes)
-    rows = read_index(index)
-    train = rows.filter(pc.equal(rows["split"], "train"))
-    return Images(RawImages(train, how, mode, task.settings.max_bad_fraction), few, classes)
+    _, unlabelled = training_images(index, how, task.settings.max_bad_fraction)
+    return Images(unlabelled, few, classes)
 
 
 def _generated(task: Task[LearnerSettings], how: Crop) -> tuple[np.ndarray, np.ndarray]:

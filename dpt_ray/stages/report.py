@@ -24,6 +24,7 @@ from dpt_ray.evaluation.records import (
     gain_over,
     read_evaluation,
 )
+from dpt_ray.evaluation.student import student_text
 from dpt_ray.learners.agreement import images_of_trial
 from dpt_ray.learners.collapse import collapse
 from dpt_ray.report import page
@@ -34,11 +35,12 @@ from dpt_ray.training.log import read_log
 
 PAGE = "report.html"
 PICTURES = 8  # per class, of real and of generated images
-LEARNERS = ("learner", "retrained_learner")
+LEARNERS = ("learner", "retrained_learner", "student")
 LOSSES = {
     "encoder": "Encoder loss",
     "learner": "Learner loss",
     "retrained_learner": "Learner loss with generated images",
+    "student": "Student loss",
     "feature_denoiser": "Feature denoiser loss",
     "denoiser": "Denoiser loss",
 }
@@ -87,7 +89,7 @@ class Report(Stage[ReportSettings]):
             "graph": one_of("graph", optional=True),
             **{name: one_of("rung", optional=True) for name in (*RUNGS, "best")},
             "ladder": one_of("ladder", optional=True),
-            # Of a learner that trains the encoder, in stage 1 and in stage 3.
+            # Of a learner that trains the encoder, in stage 1 and in stage 3, and of the student.
             **{name: one_of("encoder", optional=True) for name in LEARNERS},
             **{f"{name}_features": one_of("features", optional=True) for name in LEARNERS},
             **{f"{name}_classifier": one_of("classifier", optional=True) for name in LEARNERS},
@@ -121,6 +123,7 @@ def _gather(task: Task[ReportSettings]) -> page.ReportData:
         n_validation_labels=evaluation["accuracy"][0]["n_validation"],
         accuracies=accuracy_rows(evaluation),
         gain=headline(evaluation),
+        student=student_text(evaluation["student"]) if "student" in evaluation else "",
         over_balanced=_pair(gain_over(evaluation, BALANCED)),
         ladder=[_rung(row) for row in evaluation.get("ladder", ())],
         advice=advice(evaluation.get("ladder", ())),

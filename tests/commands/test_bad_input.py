@@ -254,13 +254,13 @@ NEW_IMAGES = {
 
 @pytest.mark.parametrize("images", NEW_IMAGES)
 def test_new_images_that_cannot_be_listed_are_refused(refused, monkeypatch, images):
-    monkeypatch.setattr(predict, "load_labeller", lambda config: None)
+    monkeypatch.setattr(predict, "load_labeller", lambda config, method: None)
     refused(["predict", DIGITS, images, "--out", "predicted.csv"], NEW_IMAGES[images])
 
 
 @pytest.mark.parametrize("out", ["predicted.txt", "file/predicted.csv"])
 def test_a_table_that_cannot_be_written_is_refused(refused, monkeypatch, out):
-    monkeypatch.setattr(predict, "load_labeller", lambda config: None)
+    monkeypatch.setattr(predict, "load_labeller", lambda config, method: None)
     refused(["predict", DIGITS, "flowers", "--out", out, "--set=output=out"], out)
 
 

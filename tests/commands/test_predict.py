@@ -181,6 +181,18 @@ def test_the_best_classifier_on_validation_is_used_and_named(
     assert said.endswith("90.0% right on 1,234 validation images")
 
 
+def test_the_classifier_of_a_named_method_is_used(tmp_path: Path) -> None:
+    config = publish_run(tmp_path, "dpt", "probe", dpt=(0.9, 0.5), probe=(0.8, None))
+    folder = str(write_folder(tmp_path / "new"))
+    said = str(predict_images(config, folder, tmp_path / "p.parquet", "probe"))
+    check(read(tmp_path / "p.parquet")["image_1"], IMAGES["image_1"], "probe", TEMPERATURE)
+    assert said.startswith(f"7 images labelled by probe ({METHODS['probe'].name}): 80.0% right on")
+    with pytest.raises(
+        ConfigError, match=r"--method student: run .* has no such classifier .*; it has dpt, pr"
+    ):
+        predict_images(config, folder, tmp_path / "q.parquet", "student")
+
+
 def test_images_of_another_size_are_cropped_as_the_run_does(tmp_path: Path) -> None:
     config = publish_run(tmp_path, "dpt")
     # ADM's crop halves 16 x 24 to 8 x 12 by averaging, here of equal pixels, and cuts the centre out.

@@ -37,6 +37,14 @@ def test_the_small_networks_cost_what_their_layers_do():
     assert found["augmented"].bytes == 1280 * 64
 
 
+def test_a_student_costs_three_passes_of_its_own_network():
+    student = "student={width: 8, dim: 16, steps: 10, batch_size: 32, learning_rate: 1e-3}"
+    found = costs(load_config(DIGITS, [student]), IMAGES, 10)
+    assert found["student"].flops == 10 * 32 * 3 * small_network(8, 16)
+    assert found["student_features"].flops == 1797 * small_network(8, 16)
+    assert "student" not in costs(load_config(DIGITS), IMAGES, 10)
+
+
 def test_what_a_run_does_not_do_costs_nothing():
     off = load_config(DIGITS, ["evaluate.controls=false", "evaluate.referee=null"])
     assert (

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from dpt_ray.cluster import training
 from dpt_ray.commands import best_classifier, predict
 from dpt_ray.config import ConfigError, load_config
+from dpt_ray.data import training_images
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.rows import RealRows, row_normalise
 from dpt_ray.data.units import iterate_pixels
@@ -21,7 +22,6 @@ from dpt_ray.learners.linear_classifier import load_classifier, logits
 from dpt_ray.models.encoder import Encoder, load_encoder
 from dpt_ray.models.encoder_spec import EncoderSpec
 from dpt_ray.models.msn import MsnVit
-from dpt_ray.stages import learner
 from dpt_ray.stages.learner import _images, _student
 from tests.helpers.paths import DIGITS
 from tests.helpers.runs import make
@@ -113,16 +113,16 @@ def test_results_have_the_learner_beside_the_others(run):
         assert curve in text
 
 
-def test_predict_uses_the_learners_own_encoder_and_temperature(run, monkeypatch):
-    """Where the learner is the best classifier, its probabilities are those of its pseudo-labels."""
+def test_predict_uses_the_learners_own_encoder_and_temperature(run):
+    """The learner's probabilities are those of its pseudo-labels."""
     found, _ = run
     made, _ = best_classifier.best_classifier(found.config)
     choices = {choice.method: choice for choice in best_classifier._classifiers(made)}
     assert {choices[name].encoder for name in ("probe", "dpt", "dpt_paper")} == {"encoder"}
     assert choices["semi_supervised_dpt"].encoder == "retrained_learner"
-    best = choices["semi_supervised"]
-    monkeypatch.setattr(predict, "best_classifier", lambda config, *nodes: (made, best))
-    labeller = predict.load_labeller(found.config)
+    labeller = predict.load_labeller(found.config, "semi_supervised")
+    measured = found.artifact("learner_classifier").manifest["calibration"]
+    assert measured == found.artifact("learner_labels").manifest["calibration"]
     table = pq.read_table(found.artifact("learner_labels").local_file("pseudo_labels.parquet"))
     ids, pixels = next(iterate_pixels(found.artifact("index"), labeller.encoder.crop, "L", "validation"))
     rows = {row["id"]: row for row in table.to_pylist()}
@@ -173,8 +173,8 @@ def test_images_that_do_not_fit_are_read_from_their_files(run, tmp_path, monkeyp
     held, read = (found.copy_to(tmp_path / name, *changes) for name in ("held", "read"))
     make(held.config, "learner")
     with monkeypatch.context() as patch:
-        patch.setattr(learner, "fits_memory", lambda rows, size, mode: False)
-        patch.setattr(learner, "load_pixels", lambda *given: pytest.fail("held in memory"))
+        patch.setattr(training_images, "fits_memory", lambda rows, size, mode: False)
+        patch.setattr(training_images, "load_pixels", lambda *given: pytest.fail("held in memory"))
         make(read.config, "learner")
     one, other = (run.payloads("learner")["model.safetensors"] for run in (held, read))
     assert one == other
