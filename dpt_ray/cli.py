@@ -222,10 +222,8 @@ def init(
 
     path, found, time = write_config(uri, labels, out, minutes, learner)
     then = "plan" if labels else "suggest"
-    text = (
-        f"{found}\ntime: {time}\nwritten: {path}; read it, then `dpt {then} {path}{'' if labels else ' 40'}`"
-    )
-    _print(text)
+    written = f"written: {path}; read it, then `dpt {then} {path}{'' if labels else ' 40'}`"
+    _print("\n".join(filter(None, (str(found), found.warning, f"time: {time}", written))))
 
 
 @app.command()

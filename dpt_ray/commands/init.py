@@ -37,7 +37,7 @@ from dpt_ray.config.sections import Denoiser
 from dpt_ray.config.semi_supervised import LearnerName
 from dpt_ray.config.yaml_file import build
 from dpt_ray.data.index import read_bytes
-from dpt_ray.data.labels import class_names, read_label_list
+from dpt_ray.data.labels import class_names, read_label_list, unlabelled
 from dpt_ray.data.listing import open_root, walk_files
 from dpt_ray.data.sources import INDEXERS
 from dpt_ray.engine.progress import duration
@@ -141,6 +141,7 @@ class Found:
     labelled: int
     side: int
     mode: str
+    warning: str = ""
 
     def __str__(self) -> str:
         splits = pc.value_counts(self.index["split"]).to_pylist()
@@ -204,11 +205,15 @@ def look(uri: str, labels: str | None) -> Found:
     side, mode = _size(index)
     if not labels:
         return Found(source, index, classes, False, 0, side, mode)
+    fs, path = open_root(labels)
+    if not fs.exists(path):
+        raise ValueError(f"--labels: {labels!r} does not exist; give the path or URI of the label list")
     named_by_list = not classes
     if named_by_list:
         classes = class_names(labels)
     listed = read_label_list(labels, "csv", index, classes)
-    return Found(source, index, classes, named_by_list, listed.num_rows, side, mode)
+    warning = unlabelled(listed, classes)
+    return Found(source, index, classes, named_by_list, listed.num_rows, side, mode, warning)
 
 
 def _source(uri: str) -> str:

@@ -112,6 +112,18 @@ def class_names(uri: str) -> list[str]:
     return occurring_classes([entry.label for entry in _read_entries(uri, "csv")])
 
 
+def unlabelled(labels: pa.Table, classes: Sequence[str]) -> str:
+    """Return a line that names the classes without a row in a table of (id, label); "" where all have one."""
+    seen = set(pc.unique(labels["label"]).to_pylist())
+    names = [name for number, name in enumerate(classes) if number not in seen]
+    if not names:
+        return ""
+    return (
+        f"warning: no label of {', '.join(names[:5])} ({len(names)} of {len(classes)} classes); label an "
+        "image of each, or it is never predicted"
+    )
+
+
 def _read_entries(uri: str, format: str) -> list[Entry]:
     fs, path = url_to_fs(uri)
     try:
