@@ -56,27 +56,21 @@ Method = Annotated[
 ]
 OutputUri = Annotated[str, typer.Argument(help="The output folder or URI of the runs.", metavar="OUTPUT")]
 
-# command -> (the nodes it makes, its help)
+# A command that makes a part of a run -> its help.
 STAGES = {
-    "index": (["index", "labels"], "Index the images, read the labels and check both."),
-    "pretrain": (["labels", "encoder"], "Train or import the encoder."),
-    "extract": (
-        ["labels", "features", "moments"],
-        "Compute features and moments of the images; each is decoded once.",
-    ),
-    "fit-classifier": (["classifier"], "Fit the stage-1 classifier on the few labels."),
-    "pseudo-label": (["pseudo_labels"], "Label every image, with a calibrated confidence."),
-    "probe": (["probe"], "Evaluate stage 1 alone: the linear probe and its pseudo-labels."),
-    "ladder": (
-        ["ladder"],
-        "Climb the rungs of stage 1 and measure each, before any stage 2.",
-    ),
-    "train-diffusion": (["denoiser"], "Train the class-conditional diffusion model (stage 2)."),
-    "retrain": (["retrained"], "Fit the classifier on real and generated images (stage 3)."),
-    "sweep": (["sweep"], "Sweep images per class, real weight and lambda; choose on validation."),
-    "measure": (["image_metrics"], "Measure the generated images: FID, sFID, IS, KID, precision, recall."),
-    "evaluate": (["evaluation"], "Evaluate all classifiers on the test images."),
-    "report": (["report"], "Write the HTML report of the run."),
+    "index": "Index the images, read the labels and check both.",
+    "pretrain": "Train or import the encoder.",
+    "extract": "Compute features and moments of the images; each is decoded once.",
+    "fit-classifier": "Fit the stage-1 classifier on the few labels.",
+    "pseudo-label": "Label every image, with a calibrated confidence.",
+    "probe": "Evaluate stage 1 alone: the linear probe and its pseudo-labels.",
+    "ladder": "Climb the rungs of stage 1 and measure each, before any stage 2.",
+    "train-diffusion": "Train the class-conditional diffusion model (stage 2).",
+    "retrain": "Fit the classifier on real and generated images (stage 3).",
+    "sweep": "Sweep images per class, real weight and lambda; choose on validation.",
+    "measure": "Measure the generated images: FID, sFID, IS, KID, precision, recall.",
+    "evaluate": "Evaluate all classifiers on the test images.",
+    "report": "Write the HTML report of the run.",
 }
 
 
@@ -94,7 +88,7 @@ def run(
 ) -> None:
     """Run every stage that is not done yet, from the images to the report."""
     if until is None:
-        _run(load_config(config, overrides or ()), ["report"])
+        _run(load_config(config, overrides or ()), "report")
         return
     from dpt_ray.commands.results import run_until
 
@@ -119,17 +113,17 @@ def submit(
     sys.exit(submit_run(config, overrides or [], until, wait, follow))
 
 
-def _stage_command(name: str, targets: list[str], help: str) -> Callable[..., None]:
+def _stage_command(name: str, help: str) -> Callable[..., None]:
     def command(config: ConfigPath, overrides: Overrides = None) -> None:
-        _run(load_config(config, overrides or ()), targets)
+        _run(load_config(config, overrides or ()), name)
 
     command.__name__ = name.replace("-", "_")
     command.__doc__ = f"{help} Missing inputs are made first."
     return command
 
 
-for _name, (_targets, _help) in STAGES.items():
-    app.command(_name, rich_help_panel="One stage")(_stage_command(_name, _targets, _help))
+for _name, _help in STAGES.items():
+    app.command(_name, rich_help_panel="One stage")(_stage_command(_name, _help))
 
 
 @app.command(rich_help_panel="One stage")
@@ -146,7 +140,7 @@ def generate(
     if only is None:
         if out is not None:
             raise ConfigError(f"--out {out}: is the file of --only CLASS/INDEX; leave it out")
-        _run(load_config(config, overrides or ()), ["samples"])
+        _run(load_config(config, overrides or ()), "generate")
         return
     from dpt_ray.commands.generate_one import generate_one
 
@@ -154,10 +148,11 @@ def generate(
     _print(f"written: {file} ({compared})")
 
 
-def _run(config: Config, targets: list[str]) -> None:
+def _run(config: Config, command: str) -> None:
     from dpt_ray.commands.results import run_targets
+    from dpt_ray.commands.targets import TARGETS
 
-    run_targets(config, targets)
+    run_targets(config, TARGETS[command])
 
 
 @app.command()
@@ -250,15 +245,8 @@ def init(
 
     path, found, time = write_config(uri, labels, out, minutes, learner)
     then = "plan" if labels else "suggest"
-    if labels and not found.measured:
-        _print(
-            "note: these images have no labels but the few, so nothing is chosen or measured on others; a "
-            "folder for each class, or a manifest with the columns uri, label and split, holds some out"
-        )
-    text = (
-        f"{found}\ntime: {time}\nwritten: {path}; read it, then `dpt {then} {path}{'' if labels else ' 40'}`"
-    )
-    _print(text)
+    written = f"written: {path}; read it, then `dpt {then} {path}{'' if labels else ' 40'}`"
+    _print("\n".join((str(found), *found.notes, f"time: {time}", written)))
 
 
 @app.command()

@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from dpt_ray.cli import STAGES, app
 from dpt_ray.commands import predict
+from dpt_ray.commands.outputs import remove_outputs
 from dpt_ray.stages.index import Index
+from dpt_ray.store import lease
 from dpt_ray.store.artifact import Store
 from tests.helpers.paths import DIGITS
 from tests.helpers.processes import wait_until
@@ -204,6 +206,30 @@ def test_remove_takes_names_and_asks_first(dpt, outputs, monkeypatch):
     assert outputs.digests("stage") == ["a", "b", "c"]
     assert CliRunner().invoke(app, ["remove", outputs.uri, "stage/a"], input="y\n").exit_code == 0
     assert outputs.digests("stage") == ["b", "c"]
+
+
+def test_remove_without_names_says_how_to_remove_what_no_run_needs(dpt, outputs):
+    code, out, err = dpt("remove", outputs.uri, "--yes")
+    assert (code, out) == (2, "") and "STAGE/HASH, or --unused" in err and err.count("\n") == 1
+
+
+def test_remove_leaves_what_a_run_came_to_need_while_the_question_was_asked(outputs):
+    def begin(question):
+        assert question == "Remove 1 artifacts (100 bytes)?"
+        outputs.run_folder("three").write_json("planned.json", {"x": "stage/c"})
+
+    assert remove_outputs(outputs.uri, [], True, begin) == "removed 0 artifacts (0 bytes)"
+    assert outputs.digests("stage") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("arguments", [["stage/a", "stage/c"], ["--unused"]])
+def test_remove_refuses_what_is_being_made(dpt, outputs, monkeypatch, arguments):
+    monkeypatch.setattr(lease, "POLL", 0.02)
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.05)
+    with lease.Lease(outputs.artifact("stage", "c")):
+        code, out, err = dpt("remove", outputs.uri, *arguments, "--yes")
+    assert (code, out) == (2, "") and "stage/c is being made by process" in err and err.count("\n") == 1
+    assert outputs.digests("stage") == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("name", ["stage/zzz", "../../etc", "stage"])

@@ -99,6 +99,11 @@ def test_a_stopped_job_leaves_a_run_that_the_next_submit_continues(cluster, fold
         (["output=outputs"], "error: output: 'outputs' is relative, and the working folder"),
         (["output=null", "compute.autoscaling=true"], "error: output: missing, and the cluster adds nodes"),
         (["--until", "nothing"], "error: --until: 'nothing' is not a stage"),
+        (
+            ["--until", "train-diffusion"],
+            "error: --until: 'train-diffusion' is not a stage of this configuration; `dpt train-diffusion` "
+            "makes denoiser: --until denoiser; its stages are index",
+        ),
         ([], "error: submit: no job server answers"),
     ],
 )

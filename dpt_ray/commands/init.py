@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import re
-import statistics
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
-from PIL import Image
 
+from dpt_ray.commands.inspection import Found, look
 from dpt_ray.commands.recipe import (
     AVERAGE,
     DIM,
@@ -36,17 +32,12 @@ from dpt_ray.config import Config, ConfigError, load_config
 from dpt_ray.config.sections import Denoiser
 from dpt_ray.config.semi_supervised import LearnerName
 from dpt_ray.config.yaml_file import build
-from dpt_ray.data.index import read_bytes
-from dpt_ray.data.labels import class_names, read_label_list
-from dpt_ray.data.listing import canonical, open_root, walk_files
-from dpt_ray.data.sources import INDEXERS
+from dpt_ray.data.listing import canonical, open_root
 from dpt_ray.engine.progress import duration
 from dpt_ray.models.precision import resolve_precisions
 from dpt_ray.pipeline.cost import costs
 from dpt_ray.pipeline.speed import Rates, machine_rates, training_threads
 
-LOOKED_AT = 64  # number of images whose size is read
-SIDES = (8, 16, 32, 64, 128, 256)
 HELD_OUT = 1000  # maximum number of validation and of test images
 MINUTES = 60.0  # default time for small images
 VIEW_SECONDS = {"small_images": 0.8e-3, "photographs": 3e-3}  # on one core (benchmarks/views.py)
@@ -131,32 +122,6 @@ compute: {train_gpus: true, actor_gpus: 1}
 """
 
 
-@dataclass(frozen=True)
-class Found:
-    """The result of inspecting the images and the label list."""
-
-    source: str
-    index: pa.Table
-    classes: list[str]
-    named_by_list: bool
-    labelled: int
-    side: int
-    mode: str
-
-    @property
-    def measured(self) -> bool:
-        """Whether there are images with known labels besides the few, to choose and to measure on."""
-        return not self.named_by_list or len(pc.unique(self.index["split"])) > 1
-
-    def __str__(self) -> str:
-        splits = pc.value_counts(self.index["split"]).to_pylist()
-        counts = ", ".join(f"{entry['counts']} {entry['values']}" for entry in splits)
-        return (
-            f"{counts} images as {self.source}; {self.labelled} labels of {len(self.classes)} classes; "
-            f"{self.side} pixels, {self.mode}"
-        )
-
-
 def write_config(
     uri: str,
     labels: str | None,
@@ -203,49 +168,6 @@ def write_config(
 def _content(uri: str) -> bytes:
     fs, path = open_root(uri)
     return bytes(fs.cat_file(path))
-
-
-def look(uri: str, labels: str | None) -> Found:
-    """Index the images, check the label list (if any) against them and read the sizes of some images."""
-    source = _source(uri)
-    index, classes = INDEXERS[source](uri)
-    side, mode = _size(index)
-    if not labels:
-        return Found(source, index, classes, False, 0, side, mode)
-    named_by_list = not classes
-    if named_by_list:
-        classes = class_names(labels)
-    listed = read_label_list(labels, "csv", index, classes)
-    return Found(source, index, classes, named_by_list, listed.num_rows, side, mode)
-
-
-def _source(uri: str) -> str:
-    """Return the kind of a source by the names of its files."""
-    fs, root = open_root(uri)
-    if fs.isfile(root):
-        return "tar" if root.endswith(".tar") else "manifest"
-    if not fs.exists(root):
-        raise ValueError(f"{uri} does not exist; check the path and the credentials")
-    suffixes = {PurePosixPath(name).suffix.lower() for name, _ in walk_files(fs, root)}
-    return next((kind for kind in ("tar", "parquet") if f".{kind}" in suffixes), "folder")
-
-
-def _size(index: pa.Table) -> tuple[int, str]:
-    """Return the largest of SIDES that at least half of the images fill, and "L" if all are greyscale."""
-    step = max(1, index.num_rows // LOOKED_AT)
-    shorter, modes = [], set()
-    for data in read_bytes(index.take(list(range(0, index.num_rows, step))[:LOOKED_AT])):
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                shorter.append(min(image.size))
-                modes.add(image.mode)
-        except (OSError, Image.DecompressionBombError):
-            continue  # the extract stage reports unreadable images
-    if not shorter:
-        raise ValueError("none of the inspected images can be read; check the source")
-    median = statistics.median(shorter)
-    side = max((side for side in SIDES if side <= median), default=SIDES[0])
-    return side, "L" if modes <= {"1", "L"} else "RGB"
 
 
 def _data(name: str, uri: str, labels: str, found: Found, kept: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from rich.filesize import decimal
 from rich.table import Table
@@ -11,6 +11,7 @@ from dpt_ray.config import ConfigError
 from dpt_ray.pipeline.output import expanded, holds_runs
 from dpt_ray.pipeline.run_folder import references
 from dpt_ray.store.artifact import Store
+from dpt_ray.store.lease import live_holders
 
 
 def outputs_table(output: str) -> Table:
@@ -31,21 +32,42 @@ def remove_outputs(
 ) -> str:
     """Remove artifacts by name (STAGE/HASH), with `unused` also all without a run; return a summary.
 
-    `confirm(question)` is called before anything is removed and raises to prevent it. Raises ConfigError
-    for an output without runs and for a name that it does not hold.
+    `confirm(question)` is called before anything is removed and raises to prevent it. What a run came to need
+    meanwhile stays. Raises ConfigError for an output without runs, for no name without `unused`, for a name
+    that the output does not hold, and where an artifact is being made.
     """
     store, wanted = _open(output), set(names)
+    if not wanted and not unused:
+        raise ConfigError(
+            f"{output}: nothing to remove is named; give artifacts as STAGE/HASH, or --unused for every one "
+            "that no run refers to"
+        )
     sizes = {f"{stage}/{digest}": size for stage, digest, size in store.all_artifacts()}
     if unknown := sorted(wanted - sizes.keys()):
         raise ConfigError(f"{output}: has no {unknown[0]}; `dpt list {output}` shows what it has")
     if unused:
         wanted |= sizes.keys() - references(store).keys()
-    what = f"{len(wanted)} artifacts ({decimal(sum(sizes[name] for name in wanted))})"
     if wanted:
-        confirm(f"Remove {what}?")
+        confirm(f"Remove {_what(wanted, sizes)}?")
+    if unused:  # a run may have begun while the question was asked
+        wanted -= references(store).keys() - set(names)
+    _refuse_leased(store, wanted)
     for name in sorted(wanted):
         store.remove(*name.split("/"))
-    return f"removed {what}"
+    return f"removed {_what(wanted, sizes)}"
+
+
+def _what(names: Collection[str], sizes: Mapping[str, int]) -> str:
+    return f"{len(names)} artifacts ({decimal(sum(sizes[name] for name in names))})"
+
+
+def _refuse_leased(store: Store, names: Collection[str]) -> None:
+    """Raise ConfigError where a process is making one of these artifacts."""
+    holders = live_holders({name: store.artifact(*name.split("/")) for name in names})
+    for name, holder in sorted(holders.items()):
+        raise ConfigError(
+            f"{name} is being made by {holder}; wait for that run or stop it: nothing is removed"
+        )
 
 
 def _open(output: str) -> Store:

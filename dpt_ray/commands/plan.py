@@ -30,17 +30,17 @@ def plan_tables(
 ) -> list[Table]:
     """Return the tables of `dpt plan`; nothing is written to the output.
 
-    With `images`, return only the cost for this number of training images of `classes` classes. With
-    `prices`, a table of what is to be done costs in money is added.
+    With `images` and `classes`, return only the cost for so many training images of so many classes. With
+    `prices`, a table of what is to be done costs in money is added. Raises ConfigError where only one of the
+    two counts is given, or one below 1.
     """
+    _check_counts(images, classes)
     if images is not None:
         counts = {"train": images}
         return [
             _cost_table(config, counts, classes, done=()),
             *_priced(costs(config, counts, classes), prices),
         ]
-    if classes is not None:
-        raise ConfigError(f"--classes {classes} needs --images: give both, or neither")
     table = Table(Column("stage", no_wrap=True), "artifact", "runs on", "state", "why")
     rows = {row.name: row for row in status(config)}
     for row in rows.values():
@@ -50,6 +50,15 @@ def plan_tables(
     present = _counts(index)
     found = costs(config, present, index["classes"])
     return [table, _cost_table(config, present, index["classes"], done), *_priced(found, prices, done)]
+
+
+def _check_counts(images: int | None, classes: int | None) -> None:
+    given = {"--images": images, "--classes": classes}
+    for (name, count), other in zip(given.items(), reversed(given), strict=True):
+        if count is not None and count < 1:
+            raise ConfigError(f"{name} {count}: give at least 1")
+        if count is not None and given[other] is None:
+            raise ConfigError(f"{name} {count} needs {other}: give both, or neither")
 
 
 def next_table(config: Config) -> Table | None:

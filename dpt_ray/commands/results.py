@@ -11,7 +11,8 @@ from rich.table import Table
 from dpt_ray.commands.console import output_console
 from dpt_ray.commands.plan import next_table
 from dpt_ray.commands.sweep_table import sweep_table
-from dpt_ray.config import Config, ConfigError
+from dpt_ray.commands.targets import until_node
+from dpt_ray.config import Config
 from dpt_ray.engine.progress import Display
 from dpt_ray.evaluation.methods import BALANCED, METHODS, key_of, method_of
 from dpt_ray.evaluation.records import (
@@ -52,14 +53,7 @@ def run_until(config: Config, node: str) -> None:
 
     Raises ConfigError, with the names of the nodes, where the configuration has none of this name.
     """
-    nodes = flow(config)
-    if node not in nodes:
-        hint = {"pilot": "; it comes with ladder={} generate_in=both", "ladder": "; it comes with ladder={}"}
-        raise ConfigError(
-            f"--until: {node!r} is not a stage of this configuration{hint.get(node, '')}; its stages are "
-            f"{', '.join(nodes)}"
-        )
-    run_targets(config, [node])
+    run_targets(config, [until_node(config, node).name])
     if table := next_table(config):
         output_console().print(table)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 
 from dpt_ray.cluster.jobs import connect_jobs, submit, wait
-from dpt_ray.config import Config, ConfigError, load_config
+from dpt_ray.commands.targets import until_node
+from dpt_ray.config import ConfigError, load_config
 from dpt_ray.config.yaml_file import files_of
 from dpt_ray.engine.execute import code_version
-from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.output import check_output_of_job
 
 
@@ -27,7 +27,7 @@ def submit_run(path: Path, overrides: Sequence[str], until: str | None, waits: b
     metadata = {
         "run": config.name,
         "stage": target,
-        "identity": _identity(config, target),
+        "identity": until_node(config, target).digest,
         "output": config.output or "",
         "code": code_version(),
     }
@@ -45,13 +45,6 @@ def submit_run(path: Path, overrides: Sequence[str], until: str | None, waits: b
     except KeyboardInterrupt:
         console.print(f"{job.id} goes on; stop it with `ray job stop {job.id}`", soft_wrap=True)
         raise
-
-
-def _identity(config: Config, target: str) -> str:
-    nodes = flow(config)
-    if target not in nodes:
-        raise ConfigError(f"--until: {target!r} is not a stage of this configuration: {', '.join(nodes)}")
-    return nodes[target].digest
 
 
 def _inside(path: Path, folder: Path) -> str:

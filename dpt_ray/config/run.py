@@ -27,7 +27,7 @@ from dpt_ray.config.sections import (
 from dpt_ray.config.semi_supervised import SemiSupervised
 from dpt_ray.config.student import Student
 from dpt_ray.config.sweep import Sweep
-from dpt_ray.config.yaml_file import build, merge, parse_overrides, read_yaml
+from dpt_ray.config.yaml_file import ConfigError, build, merge, parse_overrides, read_yaml
 
 
 class Config(Section):
@@ -268,4 +268,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError: one line naming the key, the value and what is allowed.
     """
-    return build(Config, merge(read_yaml(path), parse_overrides(overrides)), str(path))
+    tree = merge(read_yaml(path), parse_overrides(overrides))
+    if tree.get("study") is not None:
+        raise ConfigError(
+            f"{path}: study: describes a study of several runs; make them with `dpt study {path}`"
+        )
+    return build(Config, tree, str(path))

@@ -75,7 +75,12 @@ class Labels(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> Labels:
-        if (self.per_class is None) == (self.file is None):
+        if self.per_class is not None and self.file is not None:
+            raise ValueError(
+                f"per_class {self.per_class} draws labels and file {self.file!r} lists them: leave one out, "
+                "labels.per_class=null or labels.file=null"
+            )
+        if self.per_class is None and self.file is None:
             raise ValueError("give either per_class (draw) or file (a label list)")
         return self
 

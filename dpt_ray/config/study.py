@@ -68,7 +68,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, 
     tree = merge(read_yaml(path), parse_overrides(overrides))
     study = build(Study, tree.pop("study", None) or {}, f"{path}: study")
     _check_repeatable(tree, study, path)
-    name = tree.get("name", "study")
+    name = "study" if tree.get("name") is None else tree["name"]
     runs = {}
     for per_class, draw, seed in product(study.labels_per_class, range(study.draws), study.encoder_seeds):
         for variant, changes in {"": {}, **study.variants}.items():

@@ -20,7 +20,18 @@ class ConfigError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads 2e-4 as a number; YAML 1.1 reads it as text."""
+    """A YAML loader that reads 2e-4 as a number, which YAML 1.1 reads as text, and refuses a repeated key."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return the node of a mapping. Raises YAMLError for a key that it has twice: one would be lost."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and name in lines:
+                raise yaml.YAMLError(f"line {line} repeats the key {key.value!r} of line {lines[name]}")
+            lines[name] = line
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -117,10 +128,19 @@ def _explain(model: type[BaseModel], tree: dict[str, Any], error: ValidationErro
         case "value_error":
             return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     # Each member of a union says for itself what it expected: together they are what is allowed.
-    expected = [problem["msg"] for problem in problems if _path(tree, problem) == path]
+    expected = [_expected(model, path, problem) for problem in problems if _path(tree, problem) == path]
     message = " or ".join([expected[0], *(text.removeprefix("Input should be ") for text in expected[1:])])
-    message = message.replace("tuple", "list")  # as YAML calls it
-    return f"{key}: {reprlib.repr(first['input'])}: {message[0].lower()}{message[1:]}"
+    if first["type"] == "tuple_type" and len(expected) == 1 and isinstance(first["input"], str | int | float):
+        message += f"; write [{first['input']}]"
+    where = f"{key}: " if key else ""
+    return f"{where}{reprlib.repr(first['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _expected(model: type[BaseModel], path: list[str], problem: Any) -> str:
+    """Return what a value should be, in YAML's words."""
+    if problem["type"] == "model_type":
+        return f"Input should be a section with keys {', '.join(_keys(model, path))}"
+    return str(problem["msg"]).replace("tuple", "list").replace("dictionary", "mapping")
 
 
 def _path(tree: Any, problem: Any) -> list[str]:
@@ -148,7 +168,7 @@ def _nearest(path: list[str], allowed: list[str]) -> str:
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     """The keys allowed at `path` below `model`."""
     for part in path:
-        if not part.isdecimal():  # a place in a list of sections, whose keys are those of each
+        if part in model.model_fields:  # else a place in a list or a key of sections, each of one kind
             model = next(_sections(model.model_fields[part].annotation))
     return list(model.model_fields)
 

@@ -26,17 +26,33 @@ def index_folder(
 
     The layout is CLASS/**/NAME.jpg, or SPLIT/CLASS/**/NAME.jpg where every top folder is one of
     `split_names`. Images outside the class folders have no label. The id is the path below `uri`
-    without suffix. Hidden files and files without an image suffix are skipped.
+    without suffix. Hidden files and files without an image suffix are skipped. Raises ValueError where
+    other folders lie beside those of splits, unless `classes` says that all of them are classes.
     """
     fs, root = open_root(uri)
     if not fs.isdir(root):
         raise ValueError(f"{uri} is not a folder; check the source's uri and the credentials")
     top = _folders(fs, root)
     has_splits = bool(top) and all(name.lower() in split_names for name in top)
+    if not has_splits and not set(top) <= set(classes or ()):
+        _refuse_mixture(uri, top, split_names)
     splits = {name: split_names[name.lower()] for name in top} if has_splits else {"": "train"}
     if classes is None:
         classes = sorted({name for split in splits for name in _folders(fs, f"{root}/{split}")})
     return build_index(_rows(fs, root, splits), classes)
+
+
+def _refuse_mixture(uri: str, top: Sequence[str], split_names: Mapping[str, str]) -> None:
+    """Raise ValueError where some top folders are splits: as classes they would put test images in train."""
+    splits = [name for name in top if name.lower() in split_names]
+    others = [name for name in top if name.lower() not in split_names]
+    if others and (len(splits) > 1 or any(split_names[name.lower()] == "train" for name in splits)):
+        shown = ", ".join(others[:5]) + (f" ({len(others)} in all)" if len(others) > 5 else "")
+        raise ValueError(
+            f"{uri} has folders of splits ({', '.join(splits)}) and others: {shown}; move the others away, "
+            f"name their split as in data.splits={{{others[0].lower()}: train}}, or, where all of them are "
+            "classes, name them with data.classes"
+        )
 
 
 def _folders(fs: AbstractFileSystem, directory: str) -> list[str]:

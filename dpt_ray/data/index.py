@@ -7,6 +7,7 @@ beside the table lists the class names in class-id order.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -21,6 +22,7 @@ from fsspec import AbstractFileSystem
 from dpt_ray.store.filesystem import url_to_fs
 
 SPLITS = ("train", "validation", "test")
+UNIQUE = "ids are unique, and a file's is its path without suffix: rename one, or list ids in a manifest"
 
 SCHEMA = pa.schema(
     [
@@ -67,25 +69,44 @@ def encode_labels(
 ) -> tuple[pa.ChunkedArray, list[str]]:
     """Return (int32 class ids, class names) for labels given as class names or class numbers.
 
-    Null, empty and negative values are unknown labels (null). Without `classes`, class names are the
-    sorted values (class id = rank, as in the published ImageNet lists). Numbers are names of their own:
-    0 to the highest, or only those that occur where they are fewer than a tenth of that range. Raises
-    ValueError for a value that is neither one of `classes` nor one of their numbers.
+    Null, empty and negative values are unknown labels (null). Without `classes`, class names are those of
+    `occurring_classes` (class id = rank, as in the published ImageNet lists). Raises ValueError for a value
+    that is neither one of `classes` nor one of their numbers, and, without `classes`, for numbers with gaps:
+    to fill them would add classes without images, to close them would shift the published class ids.
     """
     text = values.cast(pa.string())
     distinct = [value for value in pc.unique(text).to_pylist() if value]
     if classes is None:
-        numbers = [_integer(value) for value in distinct]
-        known = {number for number in numbers if number is not None and number >= 0}
-        classes = sorted(distinct) if None in numbers else [str(number) for number in _class_numbers(known)]
+        classes = occurring_classes(distinct)
+        _refuse_gaps(classes)
     by_name = {name: i for i, name in enumerate(classes)}
     ids = pa.array([class_id(value, by_name) for value in distinct], pa.int32())
     return pc.take(ids, pc.index_in(text, value_set=pa.array(distinct, pa.string()))), list(classes)
 
 
-def _class_numbers(known: set[int]) -> Sequence[int]:
-    highest = max(known, default=-1)
-    return sorted(known) if highest >= 10 * len(known) else range(highest + 1)
+def occurring_classes(values: Sequence[str]) -> list[str]:
+    """Return the class names of labels that come without them: sorted, or the numbers from 0 up by value."""
+    numbers = [_integer(value) for value in values]
+    if None in numbers:
+        return sorted(set(values))
+    return [str(number) for number in sorted({n for n in numbers if n is not None and n >= 0})]
+
+
+def _refuse_gaps(classes: Sequence[str]) -> None:
+    """Raise ValueError where most of the numbers from 0 occur as classes, and some do not.
+
+    Far fewer than their range are names, such as GBIF's keys of species.
+    """
+    numbers = [number for number in map(_integer, classes) if number is not None]
+    if len(numbers) < len(classes) or not len(numbers) <= max(numbers, default=-1) < 10 * len(numbers):
+        return
+    first = next(number for number in range(len(numbers)) if numbers[number] != number)
+    missing = numbers[-1] + 1 - len(numbers)
+    listed = f"={json.dumps(classes)}" if len(classes) <= 10 else ""
+    raise ValueError(
+        f"the labels are numbers up to {numbers[-1]}, and {missing} of them have no image, the first is "
+        f"{first}; list the classes there are as data.classes{listed}, number them from 0, or write names"
+    )
 
 
 def class_id(value: str, by_name: Mapping[str, int]) -> int | None:
@@ -102,6 +123,11 @@ def class_id(value: str, by_name: Mapping[str, int]) -> int | None:
     if str(number) in by_name:  # "7.0" or "007" for 7
         return by_name[str(number)]
     numbered = all(_integer(name) is not None for name in by_name)
+    if not by_name:
+        raise ValueError(
+            f"unknown class {value!r}: the images come without classes; check data.uri, or name the classes "
+            "with data.classes"
+        )
     if number is None or numbered or number >= len(by_name):
         known = ", ".join(list(by_name)[:5])
         ids = "" if numbered else f" or a class id from 0 to {len(by_name) - 1}"
@@ -131,7 +157,7 @@ def validate_index(table: pa.Table, classes: Sequence[str] | None = None) -> Non
         if table[name].null_count:
             raise ValueError(f"the index has {table[name].null_count} nulls in column {name}")
     counts = table.group_by("id", use_threads=False).aggregate([("id", "count")])
-    _refuse(counts, pc.greater(counts["id_count"], 1), "is used by several images; ids are unique")
+    _refuse(counts, pc.greater(counts["id_count"], 1), f"is used by several images; {UNIQUE}")
     known = pc.is_in(table["split"], value_set=pa.array(SPLITS))
     _refuse(table, pc.invert(known), f"has an unknown split; use one of {', '.join(SPLITS)}")
     bad = pc.or_(pc.less(table["offset"], 0), pc.less(table["length"], -1))

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dpt_ray.data.index import class_id, encode_labels
+from dpt_ray.data.index import class_id, occurring_classes
 from dpt_ray.data.listing import SHARD_SUFFIXES, file_stem
 from dpt_ray.data.lookup import find_images, nearest_id
 from dpt_ray.data.splits import draw_key
@@ -105,9 +105,23 @@ def read_label_list(
 
 
 def class_names(uri: str) -> list[str]:
-    """Return the classes that a csv label list names, in class-id order, where the images do not say."""
-    labels = [entry.label for entry in _read_entries(uri, "csv")]
-    return encode_labels(pa.chunked_array([pa.array(labels, pa.string())]))[1]
+    """Return the classes that a csv label list names, in class-id order, where the images do not say.
+
+    Of numbers, those that occur: a class that no line names would have no label.
+    """
+    return occurring_classes([entry.label for entry in _read_entries(uri, "csv")])
+
+
+def unlabelled(labels: pa.Table, classes: Sequence[str]) -> str:
+    """Return a line that names the classes without a row in a table of (id, label); "" where all have one."""
+    seen = set(pc.unique(labels["label"]).to_pylist())
+    names = [name for number, name in enumerate(classes) if number not in seen]
+    if not names:
+        return ""
+    return (
+        f"warning: no label of {', '.join(names[:5])} ({len(names)} of {len(classes)} classes); label an "
+        "image of each, or it is never predicted"
+    )
 
 
 def _read_entries(uri: str, format: str) -> list[Entry]:
@@ -124,8 +138,12 @@ def _read_entries(uri: str, format: str) -> list[Entry]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     if not {"id", "label"} <= set(reader.fieldnames or ()):
         raise ValueError(f"label list {uri} line 1: columns {reader.fieldnames}; it needs id,label")
-    entries = [Entry(reader.line_num, row["id"], row["label"] or "") for row in reader]
+    entries = [Entry(reader.line_num, row["id"] or "", row["label"] or "") for row in reader]
     for entry in entries:
+        if not entry.key.strip():
+            raise ValueError(
+                f"label list {uri} line {entry.line}: the row has no id; name its image or remove the line"
+            )
         if not entry.label.strip():
             raise ValueError(
                 f"label list {uri} line {entry.line}: {entry.key} has no label; give one or remove the line"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -29,6 +29,7 @@ FORMATS = {
 }
 IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 SHARD_SUFFIXES = (".tar", ".parquet")  # files that hold many images
+MAC_FOLDER = "__MACOSX"  # what macOS adds to a zip: hidden files that are no images
 
 # How sources name the splits. ImageNet's "val" is this project's test set: pass {"val": "test"}.
 SPLIT_NAMES = {
@@ -54,10 +55,14 @@ def canonical(uri: str) -> str:
 
 
 def list_directory(fs: Any, directory: str) -> list[tuple[str, bool, int, str]]:
-    """Return (name, is a folder, bytes, version) of what a folder holds, by name, without hidden files."""
+    """Return (name, is a folder, bytes, version) of what a folder holds, by name, without hidden files.
+
+    A symlink to nothing is a file of 0 bytes: as an image, one that cannot be read. So is one to a folder
+    that it lies in, whose files are listed already.
+    """
     if isinstance(fs, LocalFileSystem):  # no dictionary per file for a flat million
         with os.scandir(directory) as entries:
-            found = [(e.name, e.is_dir(), e.stat().st_size, "") for e in entries]
+            found = [_local_entry(entry) for entry in entries]
     else:
         prefix = directory.rstrip("/") + "/"
         found = [
@@ -70,7 +75,19 @@ def list_directory(fs: Any, directory: str) -> list[tuple[str, bool, int, str]]:
             for entry in fs.ls(directory, detail=True)
             if entry["name"].startswith(prefix)  # object stores may list the folder itself
         ]
-    return sorted(e for e in found if e[0] and not e[0].startswith("."))
+    return sorted(e for e in found if e[0] and not e[0].startswith(".") and e[0] != MAC_FOLDER)
+
+
+def _local_entry(entry: os.DirEntry[str]) -> tuple[str, bool, int, str]:
+    try:
+        around = Path(entry.path).absolute().parents if entry.is_symlink() and entry.is_dir() else ()
+        if any(parent.samefile(entry.path) for parent in around):
+            return entry.name, False, 0, ""
+        return entry.name, entry.is_dir(), entry.stat().st_size, ""
+    except OSError:
+        if not entry.is_symlink():
+            raise
+        return entry.name, False, 0, ""
 
 
 def version(info: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ def read_pseudo_label_list(uri: str, index: pa.Table, classes: Sequence[str]) ->
     image needs a row; others may have one. Raises ValueError naming the first wrong row and the remedy.
     """
     table = _read(uri)
+    _refuse_missing(uri, table)
     where = pc.index_in(table["id"], index["id"].combine_chunks())
     if where.null_count:
         lost = table["id"].filter(pc.is_null(where))[0].as_py()
@@ -40,13 +41,7 @@ def read_pseudo_label_list(uri: str, index: pa.Table, classes: Sequence[str]) ->
             f"{uri}: {len(missing)} of {len(train)} training images have no row, the first is "
             f"{missing[0].as_py()!r}; give every training image a label"
         )
-    low, high = pc.less(table["confidence"], 0.0), pc.greater(table["confidence"], 1.0)
-    wrong = pc.fill_null(pc.or_(low, high), True)
-    if pc.any(wrong).as_py():
-        first = table.filter(wrong).slice(0, 1).to_pylist()[0]
-        raise ValueError(
-            f"{uri}: confidence {first['confidence']} of {first['id']!r}; it must lie between 0 and 1"
-        )
+    _refuse_confidences(uri, table)
     labels = _class_ids(uri, table, classes)
     return pa.table(
         {
@@ -74,6 +69,30 @@ def _read(uri: str) -> pa.Table:
     if not len(table):
         raise ValueError(f"{uri}: has no rows")
     return table
+
+
+def _refuse_missing(uri: str, table: pa.Table) -> None:
+    for name in ("id", "label"):
+        missing = pc.equal(pc.fill_null(table[name], ""), "")
+        if count := pc.sum(missing).as_py():
+            row = pc.index(missing, True).as_py()
+            of = f" ({table['id'][row].as_py()!r})" if name == "label" else ""
+            raise ValueError(
+                f"{uri}: row {row + 1}{of} has no {name}, {count} such rows; fill them in or remove them"
+            )
+
+
+def _refuse_confidences(uri: str, table: pa.Table) -> None:
+    found = table["confidence"]
+    # A comparison with NaN is false, with null it is null.
+    fits = pc.and_(pc.greater_equal(found, 0.0), pc.less_equal(found, 1.0))
+    wrong = pc.invert(pc.fill_null(fits, False))
+    if pc.any(wrong).as_py():
+        row = pc.index(wrong, True).as_py()
+        raise ValueError(
+            f"{uri}: row {row + 1}: confidence {found[row].as_py()} of {table['id'][row].as_py()!r}; it must "
+            "lie between 0 and 1: correct it"
+        )
 
 
 def _refuse_repeats(uri: str, ids: pa.ChunkedArray) -> None:

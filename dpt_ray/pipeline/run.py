@@ -13,11 +13,11 @@ from dpt_ray.engine.node import Node, needed
 from dpt_ray.engine.progress import Display
 from dpt_ray.engine.spending import Spending
 from dpt_ray.evaluation.advice import advice
-from dpt_ray.evaluation.inception_files import NOT_COMPUTED
 from dpt_ray.evaluation.records import read_ladder
 from dpt_ray.models.precision import emulation_note
 from dpt_ray.pipeline.cost import Cost, costs
 from dpt_ray.pipeline.flow import flow
+from dpt_ray.pipeline.lacking import OF_IMAGES, remedy
 from dpt_ray.pipeline.output import open_store
 from dpt_ray.pipeline.run_folder import PLANNED, link, node_references
 from dpt_ray.pipeline.time_left import TimeLeft
@@ -28,8 +28,6 @@ from dpt_ray.store.artifact import Artifact, Store
 # The minimum share of the bytes in cost.py that is written: a PNG of a photograph has about half of the
 # bytes of its pixels.
 SIZED = {"features": 1.0, "moments": 1.0, "samples": 0.5, "sample_features": 1.0, "feature_samples": 1.0}
-# What there is only where images are generated.
-OF_IMAGES = ("moments", "denoiser", "samples", "retrained")
 
 
 def run(
@@ -48,12 +46,12 @@ def run(
     nodes = flow(config)
     for name in targets:
         if name not in nodes:
-            why = f": {NOT_COMPUTED}" if name == "image_metrics" else ""
-            if name in OF_IMAGES and not config.generates_images:
-                if len(targets) > 1:  # `dpt extract`: features without moments
-                    continue
-                why = ": with generate_in features no images are generated"
-            raise ConfigError(f"this configuration has no {name.replace('_', ' ')} stage{why}")
+            if name in OF_IMAGES and not config.generates_images and len(targets) > 1:
+                continue  # `dpt extract`: features without moments
+            hint = remedy(config, name)
+            raise ConfigError(
+                f"this configuration has no {name.replace('_', ' ')} stage{hint and f': {hint}'}"
+            )
         if nodes[name].missing:
             raise ConfigError(nodes[name].missing)
     wanted = [nodes[name] for name in targets if name in nodes]

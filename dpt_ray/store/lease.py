@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -97,9 +97,7 @@ class Lease:
         return True
 
     def _read(self) -> bytes:
-        with suppress(FileNotFoundError):
-            return self._artifact.read_bytes(NAME)
-        return b""
+        return _content(self._artifact)
 
     def _remove(self) -> None:
         with suppress(FileNotFoundError):
@@ -111,6 +109,31 @@ class Lease:
                 if not self.held:  # taken over; shards are atomic, so two writers do no harm
                     return
                 self._artifact.write_bytes(NAME, self._content())
+
+
+def live_holders(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    """Return who holds the lease of those artifacts, by the keys given, whose lease is alive.
+
+    Such a lease changes with the next heartbeat. Blocks until every lease has changed or is gone, at most for
+    `LIFETIME`; those of dead processes of this machine are not waited for.
+    """
+    waiting = {key: _content(artifact) for key, artifact in artifacts.items()}
+    waiting = {key: content for key, content in waiting.items() if content and not _is_dead(content)}
+    holders: dict[str, str] = {}
+    since = time.monotonic()
+    while waiting and time.monotonic() - since < LIFETIME:
+        time.sleep(POLL)
+        now = {key: _content(artifacts[key]) for key in waiting}
+        holders |= {key: _holder(now[key]) for key in waiting if now[key] not in (b"", waiting[key])}
+        waiting = {key: content for key, content in waiting.items() if now[key] == content}
+    return holders
+
+
+def _content(artifact: Artifact) -> bytes:
+    """Return what an artifact's lease says, nothing where there is none."""
+    with suppress(FileNotFoundError):
+        return artifact.read_bytes(NAME)
+    return b""
 
 
 def _holder(content: bytes) -> str:

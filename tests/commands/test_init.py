@@ -61,6 +61,23 @@ def test_a_folder_for_each_class_gives_a_run_that_passes_its_first_stages(classe
     assert make(config, "labels") == ["index", "labels"]
 
 
+def test_a_class_without_a_label_is_warned_of_in_one_line(dpt, classes):
+    (classes / "labels.csv").write_text("id,label\nrose/0,rose\n")
+    given = (classes / "my flowers", "--labels", classes / "labels.csv", "--out", classes / "c.yaml")
+    code, out, _ = dpt("init", *given)
+    assert code == 0
+    [line] = [line for line in out.splitlines() if line.startswith("warning: ")]
+    assert line.startswith("warning: no label of tulip (1 of 2 classes); label an image of each")
+    (classes / "labels.csv").write_text("id,label\nrose/0,rose\ntulip/0,tulip\n")
+    assert "warning" not in dpt("init", *given[:-1], classes / "d.yaml")[1]
+    assert "warning" not in dpt("init", classes / "my flowers", "--out", classes / "e.yaml")[1]
+
+
+def test_a_label_list_that_does_not_exist_is_named_with_its_key(dpt, classes):
+    code, _, err = dpt("init", classes / "my flowers", "--labels", "gone.csv", "--out", classes / "c.yaml")
+    assert code == 2 and "--labels: 'gone.csv' does not exist; give the path" in err and err.count("\n") == 1
+
+
 def test_before_the_first_label_the_configuration_serves_to_choose_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in range(5):
@@ -120,7 +137,7 @@ def test_the_configuration_is_the_same_run_from_any_folder(classes, monkeypatch)
     tree = yaml.safe_load(path.read_text())
     assert tree["data"]["uri"] == str(classes / "my flowers")
     assert tree["data"]["keep_in_train"] == [str(classes / f"{path.stem}.kept.csv")]
-    assert tree["labels"]["file"] == str(classes / "labels.csv") and found.measured
+    assert tree["labels"]["file"] == str(classes / "labels.csv") and not found.notes
 
 
 def test_a_flat_folder_with_a_list_has_nothing_to_measure_on_and_init_says_so(tmp_path, capsys):

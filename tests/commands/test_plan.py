@@ -60,8 +60,19 @@ def test_a_plan_of_so_many_images_leaves_out_what_it_cannot_know(dpt, tmp_path):
     _, out, _ = dpt("plan", DIGITS, *weights, "--images", 1000, "--classes", 10)
     assert row(out, "features")[1:3] == ["1,000", "256.0 kB"]
     assert row(out, "inception_reference")[1:] == ["-"] * 5
-    code, _, err = dpt("plan", DIGITS, *weights, "--classes", 10)
-    assert code == 2 and err.startswith("error: --classes 10 needs --images") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("one", "other"), [("--classes", "--images"), ("--images", "--classes")])
+def test_a_plan_of_so_many_images_needs_their_classes_too(dpt, tmp_path, one, other):
+    code, out, err = dpt("plan", DIGITS, f"output={tmp_path}", one, 10)
+    assert (code, out) == (2, "") and err == f"error: {one} 10 needs {other}: give both, or neither\n"
+
+
+@pytest.mark.parametrize("counts", [(0, 10), (10, 0), (-1, 10)])
+def test_a_plan_of_no_images_or_classes_is_refused(dpt, tmp_path, counts):
+    images, classes = counts
+    code, out, err = dpt("plan", DIGITS, f"output={tmp_path}", "--images", images, "--classes", classes)
+    assert (code, out) == (2, "") and err.endswith(": give at least 1\n") and err.count("\n") == 1
 
 
 def test_a_plan_with_prices_says_what_each_gpu_would_cost(dpt, tmp_path):

@@ -1,10 +1,16 @@
 """`dpt run --until`: it stops where it is told to, and says what comes next and its cost."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 
+from dpt_ray.cli import STAGES
 from dpt_ray.commands import plan
+from dpt_ray.commands.targets import TARGETS
+from dpt_ray.config import load_config
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.pipeline.lacking import remedy
 from dpt_ray.pipeline.speed import Rates
 from dpt_ray.store.artifact import Store
 from tests.helpers.paths import DIGITS
@@ -31,7 +37,6 @@ def test_it_stops_after_the_stage_and_tells_the_cost_of_the_others(dpt, tmp_path
 
 def test_what_is_done_is_not_among_what_comes_next(dpt, tmp_path, monkeypatch):
     from dpt_ray.commands.plan import next_table
-    from dpt_ray.config import load_config
     from dpt_ray.pipeline.status import Status
 
     config = load_config(DIGITS, [f"output={tmp_path}"])
@@ -61,6 +66,8 @@ def test_what_is_done_is_not_among_what_comes_next(dpt, tmp_path, monkeypatch):
         ),
         ("pilot", "'pilot' is not a stage of this configuration; it comes with ladder={} generate_in=both;"),
         ("ladder", "'ladder' is not a stage of this configuration; it comes with ladder={}; its stages are"),
+        ("train-diffusion", "; `dpt train-diffusion` makes denoiser: --until denoiser; its stages are index"),
+        ("measure", "give its path as evaluate.inception; its stages are index"),
     ],
 )
 def test_an_unknown_stage_is_one_line_with_the_names(dpt, tmp_path, name, said):
@@ -70,7 +77,6 @@ def test_an_unknown_stage_is_one_line_with_the_names(dpt, tmp_path, name, said):
 
 
 def test_extract_makes_the_features_alone_where_no_images_are_generated(monkeypatch):
-    from dpt_ray.config import load_config
     from dpt_ray.pipeline import run
 
     asked = []
@@ -83,6 +89,43 @@ def test_extract_makes_the_features_alone_where_no_images_are_generated(monkeypa
     assert asked == ["labels", "labels", "features"]
 
 
-def test_stages_of_images_are_refused_where_none_are_generated(dpt, tmp_path):
-    code, _, error = dpt("generate", DIGITS, f"output={tmp_path}", "generate_in=features")
-    assert code == 2 and "with generate_in features no images are generated" in error
+@pytest.mark.parametrize(
+    ("command", "override", "said"),
+    [
+        ("ladder", "ladder=null", "no ladder stage: it comes with ladder={}"),
+        ("measure", "evaluate.inception=null", "no image metrics stage: FID, "),
+        (
+            "retrain",
+            "diffusion.condition=none",
+            "no retrained stage: it comes with diffusion.condition=pseudo",
+        ),
+        ("sweep", "diffusion.condition=none", "no sweep stage: it comes with diffusion.condition=pseudo"),
+        ("train-diffusion", "generate_in=features", "no images are generated: set generate_in=both"),
+        ("generate", "generate_in=features", "with generate_in features no images are generated"),
+    ],
+)
+def test_a_command_without_its_stage_says_which_setting_brings_it(dpt, tmp_path, command, override, said):
+    code, _, error = dpt(command, DIGITS, f"output={tmp_path}", override)
+    assert code == 2 and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["evaluate.controls=false", "sweep=null"], "sweep"),
+        (["evaluate.controls=false", "generate_in=features"], "augmented"),
+        ([], "pilot"),
+        ([], "propagation"),
+        (["ladder.rungs=[tuned_probe]"], "propagation"),
+        (["diffusion.condition=none"], "sweep"),
+    ],
+)
+def test_the_setting_that_is_told_brings_the_stage(overrides, name):
+    config = load_config(DIGITS, overrides)
+    assert name not in flow(config)
+    settings = re.split(r" (?=\w+=)", remedy(config, name).removeprefix("it comes with "))
+    assert name in flow(load_config(DIGITS, [*overrides, *settings]))
+
+
+def test_every_command_of_a_part_has_its_stages():
+    assert {*STAGES, "generate"} == TARGETS.keys()

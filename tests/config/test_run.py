@@ -52,7 +52,16 @@ def test_every_configuration_in_the_repository_is_valid(path):
         ("pretrain.steps=0", ["pretrain.steps: 0", "greater than or equal to 1"]),
         ("name=3", ["name: 3", "valid string"]),
         ("name=a/b", ["name: 'a/b'"]),
-        ("diffusion=[]", ["diffusion: []", "dictionary"]),
+        ("diffusion=[]", ["diffusion: []", "should be a section with keys steps, batch_size, "]),
+        ("labels=2", ["labels: 2: input should be a section with keys per_class, seed, file, format"]),
+        ("sweep.generate=[3]", ["sweep.generate.0: 3: ", "a section with keys guidance, guidance_interval"]),
+        ("data.splits=2", ["data.splits: 2: ", "valid mapping"]),
+        ("ladder.rungs=propagation", ["'propagation': input should be a valid list; write [propagation]"]),
+        (
+            "study={draws: 2}",
+            [f"study: describes a study of several runs; make them with `dpt study {DIGITS}`"],
+        ),
+        ("generate={nfe: 1, nfe: 2}", ["line 1 repeats the key 'nfe' of line 1"]),
         ("diffusion.schedule=vpp", ["diffusion.schedule: 'vpp'", "'vp'", "'cosine'"]),
         ("diffusion.learning_rate=.nan", ["diffusion.learning_rate: nan", "finite"]),
         ("diffusion.learning_rate=.inf", ["diffusion.learning_rate: inf", "finite"]),
@@ -66,7 +75,7 @@ def test_every_configuration_in_the_repository_is_valid(path):
 )
 def test_a_wrong_key_or_value_is_named_with_what_is_allowed(override, parts):
     text = message(DIGITS, override)
-    assert text.startswith(f"{DIGITS}: ")
+    assert text.startswith(f"{DIGITS}: ") or "is not YAML" in text
     for part in parts:
         assert part in text
 
@@ -116,7 +125,7 @@ def test_a_missing_section_is_named(tmp_path):
         ),
         (["pretrain.augmentation=photographs"], ["pretrain.augmentation photographs", "data.mode RGB"]),
         (["evaluate.referee.objective=msn"], ["evaluate.referee.objective", "unknown key"]),
-        (["labels.file=list.csv"], ["labels: give either per_class", "or file"]),
+        (["labels.file=list.csv"], ["labels: per_class 1 ", "labels.per_class=null or labels.file=null"]),
         (["labels.per_class="], ["labels: give either per_class", "or file"]),
         (["data.uri=/images"], ["data: digits comes with scikit-learn", "leave out uri"]),
         (["data.source=tar"], ["data: source tar needs uri"]),
@@ -157,6 +166,11 @@ def test_a_variant_of_a_study_is_the_base_but_for_what_it_names(tmp_path):
         assert (base["name"], wide["name"]) == (f"s-n1-e4-d{draw}", f"s-wide-n1-e4-d{draw}")
         assert (base["diffusion"]["model"].pop("dim"), wide["diffusion"]["model"].pop("dim")) == (64, 128)
         assert base | {"name": ""} == wide | {"name": ""}
+
+
+@pytest.mark.parametrize("name", ["name=null", "name=study"])
+def test_a_study_whose_name_is_null_has_the_default_name(tmp_path, name):
+    assert list(load_study(study(tmp_path), [name])[1]) == ["study-n1-e4-d0", "study-n1-e4-d1"]
 
 
 def test_a_variant_that_is_null_is_left_out(tmp_path):
@@ -272,6 +286,23 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path, content, part):
     path.write_bytes(content)
     text = message(path)
     assert text.startswith(f"{path}: ") and part in text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("name: a\nlabels: {}\nname: b\n", "line 3 repeats the key 'name' of line 1; correct it"),
+        ("generate:\n  nfe: 1\n  'nfe': 2\n", "line 3 repeats the key 'nfe' of line 2; correct it"),
+    ],
+)
+def test_a_repeated_key_is_refused_with_its_lines(tmp_path, content, said):
+    (tmp_path / "twice.yaml").write_text(content)
+    assert message(tmp_path / "twice.yaml") == f"{tmp_path}/twice.yaml: not YAML: {said}"
+
+
+def test_a_merged_mapping_may_have_its_keys_again(tmp_path):
+    (tmp_path / "merged.yaml").write_text("a: &a {nfe: 1, seed: 2}\nb: {<<: *a, nfe: 3}\n")
+    assert read_yaml(tmp_path / "merged.yaml")["b"] == {"nfe": 3, "seed": 2}
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

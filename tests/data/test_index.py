@@ -35,20 +35,39 @@ def test_an_index_of_more_rows_than_one_chunk_keeps_their_order() -> None:
     ("values", "classes", "ids", "names"),
     [
         (["dog", "cat", None, "", "dog"], None, [1, 0, None, None, 1], ["cat", "dog"]),
-        (["3", "0", "-1", None], None, [3, 0, None, None], ["0", "1", "2", "3"]),
+        (["1", "0", "-1", None], None, [1, 0, None, None], ["0", "1"]),
+        (["3", "0"], ["0", "1", "2", "3"], [3, 0], ["0", "1", "2", "3"]),
         (["1.0", "0.0"], None, [1, 0], ["0", "1"]),
         (["1", "dog"], ["cat", "dog"], [1, 1], ["cat", "dog"]),
         (["5", "7"], ["7", "5"], [1, 0], ["7", "5"]),
         ([None, None], None, [None, None], []),
         (["3000000", "7", "-1", "7.0"], None, [1, 0, None, 0], ["7", "3000000"]),
         (["900000000001", "007"], None, [1, 0], ["7", "900000000001"]),
-        (["19", "3"], None, [19, 3], [str(k) for k in range(20)]),  # some of 20 are missing
         (["20", "3"], None, [1, 0], ["3", "20"]),
+        (["2", "1"], ["1", "2"], [1, 0], ["1", "2"]),
     ],
 )
 def test_labels_are_class_names_or_numbers(values, classes, ids, names) -> None:
     encoded, found = encode_labels(pa.chunked_array([pa.array(values, pa.string())]), classes)
     assert (encoded.to_pylist(), found) == (ids, names)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (["1", "2"], r'up to 2, and 1 of them have no image, the first is 0; .*data\.classes=\["1", "2"\]'),
+        (["0", "3"], r'up to 3, and 2 of them have no image, the first is 1; .*data\.classes=\["0", "3"\]'),
+        (["19", "3"], "up to 19, and 18 of them have no image, the first is 0"),
+    ],
+)
+def test_numbers_with_gaps_are_neither_filled_with_empty_classes_nor_shifted(values, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        encode_labels(pa.chunked_array([pa.array(values)]))
+
+
+def test_a_class_where_the_images_have_none_is_answered_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match=r"'rose': the images come without classes; check data\.uri, or"):
+        encode_labels(pa.chunked_array([["rose"]]), [])
 
 
 @pytest.mark.parametrize("value", ["cow", "2", "1.5"])
@@ -66,7 +85,10 @@ def test_where_numbers_are_names_a_rank_is_none(value) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (index_of(["a", "b", "a", "c", "b"]), r"used by several images.*: a, b \(2 in all\)"),
+        (
+            index_of(["a", "b", "a", "c", "b"]),
+            r"several images; .*rename one, .*: a, b \(2 in all\)",
+        ),
         (index_of(["a", "b"], splits=["train", "dev"]), "unknown split.*: b"),
         (index_of(["a", "b"], labels=[0, 2]), "label outside 0 to 1: b"),
         (index_of(["a", None]), "1 nulls in column id"),

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpt_ray.data.index import SCHEMA
-from dpt_ray.data.labels import draw_labels, read_label_list
+from dpt_ray.data.labels import class_names, draw_labels, read_label_list
 from dpt_ray.data.parquet import index_parquet
 
 CLASSES = ["n01", "n02", "n03"]
@@ -216,6 +216,8 @@ ID = "train/n01/n01_0"
         ("csv", f"id,label\n{ID},3\n", "line 2: unknown class '3'.*0 to 2"),
         ("csv", f"id,label\n{ID},-1\n", "line 2: unknown class '-1'"),
         ("csv", f"id,label\n{ID}\n", "line 2: .* has no label; give one"),
+        ("csv", f"label,id\nn01,{ID}\nn02\n", "line 3: the row has no id; name its image or remove the line"),
+        ("csv", f"id,label\n{ID},n01\n ,n02\n", "line 3: the row has no id"),
         ("csv", "id,label\nnowhere,n01\n", "line 2: no image 'nowhere'"),
         ("json", "[]", "use csv or published"),
     ],
@@ -230,3 +232,8 @@ def test_a_file_name_that_two_images_have_is_refused(tmp_path) -> None:
     other = index.slice(0, 1).set_column(0, SCHEMA.field(0), [pa.array(["copy/n01_0"])])
     with pytest.raises(ValueError, match="line 1: 'n01_0' could be any of train/n01/n01_0, copy"):
         read(tmp_path, "n01_0.JPEG", "published", pa.concat_tables([index, other]))
+
+
+def test_a_list_that_names_classes_1_and_2_has_no_class_0(tmp_path) -> None:
+    (tmp_path / "labels.csv").write_text("id,label\na,2\nb,10\nc,1\n")
+    assert class_names(str(tmp_path / "labels.csv")) == ["1", "2", "10"]

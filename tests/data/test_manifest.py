@@ -17,14 +17,14 @@ def test_a_parquet_manifest_may_have_ids_ranges_and_labels_with_gaps(tmp_path) -
             "uri": ["blob.bin", f"file://{tmp_path}/blob.bin"],
             "offset": [2, 5],
             "length": [3, -1],
-            "label": pa.array([1.0, None]),
+            "label": pa.array([0.0, None]),
             "other": [None, None],
         }
     )
     pq.write_table(table, tmp_path / "m.parquet")
     index, classes = index_manifest(f"{tmp_path}/m.parquet")
     assert read_bytes(index) == [b"234", b"56789"]
-    assert (index["label"].to_pylist(), classes) == ([1, None], ["0", "1"])
+    assert (index["label"].to_pylist(), classes) == ([0, None], ["0"])
     assert index["split"].to_pylist() == ["train", "train"]
 
 

@@ -14,11 +14,11 @@ def test_parquet_takes_class_names_from_its_metadata_and_negative_labels_as_unkn
 ) -> None:
     assert index_parquet(write_parquets(f"{tmp_path}/a"))[1] == CLASSES
     table = pa.table({"img": [{"bytes": b"1", "path": None}, {"bytes": None, "path": None}]})
-    pq.write_table(table.append_column("label", pa.array([-1, 1])), tmp_path / "test.parquet")
+    pq.write_table(table.append_column("label", pa.array([-1, 0])), tmp_path / "test.parquet")
     index, classes = index_parquet(f"{tmp_path}/test.parquet")
-    assert classes == ["0", "1"]
+    assert classes == ["0"]
     assert index["id"].to_pylist() == ["test-000000", "test-000001"]
-    assert index["label"].to_pylist() == [None, 1]
+    assert index["label"].to_pylist() == [None, 0]
     assert index["split"].to_pylist() == ["test", "test"]
     assert read_bytes(index) == [b"1", b""]
 

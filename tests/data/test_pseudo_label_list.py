@@ -44,7 +44,9 @@ def test_a_parquet_table_with_more_columns_and_numbers_as_labels_is_the_same(tmp
         ([*ROWS[:2], "b,elm,1"], "'b': unknown class 'elm'"),
         ([*ROWS[:2], "b,-1,1"], "'b': class -1 stands for an unknown one"),
         ([*ROWS[:2], "b,oak,1.5"], "confidence 1.5 of 'b'"),
-        ([*ROWS[:2], "b,oak,"], "confidence None of 'b'"),
+        ([*ROWS[:2], "b,oak,"], "row 3: confidence None of 'b'"),
+        ([*ROWS[:2], "b,,1"], "row 3 ('b') has no label, 1 such rows; fill them in or remove them"),
+        ([ROWS[0], ",oak,1", ",oak,1"], "row 2 has no id, 2 such rows; fill them in or remove them"),
         ([], "has no rows"),
     ],
 )
@@ -52,6 +54,24 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path, rows, said):
     with pytest.raises(ValueError) as refused:
         read_pseudo_label_list(write(tmp_path, rows), INDEX, CLASSES)
     assert said in str(refused.value) and "table.csv" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"id": ["c", None, "b"]}, "row 2 has no id, 1 such rows"),
+        ({"label": ["ash", "oak", None]}, "row 3 ('b') has no label, 1 such rows"),
+        ({"label": [1, None, 1]}, "row 2 ('a') has no label, 1 such rows"),
+        ({"confidence": [0.25, float("nan"), 0.5]}, "row 2: confidence nan of 'a'"),
+        ({"confidence": [None, 1.0, 0.5]}, "row 1: confidence None of 'c'"),
+    ],
+)
+def test_nulls_and_nan_in_a_parquet_table_are_refused_with_their_row(tmp_path, change, said):
+    columns = {"id": ["c", "a", "b"], "label": ["ash", "oak", "ash"], "confidence": [0.25, 1.0, 0.5]}
+    pq.write_table(pa.table(columns | change), tmp_path / "table.parquet")
+    with pytest.raises(ValueError) as refused:
+        read_pseudo_label_list(str(tmp_path / "table.parquet"), INDEX, CLASSES)
+    assert said in str(refused.value) and "table.parquet" in str(refused.value)
 
 
 def test_a_missing_column_is_named(tmp_path):

@@ -72,6 +72,61 @@ def test_a_flat_folder_is_unlabelled_and_class_folders_may_be_nested_or_links(tm
     }
 
 
+@pytest.mark.parametrize(
+    ("folders", "others"),
+    [
+        (["train/ant", "test/ant", "annotations/ant"], "annotations"),
+        (["Train/ant", "labels"], "labels"),
+        (["val/ant", "test/ant", "a", "b", "c", "d", "e", "f"], r"a, b, c, d, e \(6 in all\)"),
+    ],
+)
+def test_folders_beside_those_of_splits_do_not_turn_splits_into_classes(tmp_path, folders, others) -> None:
+    for folder in folders:
+        write(f"{tmp_path}/{folder}/{folder.replace('/', '-')}.png", IMAGES["image_0"][2])
+    with pytest.raises(ValueError, match=rf"and others: {others}; move .* data\.splits=.* data\.classes$"):
+        index_folder(str(tmp_path))
+
+
+def test_folders_beside_those_of_splits_may_be_splits_or_all_be_classes(tmp_path) -> None:
+    for folder in ("train/ant", "test/ant", "more/ant"):
+        write(f"{tmp_path}/{folder}/a.png", IMAGES["image_0"][2])
+    table, classes = index_folder(str(tmp_path), split_names=listing.SPLIT_NAMES | {"more": "train"})
+    assert classes == ["ant"] and Counter(table["split"].to_pylist()) == {"train": 2, "test": 1}
+    named = ["more", "test", "train"]  # as a set of vehicles has a class train
+    table, classes = index_folder(str(tmp_path), classes=named)
+    assert classes == named and table["label"].to_pylist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("class_like", ["test", "valid"])
+def test_one_class_that_is_called_as_a_split_is_a_class(tmp_path, class_like) -> None:
+    for folder in (class_like, "ant"):
+        write(f"{tmp_path}/{folder}/a.png", IMAGES["image_0"][2])
+    assert index_folder(str(tmp_path))[1] == ["ant", class_like]
+
+
+@pytest.mark.parametrize("extra", ["__MACOSX", ".cache"])
+def test_hidden_folders_beside_those_of_splits_are_passed_over(tmp_path, extra) -> None:
+    for folder in ("train/ant", "test/ant", f"{extra}/bee"):
+        write(f"{tmp_path}/{folder}/a.png", IMAGES["image_0"][2])
+    table, classes = index_folder(str(tmp_path))
+    assert classes == ["ant"] and table["id"].to_pylist() == ["test/ant/a", "train/ant/a"]
+
+
+def test_links_to_nothing_are_images_that_cannot_be_read_and_circles_are_not_followed(tmp_path) -> None:
+    images = tmp_path / "images"
+    write(f"{images}/ant/a.png", IMAGES["image_0"][2])
+    (images / "ant" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (images / "ant" / "self.png").symlink_to(images / "ant" / "self.png")
+    (images / "ant" / "up").symlink_to(images)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "back").symlink_to(images)
+    (images / "bee").symlink_to(tmp_path / "elsewhere")
+    table, classes = index_folder(str(images))
+    assert classes == ["ant", "bee"]
+    assert table["id"].to_pylist() == ["ant/a", "ant/gone", "ant/self"]
+    assert read_bytes(table) == [IMAGES["image_0"][2], b"", b""]
+
+
 def test_two_files_of_one_name_are_refused(tmp_path) -> None:
     write(f"{tmp_path}/ant/a.png", b"1")
     write(f"{tmp_path}/ant/a.jpg", b"2")

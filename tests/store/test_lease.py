@@ -15,7 +15,7 @@ from botocore.exceptions import EndpointConnectionError
 
 from dpt_ray.store import lease
 from dpt_ray.store.artifact import Artifact
-from dpt_ray.store.lease import NAME, Lease
+from dpt_ray.store.lease import NAME, Lease, live_holders
 
 ELSEWHERE = {"host": "another-machine", "pid": 1, "token": "t", "beat": 1}
 
@@ -206,6 +206,17 @@ def test_a_lease_that_was_taken_over_is_not_removed_by_who_lost_it(artifact):
         assert not lost.held
         time.sleep(3 * lease.HEARTBEAT)
     assert artifact.read_json(NAME) == ELSEWHERE
+
+
+def test_only_a_lease_with_a_heartbeat_is_alive(artifact, monkeypatch):
+    assert live_holders({"it": artifact}) == {}
+    with Lease(artifact):
+        assert live_holders({"it": artifact}) == {"it": f"process {os.getpid()} on {socket.gethostname()}"}
+    artifact.write_json(NAME, ELSEWHERE)
+    assert live_holders({"it": artifact}) == {}  # after its lifetime
+    monkeypatch.setattr(lease, "LIFETIME", 1000.0)
+    artifact.write_json(NAME, {"host": socket.gethostname(), "pid": dead_pid(), "token": "t", "beat": 1})
+    assert live_holders({"it": artifact}) == {}  # at once
 
 
 def test_two_who_judge_a_holder_dead_at_the_same_moment_still_exclude_each_other(artifact, monkeypatch):

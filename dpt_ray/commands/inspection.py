@@ -1,0 +1,100 @@
+"""What `dpt init` finds in a user's images and labels."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from dpt_ray.data.index import read_bytes
+from dpt_ray.data.labels import class_names, read_label_list, unlabelled
+from dpt_ray.data.listing import open_root, walk_files
+from dpt_ray.data.sources import INDEXERS
+
+LOOKED_AT = 64  # number of images whose size is read
+SIDES = (8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of inspecting the images and the label list."""
+
+    source: str
+    index: pa.Table
+    classes: list[str]
+    named_by_list: bool
+    labelled: int
+    side: int
+    mode: str
+    warning: str = ""  # of classes without a label
+
+    @property
+    def notes(self) -> list[str]:
+        """What the labels lack, a line each; none before the first label."""
+        found = [self.warning] if self.warning else []
+        if self.labelled and self.named_by_list and len(pc.unique(self.index["split"])) == 1:
+            found.append(
+                "note: these images have no labels but the few, so nothing is chosen or measured on others; "
+                "a folder for each class, or a manifest with the columns uri, label and split, holds some out"
+            )
+        return found
+
+    def __str__(self) -> str:
+        splits = pc.value_counts(self.index["split"]).to_pylist()
+        counts = ", ".join(f"{entry['counts']} {entry['values']}" for entry in splits)
+        return (
+            f"{counts} images as {self.source}; {self.labelled} labels of {len(self.classes)} classes; "
+            f"{self.side} pixels, {self.mode}"
+        )
+
+
+def look(uri: str, labels: str | None) -> Found:
+    """Index the images, check the label list (if any) against them and read the sizes of some images."""
+    source = _source(uri)
+    index, classes = INDEXERS[source](uri)
+    side, mode = _size(index)
+    if not labels:
+        return Found(source, index, classes, False, 0, side, mode)
+    fs, path = open_root(labels)
+    if not fs.exists(path):
+        raise ValueError(f"--labels: {labels!r} does not exist; give the path or URI of the label list")
+    named_by_list = not classes
+    if named_by_list:
+        classes = class_names(labels)
+    listed = read_label_list(labels, "csv", index, classes)
+    warning = unlabelled(listed, classes)
+    return Found(source, index, classes, named_by_list, listed.num_rows, side, mode, warning)
+
+
+def _source(uri: str) -> str:
+    """Return the kind of a source by the names of its files."""
+    fs, root = open_root(uri)
+    if fs.isfile(root):
+        return "tar" if root.endswith(".tar") else "manifest"
+    if not fs.exists(root):
+        raise ValueError(f"{uri} does not exist; check the path and the credentials")
+    suffixes = {PurePosixPath(name).suffix.lower() for name, _ in walk_files(fs, root)}
+    return next((kind for kind in ("tar", "parquet") if f".{kind}" in suffixes), "folder")
+
+
+def _size(index: pa.Table) -> tuple[int, str]:
+    """Return the largest of SIDES that at least half of the images fill, and "L" if all are greyscale."""
+    step = max(1, index.num_rows // LOOKED_AT)
+    shorter, modes = [], set()
+    for data in read_bytes(index.take(list(range(0, index.num_rows, step))[:LOOKED_AT])):
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                shorter.append(min(image.size))
+                modes.add(image.mode)
+        except (OSError, Image.DecompressionBombError):
+            continue  # the extract stage reports unreadable images
+    if not shorter:
+        raise ValueError("none of the inspected images can be read; check the source")
+    median = statistics.median(shorter)
+    side = max((side for side in SIDES if side <= median), default=SIDES[0])
+    return side, "L" if modes <= {"1", "L"} else "RGB"
