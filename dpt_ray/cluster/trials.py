@@ -54,4 +54,7 @@ def run_trials(
         ).fit()
     if found.errors:
         raise RuntimeError(f"{len(found.errors)} trials failed") from found.errors[0]
-    return round(min(result.metrics["began"] for result in found if result.metrics) - started, 3)
+    began = [result.metrics["began"] for result in found if result.metrics and "began" in result.metrics]
+    if len(began) < len(trials):  # Tune returns as usual where an interrupt ended it
+        raise RuntimeError(f"{len(trials) - len(began)} trials did not end")
+    return round(min(began) - started, 3)

@@ -12,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.filesize import decimal
 
+from dpt_ray.evaluation.methods import METHODS
 from dpt_ray.evaluation.records import MetricRow
 from dpt_ray.report.pictures import GridRow, grid_png, scale_to
 from dpt_ray.report.plots import (
@@ -244,7 +245,8 @@ def _compared(data: ReportData) -> tuple[AccuracyRow, AccuracyRow] | None:
     """Return the (baseline, improved) rows of the headline, None where nothing was tested."""
     tested = {row.name: row for row in data.accuracies if row.test is not None}
     if data.gain is None:
-        rows = list(tested.values())
+        # The student's row is the last one, and no step of the method.
+        rows = [row for name, row in tested.items() if name != METHODS["student"].name]
         return (rows[0], rows[-1]) if rows else None
     for name in (data.gain.baseline, data.gain.improved):
         if name not in tested:

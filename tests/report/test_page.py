@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from dpt_ray.evaluation.methods import METHODS
 from dpt_ray.evaluation.records import MetricRow
 from dpt_ray.report.page import (
     AccuracyRow,
@@ -210,6 +211,14 @@ def test_a_gain_inside_its_error_and_a_loss_are_called_so() -> None:
     assert "within two standard errors of no difference" in Page(render_report(doubtful)).words
     worse = dataclasses.replace(data, gain=Gain(DPT, PROBE, 0.01, "paired standard error"))
     assert "12.7 ± 1.0 points lower" in Page(render_report(worse)).words
+
+
+def test_without_a_gain_the_headline_is_the_last_method_and_not_the_student() -> None:
+    student = AccuracyRow(METHODS["student"].name, 0.5, 0.512, 540)
+    data = full_data()
+    data = dataclasses.replace(data, accuracies=[*data.accuracies, student], gain=None)
+    headline = render_report(data).partition('class="headline"')[2].partition("</p>")[0]
+    assert "88.1" in headline and "51.2" not in headline
 
 
 def test_a_gain_between_rows_that_are_not_there_is_refused() -> None:
