@@ -53,11 +53,10 @@ SCHEMA = pa.schema(
 def predict_images(config: Config, images: str, out: Path, method: str | None = None) -> Predicted:
     """Write a row of `SCHEMA` for each image to `out` (.csv or .parquet).
 
-    `images` is as for `list_images`. The classifier is that of `method`, by default the run's best
-    on validation; column `classifier` has its method. `confidence` is the probability of the label, at the
+    `images` is as for `list_images`. The classifier is that of `method`, by default the run's best on
+    validation; column `classifier` has its method. `confidence` is the probability of the label, at the
     fitted temperature for stage 1's classifiers, the ladder's rungs, learners and the student, and from the
-    plain softmax for the others. An existing table is
-    replaced atomically.
+    plain softmax for the others. An existing table is replaced atomically.
     """
     if out.suffix not in WRITERS:
         raise ConfigError(f"out: {str(out)!r} must end in .csv or .parquet")
