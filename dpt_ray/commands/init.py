@@ -98,6 +98,11 @@ retrain: {{images_per_class: 128}}
 DINO_WEIGHTS = "{kind: timm, name: vit_base_patch16_224.dino, precision: auto}"
 MAE_WEIGHTS = "{kind: timm, name: vit_base_patch16_224.mae, precision: auto}"
 
+LADDER = """\
+# What the features give before an image is generated, in minutes: `dpt ladder` (docs/ladder.md).
+ladder: {}
+"""
+
 LEARNER = """\
 # Stages 1 and 3 train the encoder, too (docs/semi_supervised.md); `dpt ladder` tells what it is worth before.
 classifier: {{learner: {learner}}}
@@ -210,6 +215,8 @@ def _fitted(
     text += recipe
     if learner != "linear":
         text += _learner(text, learner, images, rates, seconds)
+    elif not found.warning:  # it needs a label of each class
+        text += LADDER
     config = _parsed(text)
     spent = {name: cost.seconds(rates) or 0.0 for name, cost in costs(config, splits, images.classes).items()}
     return text, _time(spent, asked)

@@ -61,6 +61,6 @@ def test_every_network_is_exported(tmp_path, network, patch):
 
 def test_without_the_package_its_name_is_told(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="onnx needs the package onnxscript: .* pip install -e"):
+    with pytest.raises(ConfigError, match=r"onnx needs the package onnxscript: .* pip install -e"):
         export_model(finished.config, "onnx", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ from dpt_ray.commands import init as start
 from dpt_ray.commands.init import write_config
 from dpt_ray.commands.recipe import START, Images, learner_training
 from dpt_ray.config import ConfigError, load_config
+from dpt_ray.config.ladder import Ladder
 from dpt_ray.config.sections import Compute
 from dpt_ray.data.units import read_index
 from dpt_ray.engine.progress import duration
@@ -138,6 +139,15 @@ def test_the_configuration_is_the_same_run_from_any_folder(classes, monkeypatch)
     assert tree["data"]["uri"] == str(classes / "my flowers")
     assert tree["data"]["keep_in_train"] == [str(classes / f"{path.stem}.kept.csv")]
     assert tree["labels"]["file"] == str(classes / "labels.csv") and not found.notes
+
+
+def test_a_ladder_is_written_where_every_class_has_a_label_for_it(classes):
+    images, labels = str(classes / "my flowers"), classes / "labels.csv"
+    whole, *_ = write_config(images, str(labels), classes / "whole.yaml")
+    assert load_config(whole).ladder == Ladder()
+    labels.write_text("id,label\nrose/0.png,rose\n")
+    path, found, _ = write_config(images, str(labels), classes / "part.yaml")
+    assert load_config(path).ladder is None and "no label of tulip" in found.notes[0]
 
 
 def test_a_flat_folder_with_a_list_has_nothing_to_measure_on_and_init_says_so(tmp_path, capsys):
