@@ -33,8 +33,8 @@ def remove_outputs(
     """Remove artifacts by name (STAGE/HASH), with `unused` also all without a run; return a summary.
 
     `confirm(question)` is called before anything is removed and raises to prevent it. What a run came to need
-    meanwhile stays. Raises ConfigError for an output without runs, for no name without `unused`, for a name
-    that the output does not hold, and where an artifact is being made.
+    meanwhile stays, and of the unused ones what is being made. Raises ConfigError for an output without runs,
+    for no name without `unused`, for a name that the output does not hold, and where it is being made.
     """
     store, wanted = _open(output), set(names)
     if not wanted and not unused:
@@ -51,7 +51,7 @@ def remove_outputs(
         confirm(f"Remove {_what(wanted, sizes)}?")
     if unused:  # a run may have begun while the question was asked
         wanted -= references(store).keys() - set(names)
-    _refuse_leased(store, wanted)
+    wanted -= _leased(store, wanted, names)
     for name in sorted(wanted):
         store.remove(*name.split("/"))
     return f"removed {_what(wanted, sizes)}"
@@ -61,13 +61,14 @@ def _what(names: Collection[str], sizes: Mapping[str, int]) -> str:
     return f"{len(names)} artifacts ({decimal(sum(sizes[name] for name in names))})"
 
 
-def _refuse_leased(store: Store, names: Collection[str]) -> None:
-    """Raise ConfigError where a process is making one of these artifacts."""
-    holders = live_holders({name: store.artifact(*name.split("/")) for name in names})
-    for name, holder in sorted(holders.items()):
+def _leased(store: Store, wanted: Collection[str], named: Collection[str]) -> set[str]:
+    """Return those artifacts that a process is making. Raises ConfigError where one of them is `named`."""
+    holders = live_holders({name: store.artifact(*name.split("/")) for name in wanted})
+    for name in sorted(holders.keys() & set(named)):
         raise ConfigError(
-            f"{name} is being made by {holder}; wait for that run or stop it: nothing is removed"
+            f"{name} is being made by {holders[name]}; wait for that run or stop it: nothing is removed"
         )
+    return set(holders)
 
 
 def _open(output: str) -> Store:
