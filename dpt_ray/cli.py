@@ -67,7 +67,7 @@ STAGES = {
     "ladder": "Climb the rungs of stage 1 and measure each, before any stage 2.",
     "train-diffusion": "Train the class-conditional diffusion model (stage 2).",
     "retrain": "Fit the classifier on real and generated images (stage 3).",
-    "sweep": "Sweep images per class, real weight and lambda; choose on validation.",
+    "sweep": "Sweep stage 3 (images per class, real weight, lambda, filter, guidance); choose on validation.",
     "measure": "Measure the generated images: FID, sFID, IS, KID, precision, recall.",
     "evaluate": "Evaluate all classifiers on the test images.",
     "report": "Write the HTML report of the run.",

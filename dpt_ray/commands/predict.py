@@ -26,6 +26,7 @@ from dpt_ray.data.decode import Mode, decode
 from dpt_ray.data.index import read_bytes
 from dpt_ray.data.listing import IMAGE_SUFFIXES, open_root, walk_files
 from dpt_ray.data.manifest import index_manifest
+from dpt_ray.data.rows import row_normalise
 from dpt_ray.data.tar import index_tar
 from dpt_ray.learners.linear_classifier import load_classifier, probabilities
 from dpt_ray.store.artifact import Artifact, Store
@@ -117,7 +118,7 @@ class Labeller:
 
         images, device = torch.from_numpy(pixels), self.encoder.mean.device
         features = self.batches(lambda a, b: self.encoder(images[a:b].to(device)), len(images))
-        return probabilities(features.cpu().numpy(), self.weights, self.temperature)
+        return probabilities(row_normalise(features.cpu().numpy()), self.weights, self.temperature)
 
 
 def load_labeller(config: Config, method: str | None = None) -> Labeller:

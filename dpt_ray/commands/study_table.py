@@ -183,6 +183,7 @@ def _choice(results: Results, sweep: Sweep | None) -> Choice | None:
         sweep.real_weight,
         sweep.l2,
         tuple("none" if least is None else least for least in sweep.min_confidence) if sweep.filters else (),
+        tuple(other.name for other in sweep.generate),
     )
 
 

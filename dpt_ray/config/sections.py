@@ -317,7 +317,8 @@ class Compute(Section):
       many as fit; Ray checks for room every `resize_seconds`.
     - `max_failures`: failures in a row, without a new checkpoint in between, that a training survives.
     - `actors`: maximum number of actors that run models over images, of `actor_cpus` and `actor_gpus`
-      each; `batch_size` is that of their forward passes.
+      each; `batch_size` is that of their forward passes. With `actor_gpus` a fit of classifiers runs as a
+      task with these resources, not in the driver, and a sweep's trials have them too.
     - `readers`: maximum number of concurrent tasks that decode images (default: one for each actor, four
       for each actor with a GPU).
     - `gradient_accumulation` (number of parts of a worker's batch) and `gradient_checkpointing` (a third
@@ -329,8 +330,8 @@ class Compute(Section):
     - `concurrent_trials`: maximum number of a sweep's trials that run at a time.
     - `autoscaling`: the cluster adds nodes on demand, so do not require that the work fits at the start.
     - `max_gpu_hours`: the most GPU hours that this run may spend, over all its attempts. It then stops, a
-      training at a checkpoint, and continues once this is raised. What stages ask for counts (actors or
-      training workers x seconds, start-up included), not nodes that boot or idle.
+      training at a checkpoint, and continues once this is raised. What stages ask for counts (GPUs of
+      actors, training workers, fits and trials x seconds, start-up included), not nodes that boot or idle.
     """
 
     cpus: Count | None = None

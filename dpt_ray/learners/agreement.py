@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dpt_ray.data.rows import ImageRows, Rows
-from dpt_ray.learners.linear_classifier import load_classifier, logits
+from dpt_ray.learners.linear_classifier import load_classifier, probabilities
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import TrialShard
 
@@ -40,10 +40,8 @@ def agree(
 
     `features` (n, dim) are row-normalised, `labels` (n,) class ids and `W` (C, dim).
     """
-    from scipy.special import softmax
-
     # y = argmax p and max p >= c, with p = softmax(W f / T)
-    p = softmax(logits(features, W) / temperature, axis=1)
+    p = probabilities(features, W, temperature)
     return (p.argmax(axis=1) == labels) & (p.max(axis=1) >= min_confidence)
 
 
@@ -63,8 +61,8 @@ def images_of_trial(trial: TrialShard) -> str:
     return images_text(trial.get("min_confidence"), trial.get("samples", ""))
 
 
-def warn_of_short_classes(name: str, rows: Rows, classes: list[str], images_per_class: int) -> int:
-    """Warn where classes have fewer images than asked for; return how many classes have."""
+def warn_of_short_classes(name: str, rows: Rows, classes: list[str], images_per_class: int) -> None:
+    """Warn where fewer images of a class pass the filter than are asked for."""
     counts = np.bincount(rows.labels, minlength=len(classes))
     short = int((counts < images_per_class).sum())
     if short:
@@ -79,4 +77,3 @@ def warn_of_short_classes(name: str, rows: Rows, classes: list[str], images_per_
             classes[fewest],
             counts[fewest],
         )
-    return short

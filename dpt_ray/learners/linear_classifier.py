@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dpt_ray.data.rows import Rows, row_normalise
+from dpt_ray.data.rows import Rows
 from dpt_ray.store.artifact import Artifact
 
 WEIGHTS = "model.safetensors"
@@ -22,11 +22,11 @@ def logits(features: np.ndarray, W: np.ndarray) -> np.ndarray:
     return features @ W.T
 
 
-def probabilities(raw: np.ndarray, W: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the probabilities (n, C) at a temperature of features `raw` (n, dim), not normalised yet."""
+def probabilities(features: np.ndarray, W: np.ndarray, temperature: float) -> np.ndarray:
+    """Return softmax(W f / T) (n, C) of row-normalised features (n, dim) and weights (C, dim)."""
     from scipy.special import softmax
 
-    found: np.ndarray = softmax(logits(row_normalise(raw), W) / temperature, axis=1)
+    found: np.ndarray = softmax(logits(features, W) / temperature, axis=1)
     return found
 
 

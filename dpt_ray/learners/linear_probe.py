@@ -148,10 +148,11 @@ def fit_stage(
 ) -> Fit:
     """Return the classifier of labelled rows (weight `real_weight`) and further rows (weight 1).
 
-    "balanced" gives the labelled rows together the weight of the others: n_more / n_labelled.
+    "balanced" gives the labelled rows together the weight of the others: n_more / n_labelled. There may be
+    none of the others, where a filter let no image pass.
     """
     blocks = [labelled]
-    if more is not None:
+    if more:
         weight = len(more) / len(labelled) if real_weight == "balanced" else float(real_weight)
         blocks = [replace(labelled, weight=weight), more]
     return fit(blocks, num_classes, l2=l2, max_iterations=max_iterations)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from dpt_ray.data.rows import row_normalise
 from dpt_ray.learners.linear_classifier import probabilities
 from dpt_ray.store.records import Calibration
 
@@ -22,7 +23,7 @@ def pseudo_label_table(
     classes: Sequence[str],
 ) -> pa.Table:
     """Return label, confidence and the five best classes of features `raw` (n, dim), not normalised yet."""
-    probs = probabilities(raw, W, temperature)
+    probs = probabilities(row_normalise(raw), W, temperature)
     best = np.argsort(-probs, axis=1, kind="stable")[:, :TOP]
     scores = np.take_along_axis(probs, best, axis=1)
     return pa.table(

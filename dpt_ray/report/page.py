@@ -116,8 +116,8 @@ class ReportData:
     Accuracies, precisions and calibration errors are fractions, times ISO 8601 strings. Without
     `gain` the headline compares the first accuracy row with the last and gives no uncertainty of
     the difference. `over_balanced` is DPT's gain over class-balanced self-training with its standard
-    error; it stands beside any other. `student` says how the
-    student compares with its teacher. `labels_from` is the rung that stage 2 has its labels from.
+    error; it stands beside any other. `student` says how the student compares with its teacher.
+    `labels_from` is the rung that stage 2 has its labels from.
     """
 
     title: str

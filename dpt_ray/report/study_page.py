@@ -41,7 +41,7 @@ class Choice:
 
     `swept` are those that chose from the grid, "" where no sweep was made; `ladder` is whether the ladder's
     fits chose their penalty. `filters` are the least confidences of generated images, where these were
-    filtered, and none for all images.
+    filtered, and none for all images; `sampled` is how further sets of images were sampled.
     """
 
     n_validation: int
@@ -51,6 +51,7 @@ class Choice:
     real_weights: tuple[float | str, ...]
     l2: tuple[float, ...]
     filters: tuple[float | str, ...] = ()
+    sampled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

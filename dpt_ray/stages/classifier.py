@@ -78,7 +78,8 @@ def retrain(task: Task[Retrain]) -> Facts:
     generated = ImageRows(task.inputs["sample_features"], task.inputs["samples"])
     count = settings.images_per_class
     more = agreeing(generated, task.inputs, count, settings.min_confidence)
-    warn_of_short_classes(task.name, more, real.classes, count)
+    if settings.min_confidence is not None:
+        warn_of_short_classes(task.name, more, real.classes, count)
     found = fit_stage(
         labelled,
         more,

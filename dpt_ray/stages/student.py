@@ -14,7 +14,7 @@ from dpt_ray.config.student import StudentTraining
 from dpt_ray.config.values import Count, Fraction
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.pixels import count_rows
-from dpt_ray.data.rows import RealRows, TrainingFeatures
+from dpt_ray.data.rows import RealRows, TrainingFeatures, row_normalise
 from dpt_ray.data.training_images import training_images
 from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
 from dpt_ray.evaluation.methods import method_of_teacher
@@ -86,9 +86,9 @@ def train(task: Task[StudentSettings], worker: Worker) -> None:
 
     def load_batch(rows: np.ndarray, step: int) -> Batch:
         # P_T(y | x; tau) = softmax(W r / (T tau)), T being the temperature at which the teacher is calibrated
-        targets = probabilities(teacher.rows(rows), W, calibrated * tau).astype(np.float32)
+        targets = probabilities(row_normalise(teacher.rows(rows)), W, calibrated * tau)
         pixels = torch.from_numpy(images[rows]).permute(0, 3, 1, 2)
-        return {"image": pixels, "target": torch.from_numpy(targets)}
+        return {"image": pixels, "target": torch.from_numpy(targets.astype(np.float32))}
 
     workload = Workload(
         student,

@@ -154,17 +154,19 @@ def grid(settings: SweepSettings, inputs: Collection[str], *, choosing: bool) ->
         if source not in inputs:
             continue
         counts = [None] if method == "self_training" else settings.images_per_class
-        for count, weight, l2 in product(counts, settings.real_weight, settings.l2):
-            trial: Trial = {"method": method, "images_per_class": count, "real_weight": weight, "l2": l2}
-            trials += _of_each_set(trial, settings, inputs) if method == "generated" else [trial]
+        found: list[Trial] = [
+            {"method": method, "images_per_class": count, "real_weight": weight, "l2": l2}
+            for count, weight, l2 in product(counts, settings.real_weight, settings.l2)
+        ]
+        trials += _of_each_set(found, settings, inputs) if method == "generated" else found
     return trials
 
 
-def _of_each_set(trial: Trial, settings: SweepSettings, inputs: Collection[str]) -> list[Trial]:
-    """Return a trial on each set of generated images, with each filter."""
+def _of_each_set(trials: Sequence[Trial], settings: SweepSettings, inputs: Collection[str]) -> list[Trial]:
+    """Return trials on each set of generated images, with each filter; a set's follow each other."""
     found = []
-    others = [which for name, _, which in (key.partition(":") for key in inputs) if name == "sample_features"]
-    for which, least in product(others, settings.min_confidence):
+    sets = [which for name, _, which in (key.partition(":") for key in inputs) if name == "sample_features"]
+    for which, least, trial in product(sets, settings.min_confidence, trials):
         one = trial.copy()
         if least is not None:
             one["min_confidence"] = least

@@ -5,6 +5,7 @@ import pytest
 
 from dpt_ray.data.rows import ImageRows, Rows
 from dpt_ray.learners.agreement import agree, warn_of_short_classes
+from dpt_ray.learners.linear_probe import fit, fit_stage
 
 
 def images(label, index):
@@ -53,7 +54,17 @@ def test_where_all_pass_nothing_changes():
 @pytest.mark.parametrize(("labels", "short"), [([0, 0, 1, 1], 0), ([0, 0, 1], 1), ([1], 2)])
 def test_classes_that_have_too_few_are_told_with_the_remedy(labels, short, caplog):
     rows = Rows(np.zeros((4, 1), np.float32), np.array(labels))
-    assert warn_of_short_classes("retrained", rows, ["ash", "elm"], 2) == short
+    warn_of_short_classes("retrained", rows, ["ash", "elm"], 2)
     assert ("raise generate.images_per_class" in caplog.text) == bool(short)
+    assert (f"{short} of 2 classes have fewer than 2" in caplog.text) == bool(short)
     if short == 2:
-        assert "2 of 2 classes have fewer than 2" in caplog.text and "(class ash: 0)" in caplog.text
+        assert "(class ash: 0)" in caplog.text
+
+
+@pytest.mark.parametrize("real_weight", [1.0, "balanced"])
+def test_where_no_image_passes_stage_3_is_the_probe(real_weight):
+    rng = np.random.default_rng(0)
+    few = Rows(rng.normal(size=(8, 3)).astype(np.float32), np.arange(8) % 2)
+    none = images([0, 1], [0, 0]).first(1, np.zeros(2, bool))
+    found = fit_stage(few, none, real_weight, 2, 0.0025)
+    np.testing.assert_array_equal(found.weights, fit([few], 2, l2=0.0025).weights)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from dpt_ray.data.crops import Crop
+from dpt_ray.data.rows import row_normalise
 from dpt_ray.learners.distillation import distillation_step, draw_weak, parameters_and_flops
 from dpt_ray.learners.linear_classifier import probabilities
 from dpt_ray.models.encoder import Encoder
@@ -57,7 +58,8 @@ def test_the_teachers_probabilities_are_those_of_its_row_normalised_features():
     centred = raw - raw.mean(1, keepdims=True)
     rows = centred / np.sqrt((centred**2).sum(1, keepdims=True))
     e = np.exp(rows @ W.T / 0.2)
-    np.testing.assert_allclose(probabilities(raw, W, 0.2), e / e.sum(1, keepdims=True), rtol=1e-5)
+    found = probabilities(row_normalise(raw), W, 0.2)
+    np.testing.assert_allclose(found, e / e.sum(1, keepdims=True), rtol=1e-5)
 
 
 def test_the_views_are_weak_and_of_their_positions():

@@ -76,6 +76,13 @@ def test_each_set_of_images_is_tried_with_each_filter_and_the_controls_once():
     ]
 
 
+def test_the_trials_on_one_set_of_images_follow_each_other_so_that_a_process_reads_it_once():
+    settings = SweepSettings(images_per_class=(4, 8), l2=(0.1, 0.2))
+    inputs = ("sample_features", "sample_features:guidance=2", "sample_features:guidance=3")
+    sets = [trial.get("samples") for trial in grid(settings, inputs, choosing=False)]
+    assert sets == [*[None] * 4, *["guidance=2"] * 4, *["guidance=3"] * 4]
+
+
 def test_the_cost_counts_every_set_of_images():
     def sampled(*overrides):
         found = costs(load_config(DIGITS, overrides), {"train": 1000, "validation": 200, "test": 600}, 10)

@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -24,7 +23,7 @@ from dpt_ray.models.encoder_spec import EncoderSpec
 from dpt_ray.models.msn import MsnVit
 from dpt_ray.stages.learner import _images, _student
 from tests.helpers.paths import DIGITS
-from tests.helpers.runs import make
+from tests.helpers.runs import check_two_workers, make
 
 TINY = (
     "semi_supervised={steps: 6, batch_size: 16, group: 8, unlabelled_ratio: 2, learning_rate: 1e-3}",
@@ -156,15 +155,7 @@ def test_a_killed_training_continues_to_the_same_weights(run, tmp_path, method, 
 @pytest.mark.cluster
 def test_two_workers_train_the_weights_of_one_up_to_rounding(run, tmp_path):
     found, _ = run
-    weights = []
-    for workers in (0, 2):
-        changed = found.copy_to(
-            tmp_path / f"{workers}", "semi_supervised.seed=3", f"compute.train_workers={workers}"
-        )
-        make(changed.config, "learner")
-        weights.append(load_file(changed.artifact("learner").local_file("model.safetensors")))
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
+    check_two_workers(found, tmp_path, "learner", "semi_supervised.seed=3")
 
 
 def test_images_that_do_not_fit_are_read_from_their_files(run, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from dpt_ray.learners.linear_classifier import load_classifier, logits
 from dpt_ray.models.encoder import load_encoder
 from dpt_ray.stages import student
 from tests.helpers.paths import DIGITS
-from tests.helpers.runs import make
+from tests.helpers.runs import check_two_workers, make
 
 TINY = (
     "student={network: small_conv, width: 8, dim: 16, steps: 6, batch_size: 32, learning_rate: 1e-2}",
@@ -165,14 +165,7 @@ def test_a_killed_training_continues_to_the_same_weights(run, tmp_path, monkeypa
 
 def test_two_workers_train_the_weights_of_one_up_to_rounding(run, tmp_path):
     found, _ = run
-    weights = []
-    for workers in (0, 2):
-        changes = ("student.seed=3", "student.learning_rate=1e-3", f"compute.train_workers={workers}")
-        changed = found.copy_to(tmp_path / f"{workers}", *changes)
-        make(changed.config, "student")
-        weights.append(load_file(changed.artifact("student").local_file("model.safetensors")))
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
+    check_two_workers(found, tmp_path, "student", "student.seed=3", "student.learning_rate=1e-3")
 
 
 def test_images_that_do_not_fit_are_read_from_their_files(run, tmp_path, monkeypatch):
