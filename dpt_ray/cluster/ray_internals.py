@@ -67,6 +67,18 @@ def job_is_unknown(refusal: Exception) -> bool:
     return "status code 404" in str(refusal)
 
 
+def lost_processes() -> int:
+    """Return how many processes ended before while they worked on the present task, or call of an actor.
+
+    Those of lost machines are among them. 0 outside tasks and actors.
+    """
+    from ray._private.worker import global_worker
+
+    if not global_worker.connected:
+        return 0
+    return int(global_worker.core_worker.get_current_task_attempt_number())
+
+
 def failed_at_birth(error: Exception) -> bool:
     """Return whether an actor ended by an exception of its own `__init__`, whose text the error ends with."""
     return "raised in its creation task" in str(error)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from dpt_ray.cluster.ray_internals import failed_at_birth
+from dpt_ray.cluster.ray_internals import failed_at_birth, lost_processes
 from dpt_ray.cluster.resources import READER_SHARE, beside_actors
 from dpt_ray.cluster.session import connect, readers, threads
 from dpt_ray.config.sections import Compute
@@ -46,6 +46,8 @@ ATTEMPTS, PAUSES = 7, wait_random_exponential(multiplier=2, max=32)
 
 # How many processes a unit may lose, those of machines that were taken away among them.
 DEATHS = 10
+# After so many of them its images are decoded apart, so that the one that crashes its decoder is found.
+SUSPECT = 2
 
 U = TypeVar("U")  # a work unit: a row of Ray Data
 D = TypeVar("D")  # the input of an actor: the decoded unit, or the unit itself
@@ -147,10 +149,19 @@ def deaths_told() -> Iterator[None]:
     except (OutOfMemoryError, RayActorError, WorkerCrashedError) as error:
         if failed_at_birth(error):
             raise
-        raise StageError(
-            f"{DEATHS + 1} processes ended while they worked on the same unit: a crash in an image's decoder "
-            "or a model, or too little memory on the node; the log of the node's raylet says which"
-        ) from error
+        raise StageError(_too_many(DEATHS + 1)) from error
+
+
+def _too_many(deaths: int) -> str:
+    return (
+        f"{deaths} processes ended while they worked on it: a crash in the code of a model, or too little "
+        "memory on the node; the log of the node's raylet says which"
+    )
+
+
+def suspect() -> bool:
+    """Return whether the present unit's images may be what ended its earlier processes."""
+    return lost_processes() >= SUSPECT
 
 
 def _pool(units: int, compute: Compute) -> ActorPoolStrategy:
@@ -206,7 +217,8 @@ def _follow(results: Iterable[Result], images: int, progress: Report, started: f
 def unit_call(call: Callable[[Self, UnitT], R]) -> Callable[[Self, UnitT], R]:
     """Decorate a unit's `__call__`: it is repeated after errors that pass, and the last names the shard.
 
-    Ray repeats nothing after an error, and returns nothing but the error.
+    Ray repeats nothing after an error, and returns nothing but the error. After a death it repeats the call
+    DEATHS times, and returns an error that does not tell which it was: the last call does, and does no more.
     """
 
     @wraps(call)
@@ -217,6 +229,8 @@ def unit_call(call: Callable[[Self, UnitT], R]) -> Callable[[Self, UnitT], R]:
             stop=stop_after_attempt(ATTEMPTS),
             reraise=True,
         )
+        if (deaths := lost_processes()) >= DEATHS:
+            raise StageError(f"shard {unit['shard']}: {_too_many(deaths)}")
         try:
             return retrying(call, self, unit)
         except Exception as error:

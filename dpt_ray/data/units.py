@@ -8,7 +8,8 @@ a shard.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dpt_ray.data.apart import apart, cut
 from dpt_ray.data.crops import Crop, crop
 from dpt_ray.data.decode import BadImage, Mode, decode
 from dpt_ray.data.index import SPLITS, read_bytes
@@ -106,27 +108,27 @@ def read_unit(images: Artifact, unit: Unit) -> tuple[list[str], list[bytes]]:
 
 
 def decode_unit(
-    images: Artifact, unit: Unit, crops: dict[str, Crop], mode: Mode
+    images: Artifact, unit: Unit, crops: dict[str, Crop], mode: Mode, careful: bool = False
 ) -> tuple[list[str], dict[str, np.ndarray], list[tuple[str, str]]]:
     """Return ids, pixels (n, H, W, C) uint8 for each crop, and (id, reason) of unreadable images.
 
-    Each image is decoded once.
+    `careful` decodes in another process, so that an image whose decoder crashes is an unreadable one.
     """
     ids: list[str] = []
     bad: list[tuple[str, str]] = []
     pixels: dict[str, list[np.ndarray]] = {name: [] for name in crops}
-    for identifier, data in zip(*read_unit(images, unit), strict=True):
-        try:
-            image = decode(data, mode)
-            cut = {name: crop(image, how) for name, how in crops.items()}
-        except BadImage as error:
-            bad.append((identifier, error.reason))
-            continue
-        except ValueError as error:
-            raise ValueError(f"image {identifier}: {error}") from None
-        ids.append(identifier)
-        for name, value in cut.items():
-            pixels[name].append(value)
+    with apart(crops, mode) if careful else nullcontext(partial(cut, crops=crops, mode=mode)) as pixels_of:
+        for identifier, data in zip(*read_unit(images, unit), strict=True):
+            try:
+                found = pixels_of(data)
+            except BadImage as error:
+                bad.append((identifier, error.reason))
+                continue
+            except (ValueError, MemoryError) as error:
+                raise type(error)(f"image {identifier}: {error}") from None
+            ids.append(identifier)
+            for name, value in found.items():
+                pixels[name].append(value)
     return ids, {name: _stack(values, mode) for name, values in pixels.items()}, bad
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpt_ray.cluster.units import Result, peak_memory, run_actors, unit_call
+from dpt_ray.cluster.units import Result, peak_memory, run_actors, suspect, unit_call
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import NotHashed, Settings
 from dpt_ray.config.sections import Fraction, ResolvedPrecision
@@ -175,7 +175,7 @@ class DecodeUnit:
         Pixels are arrays because Ray Data passes them to the actor without a copy; bytes would be copied.
         """
         wanted = {repr(crop): crop for crop in (self.crops[name] for name in work["wanted"])}
-        ids, pixels, bad = decode_unit(self.images, work["unit"], wanted, self.mode)
+        ids, pixels, bad = decode_unit(self.images, work["unit"], wanted, self.mode, careful=suspect())
         # All rows need the same columns, and none may be empty.
         none = np.zeros((1, 1, 1, 1), np.uint8)
         columns = {repr(crop): none for crop in self.crops.values()}

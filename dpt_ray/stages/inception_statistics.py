@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict, TypeVar, cast
 import numpy as np
 import pyarrow.compute as pc
 
-from dpt_ray.cluster.units import Result, peak_memory, run_actors, unit_call
+from dpt_ray.cluster.units import Result, peak_memory, run_actors, suspect, unit_call
 from dpt_ray.config.hashing import HashedIfSet, NotHashed, Settings
 from dpt_ray.config.sections import Count, Resize, Seed
 from dpt_ray.data.class_ranges import CLASSES_PER_SHARD, first_of_all
@@ -215,10 +215,10 @@ class InceptionPart:
         self, measured: Measured, units: Sequence[Unit]
     ) -> Iterator[tuple[list[str], np.ndarray, int]]:
         """Yield (ids, pixels, number of unreadable images) of each unit, prefetched by threads."""
-        mode = measured.images.manifest["mode"]
+        mode, careful = measured.images.manifest["mode"], suspect()
 
         def decode(unit: Unit) -> tuple[list[str], np.ndarray, int]:
-            ids, pixels, bad = decode_unit(measured.images, unit, {"pixels": measured.crop}, mode)
+            ids, pixels, bad = decode_unit(measured.images, unit, {"pixels": measured.crop}, mode, careful)
             rows = list(range(len(ids)))[: unit["rows"]]
             if measured.drawn is not None:
                 rows = [row for row, image in enumerate(ids) if image in measured.drawn]

@@ -57,6 +57,16 @@ def test_other_errors_end_it_at_once(error):
     assert work.calls == 1
 
 
+def test_the_last_call_after_many_deaths_names_the_shard_and_does_nothing(monkeypatch):
+    work = Work(0, BUSY)
+    monkeypatch.setattr(units, "lost_processes", lambda: units.DEATHS - 1)
+    assert work({"shard": "a"}) == "a"
+    monkeypatch.setattr(units, "lost_processes", lambda: units.DEATHS)
+    with pytest.raises(StageError, match=r"^shard a: 10 processes ended while they worked on it: "):
+        work({"shard": "a"})
+    assert work.calls == 1
+
+
 QUIET = """
 from dpt_ray.cluster import units
 from dpt_ray.config.sections import Compute
@@ -119,7 +129,7 @@ def test_a_unit_that_ends_every_process_ends_the_pass_in_one_line(cluster, where
         return call
 
     work, compute = [{"shard": str(number)} for number in range(4)], Compute()
-    with pytest.raises(StageError, match=r"^2 processes ended while they worked on the same unit: "):
+    with pytest.raises(StageError, match=r"^2 processes ended while they worked on it: "):
         if where == "task":
             units.run_tasks(work, task, compute, lambda *numbers: None, 4)
         else:
