@@ -29,7 +29,7 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTen
 
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.folder import index_folder
-from dpt_ray.data.units import INDEX, decode_unit, list_units, write_index
+from dpt_ray.data.units import decode_unit, list_units, write_index
 from dpt_ray.store.artifact import Artifact
 
 RESULTS = Path(__file__).parent / "results"
@@ -135,9 +135,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         size = write_photographs(folder / "images" / "class", options.images, options.images)
-        (folder / "index").mkdir()
-        units = write_index(folder / "index" / INDEX, index_folder(str(folder / "images"))[0])
-        Artifact(str(folder / "index")).publish({"units": units})
+        index = Artifact(str(folder / "index"))
+        index.publish({"units": write_index(index, index_folder(str(folder / "images"))[0])})
         seconds = measure(folder, options.rounds)
     text = table(seconds, options.images, options.rounds, size)
     RESULTS.mkdir(exist_ok=True)

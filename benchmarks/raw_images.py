@@ -32,7 +32,7 @@ from dpt_ray.data import raw_images
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.raw_images import RawImages
 from dpt_ray.data.sources import INDEXERS
-from dpt_ray.data.units import INDEX, iterate_pixels, read_index, write_index
+from dpt_ray.data.units import iterate_pixels, read_index, write_index
 from dpt_ray.store.artifact import Artifact
 
 RESULTS = Path(__file__).parent / "results"
@@ -68,10 +68,8 @@ WRITERS: dict[str, Callable[[Path, int], None]] = {
 
 def published(kind: str, scratch: Path, count: int) -> Artifact:
     WRITERS[kind](scratch / kind, count)
-    folder = scratch / f"{kind}-index"
-    folder.mkdir()
-    index = Artifact(str(folder))
-    index.publish({"units": write_index(folder / INDEX, INDEXERS[kind](str(scratch / kind))[0])})
+    index = Artifact(str(scratch / f"{kind}-index"))
+    index.publish({"units": write_index(index, INDEXERS[kind](str(scratch / kind))[0])})
     return index
 
 

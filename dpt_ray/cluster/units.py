@@ -21,7 +21,7 @@ from dpt_ray.store.records import Facts
 from dpt_ray.store.transient import is_transient
 
 if TYPE_CHECKING:
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, Dataset
 
 
 class Named(TypedDict):
@@ -43,6 +43,10 @@ class Result(TypedDict):
 # How often a unit is tried while its errors are such that pass, and the random seconds between: at most 2, 4,
 # 8, 16, 32 and 32, so that not all units come back at the same time.
 ATTEMPTS, PAUSES = 7, wait_random_exponential(multiplier=2, max=32)
+
+# Units beyond so many come to Ray Data in blocks of PER_BLOCK, which tasks split: a unit that is a block from
+# the start takes the driver a millisecond and 8 KB before any work begins.
+AT_ONCE, PER_BLOCK = 4096, 256
 
 # How many processes a unit may lose, those of machines that were taken away among them.
 DEATHS = 10
@@ -70,11 +74,10 @@ def run_tasks(
     """
     started = time.perf_counter()
     connect(compute)
-    import ray.data
 
     do = work(threads(compute, readers(compute)))
     light = _light(compute, {"num_cpus": READER_SHARE})
-    data = ray.data.from_items(list(units)).map(do, **light, max_retries=DEATHS)
+    data = _one_a_block(units, light).map(do, **light, max_retries=DEATHS)
     with deaths_told():
         return _follow(data.iter_rows(), images, progress, started)
 
@@ -122,11 +125,11 @@ def stream_units(
     actor is called for two units concurrently: it computes one (under its own lock) while the other is
     fetched or published, so that a GPU does not wait for storage.
     """
-    import ray.data
 
-    data = ray.data.from_items(list(units), override_num_blocks=len(units))
+    light = _light(compute, beside_actors())
+    data = _one_a_block(units, light)
     if read is not None:
-        data = data.map(read, **_light(compute, beside_actors()), max_retries=DEATHS)
+        data = data.map(read, **light, max_retries=DEATHS)
     data = data.map(
         actor,
         fn_constructor_kwargs=dict(arguments),
@@ -137,6 +140,25 @@ def stream_units(
     )
     with deaths_told():
         yield from data.iter_rows()
+
+
+def _one_a_block(units: Sequence[U], light: Mapping[str, Any]) -> Dataset:
+    """Return the units as rows, each a block of its own; `light` are the options of tasks that split blocks.
+
+    `repartition` would do it in tasks of one CPU each, which actors that hold all of them wait for.
+    """
+    import ray.data
+
+    if len(units) <= AT_ONCE:
+        return ray.data.from_items(list(units), override_num_blocks=len(units))
+    blocks = [{"units": list(units[first : first + PER_BLOCK])} for first in range(0, len(units), PER_BLOCK)]
+    data = ray.data.from_items(blocks, override_num_blocks=len(blocks))
+    data.context.target_max_block_size = 1  # byte: a task ends the block that it returns with each row
+    return data.flat_map(_units_of, **light)
+
+
+def _units_of(block: Mapping[str, list[U]]) -> list[U]:
+    return list(block["units"])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,22 +28,49 @@ from dpt_ray.store.records import Facts, IndexUnit, Manifest, Shard
 
 ROWS = 256  # of an index unit
 INDEX = "index.parquet"
+# Units of one file of the index: to read any of its units a process holds the footer, 7 KB for each of them.
+PER_FILE = 1024
 
 Unit = IndexUnit | Shard
 
 
-def write_index(path: Path, index: pa.Table) -> list[IndexUnit]:
-    """Write the index sorted by split, one row group per unit; return the units."""
-    units: list[IndexUnit] = []
-    with pq.ParquetWriter(path, index.schema) as writer:
-        for split in SPLITS:
-            rows = index.filter(pc.equal(index["split"], split))
-            for number, start in enumerate(range(0, rows.num_rows, ROWS)):
-                part = rows.slice(start, ROWS)
-                key = f"{split}-{number:06d}"
-                units.append({"shard": key, "split": split, "row_group": len(units), "rows": part.num_rows})
+def write_index(out: Artifact, index: pa.Table) -> list[IndexUnit]:
+    """Write the index sorted by split, a row group a unit, in files of PER_FILE units; return the units."""
+    parts: list[tuple[IndexUnit, pa.Table]] = []
+    for split in SPLITS:
+        rows = index.filter(pc.equal(index["split"], split))
+        for number, start in enumerate(range(0, rows.num_rows, ROWS)):
+            file, row_group = divmod(len(parts), PER_FILE)
+            part = rows.slice(start, ROWS)
+            unit: IndexUnit = {
+                "shard": f"{split}-{number:06d}",
+                "split": split,
+                "row_group": row_group,
+                "rows": part.num_rows,
+            }
+            parts.append((unit | {"part": f"index-{file:05d}.parquet"} if file else unit, part))
+    for first in range(0, len(parts), PER_FILE):
+        within = parts[first : first + PER_FILE]
+        with out.writing(_part(within[0][0])) as path, pq.ParquetWriter(path, index.schema) as writer:
+            for _, part in within:
                 writer.write_table(part, row_group_size=ROWS)
-    return units
+    return [unit for unit, _ in parts]
+
+
+def _part(unit: IndexUnit) -> str:
+    """Return the file of the index that has a unit; the first one is INDEX."""
+    return unit.get("part", INDEX)
+
+
+def _parts(index: Artifact) -> list[Path]:
+    """Return the files of an index artifact."""
+    return [index.local_file(name) for name in dict.fromkeys(map(_part, index.manifest["units"]))]
+
+
+@lru_cache(maxsize=2)
+def _footer(path: Path) -> pq.FileMetaData:
+    """Return the metadata of a file of the index, which is never written again; parsing takes 9 us a unit."""
+    return pq.read_metadata(path)
 
 
 def list_units(images: Artifact) -> list[Unit]:
@@ -75,17 +102,18 @@ def split_of(unit: Unit) -> str:
 
 def read_index(index: Artifact, columns: list[str] | None = None) -> pa.Table:
     """Return the table of an index artifact."""
-    return pq.read_table(index.local_file(INDEX), columns=columns)
+    return pa.concat_tables([pq.read_table(path, columns=columns) for path in _parts(index)])
 
 
 def find_rows(index: Artifact, ids: Collection[str]) -> pa.Table:
     """Return the rows of the images `ids` in an index artifact, in its order, read by row group."""
     wanted = pa.array(sorted(ids), pa.string())
     found = []
-    with pq.ParquetFile(index.local_file(INDEX)) as file:
-        for group in range(file.num_row_groups):
-            rows = file.read_row_group(group)
-            found.append(rows.filter(pc.is_in(rows["id"], value_set=wanted)))
+    for path in _parts(index):
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                rows = file.read_row_group(group)
+                found.append(rows.filter(pc.is_in(rows["id"], value_set=wanted)))
     return pa.concat_tables(found).combine_chunks()
 
 
@@ -103,7 +131,8 @@ def read_unit(images: Artifact, unit: Unit) -> tuple[list[str], list[bytes]]:
     if "file" in unit:
         rows = read_image_shard(images, cast(Shard, unit))
         return rows["id"].to_pylist(), rows["image"].to_pylist()
-    rows = pq.ParquetFile(images.local_file(INDEX)).read_row_group(unit["row_group"])
+    path = images.local_file(_part(unit))
+    rows = pq.ParquetFile(path, metadata=_footer(path)).read_row_group(unit["row_group"])
     return rows["id"].to_pylist(), read_bytes(rows)
 
 

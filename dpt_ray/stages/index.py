@@ -14,7 +14,7 @@ from dpt_ray.data.labels import read_label_list
 from dpt_ray.data.listing import SPLIT_NAMES
 from dpt_ray.data.sources import INDEXERS
 from dpt_ray.data.splits import assign_splits
-from dpt_ray.data.units import INDEX, write_index
+from dpt_ray.data.units import write_index
 from dpt_ray.engine.node import Stage, Task
 from dpt_ray.store.records import Facts
 
@@ -35,14 +35,13 @@ class Index(Stage[IndexSettings]):
 
     @classmethod
     def make(cls, task: Task[IndexSettings]) -> Facts:
-        """Publish `index.parquet` and `classes.json`."""
+        """Publish the files of the index and `classes.json`."""
         data = task.settings
         try:
             table, classes = _build(data, task)
         except ValueError as error:
             raise ConfigError(f"data: {error}") from error
-        with task.out.writing(INDEX) as path:
-            units = write_index(path, table)
+        units = write_index(task.out, table)
         task.out.write_json("classes.json", classes)
         return {"rows": table.num_rows, "units": units, "classes": len(classes), "mode": data.mode}
 

@@ -40,12 +40,13 @@ class TrialShard(Shard):
 
 
 class IndexUnit(TypedDict):
-    """A row group of the index: images of one split."""
+    """A row group of a file of the index: images of one split. The first file is not named."""
 
     shard: str
     split: str
     row_group: int
     rows: int
+    part: NotRequired[str]
 
 
 class CropFields(TypedDict):

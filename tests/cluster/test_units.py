@@ -9,6 +9,7 @@ import pytest
 from tenacity import wait_none
 
 from dpt_ray.cluster import units
+from dpt_ray.cluster.session import connect
 from dpt_ray.config.sections import Compute
 from dpt_ray.engine.errors import StageError
 from tests.helpers.paths import ROOT
@@ -95,6 +96,29 @@ def test_a_pass_prints_nothing_of_its_own(cluster):
         text=True,
     )
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["0", "1", "2"] * 2, "")
+
+
+class Echo:
+    """An actor that returns the unit that it was given."""
+
+    def __call__(self, unit):
+        return {"unit": repr(unit)}
+
+
+@pytest.mark.parametrize("read", [None, lambda unit: dict(unit)])
+def test_many_units_come_one_by_one_and_as_they_are(cluster, monkeypatch, read):
+    """On a cluster whose CPUs are all held by the actors."""
+    work = [
+        {"shard": f"train-{n}", "unit": {"rows": n, "file": "a"}, "wanted": ["x", "y"][: 1 + n % 2]}
+        for n in range(50)
+    ]
+    compute = Compute(actors=2)
+    connect(compute)
+    few = sorted(row["unit"] for row in units.stream_units(work, read, Echo, {}, compute))
+    monkeypatch.setattr(units, "AT_ONCE", 20)
+    monkeypatch.setattr(units, "PER_BLOCK", 8)
+    many = sorted(row["unit"] for row in units.stream_units(work, read, Echo, {}, compute))
+    assert few == many == sorted(map(repr, work))
 
 
 @pytest.mark.parametrize("where", ["reader", "actor", "task"])

@@ -9,7 +9,7 @@ from dpt_ray.data import raw_images
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.raw_images import RawImages, RowGroups
 from dpt_ray.data.sources import INDEXERS
-from dpt_ray.data.units import INDEX, iterate_pixels, read_index, write_index
+from dpt_ray.data.units import iterate_pixels, read_index, write_index
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.training.prefetch import prefetch
 from tests.helpers.image_sources import IMAGES, WRITERS, write, write_folder
@@ -21,10 +21,8 @@ ANY_ORDER = np.array([[9, 0, 4], [4, 2, 7]])
 def published(kind, root, folder):
     """The index of a source as an artifact in a local folder."""
     table, _ = INDEXERS[kind](WRITERS[kind](root))
-    folder.mkdir()
-    units = write_index(folder / INDEX, table)
     index = Artifact(str(folder))
-    index.publish({"units": units})
+    index.publish({"units": write_index(index, table)})
     return index
 
 
