@@ -181,7 +181,7 @@ def _data(name: str, uri: str, labels: str, found: Found, kept: Path) -> dict[st
     mode = found.mode if small else "RGB"  # published weights need colour images
     data: dict[str, Any] = {"source": found.source, "uri": uri, "mode": mode}
     data["image_size"] = found.side
-    if found.named_by_list:
+    if found.named_by_list or found.gaps:
         data["classes"] = found.classes
     if held_out := _held_out(found):
         # A copy of the list: the split stays the same while the list of labels grows.

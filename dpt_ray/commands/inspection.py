@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from dpt_ray.data.index import read_bytes
+from dpt_ray.data.index import GapsError, read_bytes
 from dpt_ray.data.labels import class_names, read_label_list, unlabelled
 from dpt_ray.data.listing import open_root, walk_files
 from dpt_ray.data.sources import INDEXERS
@@ -32,11 +32,17 @@ class Found:
     side: int
     mode: str
     warning: str = ""  # of classes without a label
+    gaps: bool = False  # the classes are the numbers that occur, and others below them do not
 
     @property
     def notes(self) -> list[str]:
         """What the labels lack, a line each; none before the first label."""
         found = [self.warning] if self.warning else []
+        if self.gaps:
+            found.append(
+                "note: the images' labels are numbers, and not all from 0 up; data.classes lists those that "
+                f"occur, {self.classes[0]} to {self.classes[-1]}"
+            )
         if self.labelled and self.named_by_list and len(pc.unique(self.index["split"])) == 1:
             found.append(
                 "note: these images have no labels but the few, so nothing is chosen or measured on others; "
@@ -56,10 +62,15 @@ class Found:
 def look(uri: str, labels: str | None) -> Found:
     """Index the images, check the label list (if any) against them and read the sizes of some images."""
     source = _source(uri)
-    index, classes = INDEXERS[source](uri)
+    gaps = False
+    try:
+        index, classes = INDEXERS[source](uri)
+    except GapsError as error:
+        index, classes = INDEXERS[source](uri, error.classes)
+        gaps = True
     side, mode = _size(index)
     if not labels:
-        return Found(source, index, classes, False, 0, side, mode)
+        return Found(source, index, classes, False, 0, side, mode, gaps=gaps)
     fs, path = open_root(labels)
     if not fs.exists(path):
         raise ValueError(f"--labels: {labels!r} does not exist; give the path or URI of the label list")
@@ -68,7 +79,7 @@ def look(uri: str, labels: str | None) -> Found:
         classes = class_names(labels)
     listed = read_label_list(labels, "csv", index, classes)
     warning = unlabelled(listed, classes)
-    return Found(source, index, classes, named_by_list, listed.num_rows, side, mode, warning)
+    return Found(source, index, classes, named_by_list, listed.num_rows, side, mode, warning, gaps)
 
 
 def _source(uri: str) -> str:

@@ -71,8 +71,8 @@ def encode_labels(
 
     Null, empty and negative values are unknown labels (null). Without `classes`, class names are those of
     `occurring_classes` (class id = rank, as in the published ImageNet lists). Raises ValueError for a value
-    that is neither one of `classes` nor one of their numbers, and, without `classes`, for numbers with gaps:
-    to fill them would add classes without images, to close them would shift the published class ids.
+    that is neither one of `classes` nor one of their numbers, and, without `classes`, GapsError for numbers
+    with gaps: to fill them would add classes without images, to close them would shift published class ids.
     """
     text = values.cast(pa.string())
     distinct = [value for value in pc.unique(text).to_pylist() if value]
@@ -92,8 +92,16 @@ def occurring_classes(values: Sequence[str]) -> list[str]:
     return [str(number) for number in sorted({n for n in numbers if n is not None and n >= 0})]
 
 
+class GapsError(ValueError):
+    """Labels are numbers with gaps; `classes` are those that occur, as names."""
+
+    def __init__(self, text: str, classes: Sequence[str]) -> None:
+        super().__init__(text)
+        self.classes = list(classes)
+
+
 def _refuse_gaps(classes: Sequence[str]) -> None:
-    """Raise ValueError where most of the numbers from 0 occur as classes, and some do not.
+    """Raise GapsError where most of the numbers from 0 occur as classes, and some do not.
 
     Far fewer than their range are names, such as GBIF's keys of species.
     """
@@ -103,9 +111,10 @@ def _refuse_gaps(classes: Sequence[str]) -> None:
     first = next(number for number in range(len(numbers)) if numbers[number] != number)
     missing = numbers[-1] + 1 - len(numbers)
     listed = f"={json.dumps(classes)}" if len(classes) <= 10 else ""
-    raise ValueError(
+    raise GapsError(
         f"the labels are numbers up to {numbers[-1]}, and {missing} of them have no image, the first is "
-        f"{first}; list the classes there are as data.classes{listed}, number them from 0, or write names"
+        f"{first}; list the classes there are as data.classes{listed}, number them from 0, or write names",
+        classes,
     )
 
 

@@ -1,6 +1,8 @@
 """`dpt init`: a configuration for one's own images that is valid and says what was found."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -120,6 +122,21 @@ def test_without_class_folders_the_list_names_the_classes(tmp_path):
     assert config.data.classes == ("rose", "tulip")
     assert (config.data.image_size, config.data.mode, config.data.test) == (256, "RGB", 0)
     assert (config.encoder.kind, config.autoencoder.kind) == ("timm", "kl")
+
+
+def test_classes_that_are_numbered_from_1_are_listed(tmp_path):
+    draw(tmp_path / "one.png")
+    image = {"bytes": (tmp_path / "one.png").read_bytes()}
+    (tmp_path / "images").mkdir()
+    table = pa.table({"image": [image] * 60, "label": [1 + n % 3 for n in range(60)]})
+    pq.write_table(table, tmp_path / "images" / "train.parquet")
+    rows = [f"train-{n:06d},{1 + n % 3}" for n in range(6)]
+    (tmp_path / "labels.csv").write_text("\n".join(["id,label", *rows]) + "\n")
+    path, found, _ = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
+    assert "data.classes lists those that occur, 1 to 3" in found.notes[0]
+    config = load_config(path, [f"output={tmp_path}/out"])
+    assert config.data.classes == ("1", "2", "3") and config.data.test == 5
+    assert make(config, "labels") == ["index", "labels"]
 
 
 def test_the_classes_of_the_configuration_are_those_of_the_index(tmp_path):
