@@ -50,6 +50,9 @@ class Sweep(Settings):
     lists what else than the section `generate` the images are sampled with, such as `[{guidance: 1.5},
     {guidance: 2.0, nfe: 50}]`: each is a set of images of its own, and competes with the others.
 
+    With `trials` each method has at most so many settings, drawn at random from its grid, which find as good
+    ones as a grid where few of the keys matter (Bergstra and Bengio, 2012). More trials add to those before.
+
     `max_iterations` ends each fit, as the paper's 100 ends stage 3. Without it a fit on the pseudo-labels of
     many images takes thousands of iterations: they come from such a classifier, so its loss falls on and on.
     """
@@ -61,6 +64,7 @@ class Sweep(Settings):
     min_confidence: Annotated[
         Annotated[tuple[Fraction | None, ...], Field(strict=False, min_length=1)], HashedIfSet
     ] = (None,)
+    trials: Annotated[Count | None, HashedIfSet] = None
     # The sets of images are inputs of the sweep, and hashed as such.
     generate: Annotated[Annotated[tuple[OtherSampling, ...], Field(strict=False)], NotHashed] = ()
 

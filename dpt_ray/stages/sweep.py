@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, NotRequired, TypedDict, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -141,7 +142,7 @@ def check_choice(task: Task[SweepSettings] | Node, index: Artifact) -> None:
 
 
 def grid(settings: SweepSettings, inputs: Collection[str], *, choosing: bool) -> list[Trial]:
-    """Return all trials of the methods whose inputs exist.
+    """Return the trials of the methods whose inputs exist: all of their grids, or `settings.trials` of each.
 
     Without validation images (`choosing` false) the probe has no trials: stage 1 has its one setting.
     """
@@ -158,8 +159,15 @@ def grid(settings: SweepSettings, inputs: Collection[str], *, choosing: bool) ->
             {"method": method, "images_per_class": count, "real_weight": weight, "l2": l2}
             for count, weight, l2 in product(counts, settings.real_weight, settings.l2)
         ]
-        trials += _of_each_set(found, settings, inputs) if method == "generated" else found
+        found = _of_each_set(found, settings, inputs) if method == "generated" else found
+        trials += _drawn(found, settings.trials)
     return trials
+
+
+def _drawn(trials: Sequence[Trial], count: int | None) -> list[Trial]:
+    """Return `count` of a method's trials, in their order; a larger count adds to those of a smaller one."""
+    places = np.random.default_rng(0).permutation(len(trials))[:count]
+    return [trials[place] for place in sorted(places)]
 
 
 def _of_each_set(trials: Sequence[Trial], settings: SweepSettings, inputs: Collection[str]) -> list[Trial]:

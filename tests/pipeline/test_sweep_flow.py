@@ -83,6 +83,25 @@ def test_the_trials_on_one_set_of_images_follow_each_other_so_that_a_process_rea
     assert sets == [*[None] * 4, *["guidance=2"] * 4, *["guidance=3"] * 4]
 
 
+def test_trials_are_drawn_at_random_from_the_grid_of_each_method_and_more_of_them_add_to_those():
+    lists = {"images_per_class": (4, 8, 16), "real_weight": (1.0, "balanced"), "l2": (0.1, 0.2, 0.4)}
+    inputs = ("sample_features", "augmented_features", "pseudo_labels")
+    whole = grid(SweepSettings(**lists), inputs, choosing=False)
+    few, more, all_of_them = (
+        grid(SweepSettings(**lists, trials=count), inputs, choosing=False) for count in (3, 7, 18)
+    )
+    for trials, count in ((few, 3), (more, 7)):
+        for method, most in (("generated", 18), ("augmented", 18), ("self_training", 6)):
+            assert sum(trial["method"] == method for trial in trials) == min(count, most)
+    assert all(trial in more for trial in few) and all_of_them == whole
+    assert [whole.index(trial) for trial in more] == sorted(whole.index(trial) for trial in more)
+    # The controls try what the generated images try.
+    settings = [
+        [{**trial, "method": ""} for trial in few if trial["method"] == m] for m in ("generated", "augmented")
+    ]
+    assert settings[0] == settings[1]
+
+
 def test_the_cost_counts_every_set_of_images():
     def sampled(*overrides):
         found = costs(load_config(DIGITS, overrides), {"train": 1000, "validation": 200, "test": 600}, 10)
