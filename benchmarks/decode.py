@@ -28,8 +28,9 @@ from PIL import Image, features
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 
 from dpt_ray.data.crops import Crop
+from dpt_ray.data.decoded import decode_unit
 from dpt_ray.data.folder import index_folder
-from dpt_ray.data.units import decode_unit, list_units, write_index
+from dpt_ray.data.units import list_units, write_index
 from dpt_ray.store.artifact import Artifact
 
 RESULTS = Path(__file__).parent / "results"

@@ -34,7 +34,8 @@ from rich.console import Console
 
 from dpt_ray.cluster.session import ALLOCATOR
 from dpt_ray.config import load_config
-from dpt_ray.data.units import decode_unit, list_units
+from dpt_ray.data.decoded import decode_unit
+from dpt_ray.data.units import list_units
 from dpt_ray.engine.progress import Display
 from dpt_ray.models.autoencoder import KLAutoencoder, load_autoencoder
 from dpt_ray.models.encoder import Encoder, load_encoder

@@ -24,8 +24,9 @@ from machine import machine
 from rich.console import Console
 
 from dpt_ray.config import load_config
+from dpt_ray.data.decoded import iterate_pixels
 from dpt_ray.data.rows import Rows, row_normalise
-from dpt_ray.data.units import iterate_pixels, read_index
+from dpt_ray.data.units import read_index
 from dpt_ray.engine.progress import Display
 from dpt_ray.learners.linear_classifier import logits
 from dpt_ray.learners.linear_probe import fit

@@ -30,9 +30,10 @@ from machine import HEIGHT, WIDTH, machine, photographs, write_photographs
 
 from dpt_ray.data import raw_images
 from dpt_ray.data.crops import Crop
+from dpt_ray.data.decoded import iterate_pixels
 from dpt_ray.data.raw_images import RawImages
 from dpt_ray.data.sources import INDEXERS
-from dpt_ray.data.units import iterate_pixels, read_index, write_index
+from dpt_ray.data.units import read_index, write_index
 from dpt_ray.store.artifact import Artifact
 
 RESULTS = Path(__file__).parent / "results"

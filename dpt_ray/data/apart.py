@@ -85,6 +85,7 @@ def apart(crops: Mapping[str, Crop], mode: Mode) -> Iterator[Apart]:
 
 
 def _serve(connection: Connection, crops: Mapping[str, Crop], mode: Mode) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     while True:
         try:
             data = connection.recv_bytes()

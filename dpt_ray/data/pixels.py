@@ -7,7 +7,8 @@ import numpy as np
 from dpt_ray.config import ConfigError
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.decode import Mode
-from dpt_ray.data.units import iterate_pixels, list_units, split_of
+from dpt_ray.data.decoded import iterate_pixels
+from dpt_ray.data.units import list_units, split_of
 from dpt_ray.store.artifact import Artifact
 
 IN_MEMORY = 4 << 30  # bytes of decoded images at most

@@ -7,9 +7,9 @@ a shard.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from functools import lru_cache, partial
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dpt_ray.data.apart import apart, cut
 from dpt_ray.data.crops import Crop, crop
 from dpt_ray.data.decode import BadImage, Mode, decode
 from dpt_ray.data.index import SPLITS, read_bytes
@@ -134,44 +133,3 @@ def read_unit(images: Artifact, unit: Unit) -> tuple[list[str], list[bytes]]:
     path = images.local_file(_part(unit))
     rows = pq.ParquetFile(path, metadata=_footer(path)).read_row_group(unit["row_group"])
     return rows["id"].to_pylist(), read_bytes(rows)
-
-
-def decode_unit(
-    images: Artifact, unit: Unit, crops: dict[str, Crop], mode: Mode, careful: bool = False
-) -> tuple[list[str], dict[str, np.ndarray], list[tuple[str, str]]]:
-    """Return ids, pixels (n, H, W, C) uint8 for each crop, and (id, reason) of unreadable images.
-
-    `careful` decodes in another process, so that an image whose decoder crashes is an unreadable one.
-    """
-    ids: list[str] = []
-    bad: list[tuple[str, str]] = []
-    pixels: dict[str, list[np.ndarray]] = {name: [] for name in crops}
-    with apart(crops, mode) if careful else nullcontext(partial(cut, crops=crops, mode=mode)) as pixels_of:
-        for identifier, data in zip(*read_unit(images, unit), strict=True):
-            try:
-                found = pixels_of(data)
-            except BadImage as error:
-                bad.append((identifier, error.reason))
-                continue
-            except (ValueError, MemoryError) as error:
-                raise type(error)(f"image {identifier}: {error}") from None
-            ids.append(identifier)
-            for name, value in found.items():
-                pixels[name].append(value)
-    return ids, {name: _stack(values, mode) for name, values in pixels.items()}, bad
-
-
-def iterate_pixels(
-    images: Artifact, how: Crop, mode: Mode, split: str | None = None
-) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Yield (ids, pixels) of every unit, or of those of one split, without unreadable images."""
-    for unit in list_units(images):
-        if split is None or split_of(unit) == split:
-            ids, pixels, _ = decode_unit(images, unit, {"pixels": how}, mode)
-            yield ids, pixels["pixels"]
-
-
-def _stack(values: list[np.ndarray], mode: Mode) -> np.ndarray:
-    if not values:
-        return np.zeros((0, 1, 1, 1 if mode == "L" else 3), np.uint8)
-    return np.stack(values)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict, TypeVar, cast
@@ -24,8 +25,10 @@ from dpt_ray.cluster.units import Result, peak_memory, run_actors, suspect, unit
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import NotHashed, Settings
 from dpt_ray.config.sections import Fraction, ResolvedPrecision
+from dpt_ray.data.apart import apart
 from dpt_ray.data.crops import Crop
-from dpt_ray.data.units import Unit, decode_unit, list_units, split_of
+from dpt_ray.data.decoded import decode_unit
+from dpt_ray.data.units import Unit, list_units, split_of
 from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts
@@ -175,7 +178,8 @@ class DecodeUnit:
         Pixels are arrays because Ray Data passes them to the actor without a copy; bytes would be copied.
         """
         wanted = {repr(crop): crop for crop in (self.crops[name] for name in work["wanted"])}
-        ids, pixels, bad = decode_unit(self.images, work["unit"], wanted, self.mode, careful=suspect())
+        with apart(wanted, self.mode) if suspect() else nullcontext() as pixels_of:
+            ids, pixels, bad = decode_unit(self.images, work["unit"], wanted, self.mode, pixels_of)
         # All rows need the same columns, and none may be empty.
         none = np.zeros((1, 1, 1, 1), np.uint8)
         columns = {repr(crop): none for crop in self.crops.values()}

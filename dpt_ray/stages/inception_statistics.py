@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -23,10 +23,12 @@ import pyarrow.compute as pc
 from dpt_ray.cluster.units import Result, peak_memory, run_actors, suspect, unit_call
 from dpt_ray.config.hashing import HashedIfSet, NotHashed, Settings
 from dpt_ray.config.sections import Count, Resize, Seed
+from dpt_ray.data.apart import apart
 from dpt_ray.data.class_ranges import CLASSES_PER_SHARD, first_of_all
 from dpt_ray.data.crops import Crop
+from dpt_ray.data.decoded import ahead, decode_unit
 from dpt_ray.data.shards import read_shard_columns
-from dpt_ray.data.units import Unit, collect_shards, decode_unit, is_index, list_units, split_of
+from dpt_ray.data.units import Unit, collect_shards, is_index, list_units, split_of
 from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
 from dpt_ray.models.saved import WEIGHTS
 from dpt_ray.store.artifact import Artifact
@@ -215,17 +217,18 @@ class InceptionPart:
         self, measured: Measured, units: Sequence[Unit]
     ) -> Iterator[tuple[list[str], np.ndarray, int]]:
         """Yield (ids, pixels, number of unreadable images) of each unit, prefetched by threads."""
-        mode, careful = measured.images.manifest["mode"], suspect()
+        mode, crops, careful = measured.images.manifest["mode"], {"pixels": measured.crop}, suspect()
 
         def decode(unit: Unit) -> tuple[list[str], np.ndarray, int]:
-            ids, pixels, bad = decode_unit(measured.images, unit, {"pixels": measured.crop}, mode, careful)
+            with apart(crops, mode) if careful else nullcontext() as pixels_of:
+                ids, pixels, bad = decode_unit(measured.images, unit, crops, mode, pixels_of)
             rows = list(range(len(ids)))[: unit["rows"]]
             if measured.drawn is not None:
                 rows = [row for row, image in enumerate(ids) if image in measured.drawn]
             return [ids[row] for row in rows], pixels["pixels"][rows], len(bad)
 
         with ThreadPoolExecutor(self.threads) as pool:
-            yield from _ahead(pool, decode, units, self.threads)
+            yield from ahead(pool, decode, units, self.threads)
 
 
 def _splits_and_places(
@@ -258,19 +261,6 @@ def _kept(measured: Measured, order: Tensor) -> Tensor:
         return order < KEPT_FEATURES
     total = sum(unit["rows"] for unit in measured.units)
     return torch.isin(order, some_positions(total, KEPT_FEATURES))
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, call: Callable[[Unit], T], units: Iterable[Unit], count: int
-) -> Iterator[T]:
-    """Yield call(unit) in order with at most `count` running ahead; `pool.map` would start all."""
-    waiting: deque[Future[T]] = deque()
-    for unit in units:
-        waiting.append(pool.submit(call, unit))
-        if len(waiting) > count:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _measured(task: Task[StatisticsSettings]) -> Measured:

@@ -3,6 +3,7 @@
 import threading
 import time
 import uuid
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -145,10 +146,12 @@ def test_a_shard_let_go_on_its_way_is_removed_when_it_has_come(remote, reader, m
     monkeypatch.setattr(type(remote.fs), "get_file", slow)
     reader.hold([0])
     assert begun.wait(20)
+    on_its_way = reader._blocks[0]
     reader.hold([])
     may_go_on.set()
     reader.hold([2])
     reader.wait()
+    futures.wait([on_its_way], 20)  # else it may come after the last look
     end = time.monotonic() + 20
     while copies() != {"unit-2"} and time.monotonic() < end:
         time.sleep(0.01)

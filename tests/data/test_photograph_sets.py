@@ -12,7 +12,8 @@ import pytest
 
 from dpt_ray.config import load_config
 from dpt_ray.data.crops import Crop
-from dpt_ray.data.units import iterate_pixels, read_index
+from dpt_ray.data.decoded import iterate_pixels
+from dpt_ray.data.units import read_index
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.store.artifact import Store
 from tests.helpers.paths import CONFIGS, ROOT

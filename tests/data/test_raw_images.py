@@ -7,9 +7,10 @@ import torch
 from dpt_ray.config import ConfigError
 from dpt_ray.data import raw_images
 from dpt_ray.data.crops import Crop
+from dpt_ray.data.decoded import iterate_pixels
 from dpt_ray.data.raw_images import RawImages, RowGroups
 from dpt_ray.data.sources import INDEXERS
-from dpt_ray.data.units import iterate_pixels, read_index, write_index
+from dpt_ray.data.units import read_index, write_index
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.training.prefetch import prefetch
 from tests.helpers.image_sources import IMAGES, WRITERS, write, write_folder

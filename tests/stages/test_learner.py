@@ -14,8 +14,8 @@ from dpt_ray.commands import best_classifier, predict
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.data import training_images
 from dpt_ray.data.crops import Crop
+from dpt_ray.data.decoded import iterate_pixels
 from dpt_ray.data.rows import RealRows, row_normalise
-from dpt_ray.data.units import iterate_pixels
 from dpt_ray.learners.fine_tuned import FineTuned
 from dpt_ray.learners.linear_classifier import load_classifier, logits
 from dpt_ray.models.encoder import Encoder, load_encoder
