@@ -40,11 +40,14 @@ class RawImages:
         return len(self._rows)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Return the pixels (*rows.shape, size, size, C) uint8 of the images at `rows`, in that order.
+        """Return the pixels (*rows.shape, size, size, C) uint8 of the images at `rows`, in that order."""
+        return self.read(rows)[0]
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pixels (*rows.shape, size, size, C) uint8 at `rows`, and the rows that they are of.
 
         An unreadable image is left out, named in the log and counted in `unreadable`: the next row takes its
-        place, the first after the last. (Of labelled images pass only rows that have been read before, such
-        as those with features.) Raises ConfigError for more unreadable images than `max_bad_fraction`.
+        place, the first after the last. Raises ConfigError for more of them than `max_bad_fraction`.
         """
         size, wanted = self._how.size, np.array(rows, np.int64).reshape(-1)
         pixels = np.empty((len(wanted), size, size, 1 if self._mode == "L" else 3), np.uint8)
@@ -55,7 +58,7 @@ class RawImages:
             named = zip(places, part["id"].to_pylist(), encoded, strict=True)
             places = np.array([k for k, name, data in named if not self._read(name, data, pixels[k])], int)
             wanted[places] = (wanted[places] + 1) % len(self)
-        return pixels.reshape(*np.shape(rows), *pixels.shape[1:])
+        return pixels.reshape(*np.shape(rows), *pixels.shape[1:]), wanted.reshape(np.shape(rows))
 
     def _read(self, identifier: str, data: bytes, out: np.ndarray) -> bool:
         """Write an image's pixels into `out`; return whether it can be read."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpt_ray.cluster import training
@@ -19,7 +20,7 @@ from dpt_ray.config.semi_supervised import LearnerSettings
 from dpt_ray.data.class_ranges import read_class_and_index
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.decode import Mode
-from dpt_ray.data.pixels import check_fits, count_rows, load_pixels
+from dpt_ray.data.pixels import check_fits, count_rows, fits_memory, load_pixels
 from dpt_ray.data.raw_images import RawImages
 from dpt_ray.data.rows import LABELS_FILE, RealRows, readable_labels
 from dpt_ray.data.training_images import training_images
@@ -99,22 +100,47 @@ class LearnerClassifier(Stage[NoSettings]):
 
 
 @dataclass(frozen=True)
-class Images:
-    """All training images and the labelled ones, pixels (n, H, W, C) uint8, and class ids (m,) of these.
+class Labelled:
+    """The labelled images and their class ids (n,): the real ones, and then the generated ones.
 
-    Where they do not fit into memory, all training images are read from their files when asked for.
+    Where the real ones do not fit into memory, they are read from their files when asked for.
     """
 
-    unlabelled: np.ndarray | RawImages
-    labelled: np.ndarray
+    real: np.ndarray | RawImages
+    generated: np.ndarray | None
     labels: np.ndarray
+
+    def __len__(self) -> int:
+        """Return their number."""
+        return len(self.labels)
+
+    def __getitem__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return pixels (B, H, W, C) uint8 and class ids (B,) of rows (B,)."""
+        is_real, used = rows < len(self.real), rows.copy()
+        if isinstance(self.real, RawImages):  # the next image, with its label, for one that cannot be read
+            real, used[is_real] = self.real.read(rows[is_real])
+        else:
+            real = self.real[rows[is_real]]
+        pixels = np.empty((len(rows), *real.shape[1:]), np.uint8)
+        pixels[is_real] = real
+        if self.generated is not None:
+            pixels[~is_real] = self.generated[rows[~is_real] - len(self.real)]
+        return pixels, self.labels[used]
+
+
+@dataclass(frozen=True)
+class Images:
+    """All training images, pixels (n, H, W, C) uint8, or read from their files; and the labelled ones."""
+
+    unlabelled: np.ndarray | RawImages
+    labelled: Labelled
 
     def batch(self, rows: np.ndarray, with_unlabelled: bool) -> Batch:
         """Return pixels (B, C, H, W), labels (B,) and pixels (B, ratio, C, H, W) of rows (B, 1 + ratio)."""
         import torch
 
-        own = torch.from_numpy(self.labelled[rows[:, 0]])
-        batch = {"image": own.permute(0, 3, 1, 2), "label": torch.from_numpy(self.labels[rows[:, 0]])}
+        own, labels = self.labelled[rows[:, 0]]
+        batch = {"image": torch.from_numpy(own).permute(0, 3, 1, 2), "label": torch.from_numpy(labels)}
         if with_unlabelled:
             others = torch.from_numpy(self.unlabelled[rows[:, 1:]])
             batch["unlabelled"] = others.permute(0, 1, 4, 2, 3)
@@ -150,7 +176,8 @@ def train(task: Task[LearnerSettings], worker: Worker) -> None:
     def load_batch(rows: np.ndarray, step: int) -> Batch:
         return images.batch(rows, settings.method != "supervised")
 
-    image = torch.empty(1, images.labelled.shape[-1], size, size)
+    channels = 1 if task.inputs["index"].manifest["mode"] == "L" else 3
+    image = torch.empty(1, channels, size, size)
     flops = passes(settings.method, ratio) * forward_flops(student, image)
     workload = Workload(
         model,
@@ -204,18 +231,29 @@ def _student(task: Task[LearnerSettings]) -> FineTuned:
 
 def _images(task: Task[LearnerSettings]) -> Images:
     """Return the training images; with `samples` their first images of each class are labelled too."""
-    index, labels, how = task.inputs["index"], task.inputs["labels"], _crop(task)
-    mode: Mode = index.manifest["mode"]
-    listed = pq.read_table(labels.local_file(LABELS_FILE), columns=["id"])["id"].to_pylist()
-    found = decode_rows(find_rows(index, listed), how, mode)
-    table = readable_labels(labels, pa.array(list(found)), index.read_json("classes.json"))
-    few = np.stack([found[identifier] for identifier in table["id"].to_pylist()])
-    classes = table["label"].to_numpy().astype(np.int64)
+    index, how, generated = task.inputs["index"], _crop(task), None
+    real, labels = _real(task, how)
     if "samples" in task.inputs:
-        more, their = _generated(task, how)
-        few, classes = np.concatenate([few, more]), np.concatenate([classes, their])
+        generated, their = _generated(task, how)
+        labels = np.concatenate([labels, their])
     _, unlabelled = training_images(index, how, task.settings.max_bad_fraction)
-    return Images(unlabelled, few, classes)
+    return Images(unlabelled, Labelled(real, generated, labels))
+
+
+def _real(task: Task[LearnerSettings], how: Crop) -> tuple[np.ndarray | RawImages, np.ndarray]:
+    """Return the labelled real images in the order of the list, and their class ids."""
+    index, labels = task.inputs["index"], task.inputs["labels"]
+    mode: Mode = index.manifest["mode"]
+    table = pq.read_table(labels.local_file(LABELS_FILE), columns=["id", "label"])
+    rows = find_rows(index, table["id"].to_pylist())
+    if not fits_memory(rows.num_rows, how.size, mode):
+        in_order = rows.take(pc.index_in(table["id"], value_set=rows["id"].combine_chunks()))
+        images = RawImages(in_order, how, mode, task.settings.max_bad_fraction)
+        return images, table["label"].to_numpy().astype(np.int64)
+    found = decode_rows(rows, how, mode)
+    table = readable_labels(labels, pa.array(list(found)), index.read_json("classes.json"))
+    pixels = np.stack([found[identifier] for identifier in table["id"].to_pylist()])
+    return pixels, table["label"].to_numpy().astype(np.int64)
 
 
 def _generated(task: Task[LearnerSettings], how: Crop) -> tuple[np.ndarray, np.ndarray]:

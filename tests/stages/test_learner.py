@@ -15,13 +15,17 @@ from dpt_ray.config import ConfigError, load_config
 from dpt_ray.data import training_images
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.decoded import iterate_pixels
+from dpt_ray.data.raw_images import RawImages
 from dpt_ray.data.rows import RealRows, row_normalise
+from dpt_ray.data.sources import INDEXERS
 from dpt_ray.learners.fine_tuned import FineTuned
 from dpt_ray.learners.linear_classifier import load_classifier, logits
 from dpt_ray.models.encoder import Encoder, load_encoder
 from dpt_ray.models.encoder_spec import EncoderSpec
 from dpt_ray.models.msn import MsnVit
-from dpt_ray.stages.learner import _images, _student
+from dpt_ray.stages import learner
+from dpt_ray.stages.learner import Labelled, _images, _student
+from tests.helpers.images import encoded
 from tests.helpers.paths import DIGITS
 from tests.helpers.runs import check_two_workers, make
 
@@ -84,18 +88,49 @@ def test_the_pseudo_labels_are_of_the_learner_and_calibrated(run):
 def test_the_generated_images_join_the_labelled_ones(run):
     found, _ = run
 
-    def given(name):
-        node = found.nodes()[name]
-        task = type("Task", (), {})()
-        task.settings = node.settings
-        task.inputs = {key: found.artifact(source.name) for key, source in node.inputs.items()}
-        return _images(task)
-
-    one, three = given("learner"), given("retrained_learner")
+    one, three = (_images(task_of(found, name)) for name in ("learner", "retrained_learner"))
     assert len(one.labelled) == 10 and len(three.labelled) == 10 + 16 * 10
-    assert np.bincount(three.labels).tolist() == [17] * 10
+    assert np.bincount(three.labelled.labels).tolist() == [17] * 10
     assert np.array_equal(one.unlabelled, three.unlabelled)
-    assert np.array_equal(one.labelled, three.labelled[:10])
+    # In any order, the real ones first and then the generated ones.
+    rows = np.array([169, 3, 10, 0, 3, 42])
+    pixels, labels = three.labelled[rows]
+    for row, image, label in zip(rows, pixels, labels, strict=True):
+        expected = one.labelled.real[row] if row < 10 else three.labelled.generated[row - 10]
+        assert np.array_equal(image, expected) and label == three.labelled.labels[row]
+
+
+def task_of(found, name):
+    """What a learner's stage is given of a task, as far as its images go."""
+    node = found.nodes()[name]
+    task = type("Task", (), {})()
+    task.settings = node.settings
+    task.inputs = {key: found.artifact(source.name) for key, source in node.inputs.items()}
+    return task
+
+
+def test_labelled_images_that_do_not_fit_are_read_from_their_files(run, tmp_path, monkeypatch):
+    found, _ = run
+    task = task_of(found, "retrained_learner")
+    held = _images(task).labelled
+    monkeypatch.setattr(learner, "fits_memory", lambda rows, size, mode: False)
+    read = _images(task).labelled
+    assert isinstance(read.real, RawImages)
+    rows = np.arange(len(held))[::-1]
+    for one, other in zip(held[rows], read[rows], strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_the_image_that_takes_the_place_of_an_unreadable_one_comes_with_its_label(tmp_path):
+    for number in range(4):
+        path = tmp_path / "images" / "train" / "oak" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(np.full((8, 8), number, np.uint8)))
+    path.write_bytes(b"no image")  # the last
+    table, _ = INDEXERS["folder"](str(tmp_path / "images"))
+    labelled = Labelled(RawImages(table, Crop("adm", 8), "L", 0.5), None, np.array([7, 5, 3, 1]))
+    pixels, labels = labelled[np.array([3, 2])]
+    assert pixels[:, 0, 0, 0].tolist() == [0, 2] and labels.tolist() == [7, 3]
 
 
 def test_results_have_the_learner_beside_the_others(run):
@@ -173,10 +208,7 @@ def test_images_that_do_not_fit_are_read_from_their_files(run, tmp_path, monkeyp
 
 def test_a_head_starts_from_the_probe(run):
     found, _ = run
-    node = found.nodes()["learner"]
-    task = type("Task", (), {})()
-    task.settings = node.settings
-    task.inputs = {key: found.artifact(source.name) for key, source in node.inputs.items()}
+    task = task_of(found, "learner")
     encoder, W = load_encoder(task.inputs["encoder"].uri), load_classifier(task.inputs["classifier"])
     temperature = task.inputs["pseudo_labels"].manifest["calibration"]["temperature"]
     images = torch.randint(0, 256, (5, 8, 8, 1), dtype=torch.uint8)
