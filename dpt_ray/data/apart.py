@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
@@ -21,13 +21,23 @@ if TYPE_CHECKING:
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def cut(data: bytes, crops: Mapping[str, Crop], mode: Mode) -> dict[str, np.ndarray]:
-    """Return the pixels (H, W, C) uint8 of an image file for each crop, decoded once.
+Pixels = dict[str, np.ndarray]
 
-    Raises BadImage where it cannot be used, and ValueError where a crop does not fit the images.
+
+def cut(images: Sequence[bytes], crops: Mapping[str, Crop], mode: Mode) -> list[Pixels | ValueError]:
+    """Return the pixels (H, W, C) uint8 of image files for each crop; each file is decoded once.
+
+    In the place of an image that cannot be used is a BadImage; of one that a crop does not fit, a ValueError.
     """
-    image = decode(data, mode)
-    return {name: crop(image, how) for name, how in crops.items()}
+    return [_cut(data, crops, mode) for data in images]
+
+
+def _cut(data: bytes, crops: Mapping[str, Crop], mode: Mode) -> Pixels | ValueError:
+    try:
+        image = decode(data, mode)
+        return {name: crop(image, how) for name, how in crops.items()}
+    except ValueError as error:
+        return error
 
 
 class Apart:
@@ -38,23 +48,29 @@ class Apart:
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
 
-    def __call__(self, data: bytes) -> dict[str, np.ndarray]:
-        """Return the pixels of an image. Raises the errors of `cut`, and BadImage where its decoder crashes.
+    def __call__(self, images: Sequence[bytes]) -> list[Pixels | ValueError]:
+        """Return what `cut` returns, with a BadImage for an image whose decoder crashes.
 
-        Raises MemoryError where the process was killed, which is rarely the image's fault.
+        Raises MemoryError where the process was killed, which is rarely an image's fault.
         """
+        found = self._ask(images)
+        if not isinstance(found, int):
+            return found
+        if len(images) > 1:  # one after another, to find which
+            return [result for data in images for result in self([data])]
+        if found == -signal.SIGKILL:
+            raise MemoryError("the process that decodes it was killed, as a node without memory does")
+        return [BadImage(f"its decoder ends the process ({_named(found)})")]
+
+    def _ask(self, images: Sequence[bytes]) -> list[Pixels | ValueError] | int:
+        """Return the results of the process, or where it ended its exit code."""
         connection = self._connection or self._start()
         try:
-            connection.send_bytes(data)
-            answer: dict[str, np.ndarray] | ValueError = connection.recv()
+            connection.send(list(images))
+            found: list[Pixels | ValueError] = connection.recv()
         except (EOFError, OSError):
-            code = self.close()
-            if code == -signal.SIGKILL:
-                raise MemoryError("its process was killed, as a node without memory does") from None
-            raise BadImage(f"its decoder ends the process ({_named(code)})") from None
-        if isinstance(answer, ValueError):
-            raise answer
-        return answer
+            return self.close()
+        return found
 
     def _start(self) -> Connection:
         self._connection, other = SPAWN.Pipe()
@@ -88,13 +104,10 @@ def _serve(connection: Connection, crops: Mapping[str, Crop], mode: Mode) -> Non
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     while True:
         try:
-            data = connection.recv_bytes()
+            images = connection.recv()
         except EOFError:
             return
-        try:
-            connection.send(cut(data, crops, mode))
-        except ValueError as error:
-            connection.send(error)
+        connection.send(cut(images, crops, mode))
 
 
 def _named(code: int) -> str:

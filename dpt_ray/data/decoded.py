@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from dpt_ray.data.apart import apart, cut
+from dpt_ray.data.apart import Pixels, apart, cut
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.decode import BadImage, Mode
 from dpt_ray.data.units import Unit, list_units, read_unit, split_of
@@ -23,7 +23,6 @@ from dpt_ray.store.artifact import Artifact
 # one takes as long as to decode a thousand small images.
 MANY, MOST = 16, 16
 
-Pixels = dict[str, np.ndarray]
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -33,24 +32,27 @@ def decode_unit(
     unit: Unit,
     crops: dict[str, Crop],
     mode: Mode,
-    pixels_of: Callable[[bytes], Pixels] | None = None,
+    pixels_of: Callable[[Sequence[bytes]], list[Pixels | ValueError]] | None = None,
 ) -> tuple[list[str], Pixels, list[tuple[str, str]]]:
     """Return ids, pixels (n, H, W, C) uint8 for each crop, and (id, reason) of unreadable images.
 
-    `pixels_of` decodes the bytes of an image for all crops: in this process, or in another (`apart`).
+    `pixels_of` decodes image files for all crops: in this process, or in another (`apart`).
     """
     pixels_of = pixels_of or partial(cut, crops=crops, mode=mode)
     ids: list[str] = []
     bad: list[tuple[str, str]] = []
     pixels: dict[str, list[np.ndarray]] = {name: [] for name in crops}
-    for identifier, data in zip(*read_unit(images, unit), strict=True):
-        try:
-            found = pixels_of(data)
-        except BadImage as error:
-            bad.append((identifier, error.reason))
+    named, images_of_unit = read_unit(images, unit)
+    try:
+        results = pixels_of(images_of_unit)
+    except MemoryError as error:
+        raise MemoryError(f"images {named[0]} to {named[-1]}: {error}") from None
+    for identifier, found in zip(named, results, strict=True):
+        if isinstance(found, BadImage):
+            bad.append((identifier, found.reason))
             continue
-        except (ValueError, MemoryError) as error:
-            raise type(error)(f"image {identifier}: {error}") from None
+        if isinstance(found, ValueError):
+            raise ValueError(f"image {identifier}: {found}")
         ids.append(identifier)
         for name, value in found.items():
             pixels[name].append(value)
