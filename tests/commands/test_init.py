@@ -314,6 +314,18 @@ def test_a_learner_has_half_of_the_time(tmp_path, rates, side):
     assert config.diffusion.steps == rest.diffusion.steps
 
 
+@pytest.mark.parametrize(
+    ("learner", "side", "weight"), [("semi_vit", 32, 1.0), ("semi_vit", 300, None), ("freematch", 32, None)]
+)
+def test_the_unlabelled_images_weigh_less_where_a_small_network_labels_them(tmp_path, learner, side, weight):
+    for number in range(40):
+        draw(tmp_path / "images" / f"{number}.png", side)
+    (tmp_path / "labels.csv").write_text("id,label\n0,tulip\n3,rose\n")
+    given = str(tmp_path / "images"), str(tmp_path / "labels.csv")
+    path, *_ = write_config(*given, tmp_path / "c.yaml", 30, learner)
+    assert load_config(path).semi_supervised.unlabelled_weight == weight
+
+
 def test_a_learners_steps_fit_the_time(rates):
     images = Images(train=50_000, all=50_000, side=32, channels=3, classes=10)
     assert learner_training(images, 900.0, 0.5).steps == 1800
