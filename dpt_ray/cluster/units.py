@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -125,7 +126,6 @@ def stream_units(
     actor is called for two units concurrently: it computes one (under its own lock) while the other is
     fetched or published, so that a GPU does not wait for storage.
     """
-
     light = _light(compute, beside_actors())
     data = _one_a_block(units, light)
     if read is not None:
@@ -151,14 +151,16 @@ def _one_a_block(units: Sequence[U], light: Mapping[str, Any]) -> Dataset:
 
     if len(units) <= AT_ONCE:
         return ray.data.from_items(list(units), override_num_blocks=len(units))
-    blocks = [{"units": list(units[first : first + PER_BLOCK])} for first in range(0, len(units), PER_BLOCK)]
+    # As text, since a block would give all its rows the keys of each.
+    texts = [json.dumps(unit) for unit in units]
+    blocks = [{"units": texts[first : first + PER_BLOCK]} for first in range(0, len(texts), PER_BLOCK)]
     data = ray.data.from_items(blocks, override_num_blocks=len(blocks))
     data.context.target_max_block_size = 1  # byte: a task ends the block that it returns with each row
     return data.flat_map(_units_of, **light)
 
 
-def _units_of(block: Mapping[str, list[U]]) -> list[U]:
-    return list(block["units"])
+def _units_of(block: Mapping[str, list[str]]) -> list[Any]:
+    return [json.loads(text) for text in block["units"]]
 
 
 @contextmanager

@@ -109,7 +109,11 @@ class Echo:
 def test_many_units_come_one_by_one_and_as_they_are(cluster, monkeypatch, read):
     """On a cluster whose CPUs are all held by the actors."""
     work = [
-        {"shard": f"train-{n}", "unit": {"rows": n, "file": "a"}, "wanted": ["x", "y"][: 1 + n % 2]}
+        {
+            "shard": f"train-{n}",
+            "unit": {"rows": n} | ({"part": "b"} if n > 30 else {}),
+            "wanted": ["x", "y"][: 1 + n % 2],
+        }
         for n in range(50)
     ]
     compute = Compute(actors=2)
