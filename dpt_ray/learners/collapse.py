@@ -25,5 +25,5 @@ def collapse(records: Sequence[Mapping[str, float]]) -> str:
     return (
         f"the predictions of the unlabelled images are of few classes (entropy {entropy:.2f} of log C, "
         f"{above:.0%} of the images above their threshold): unless your classes are as unequal, the teacher "
-        "has collapsed; lower semi_supervised.learning_rate or raise threshold"
+        "has collapsed; lower semi_supervised.unlabelled_weight or learning_rate, or raise threshold"
     )
