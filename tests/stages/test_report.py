@@ -33,8 +33,7 @@ def index(tmp_path, monkeypatch):
             rows.append((path.stem, f"file://{path}", 0, -1, "test", f"class{label}"))
     table, classes = build_index(rows)
     artifact = Store(str(tmp_path / "output")).artifact("index", "0")
-    with artifact.writing(units.INDEX) as path:
-        listed = units.write_index(path, table)
+    listed = units.write_index(artifact, table)
     artifact.write_json("classes.json", classes)
     artifact.publish({"mode": "RGB", "units": listed})
     return artifact
@@ -95,8 +94,7 @@ def test_fewer_are_shown_where_there_are_no_more_or_one_cannot_be_read(index, sa
 def test_a_run_without_test_images_shows_the_generated_ones(index, samples):
     table = units.read_index(index)
     train = table.set_column(table.schema.get_field_index("split"), "split", pa.array(["train"] * len(table)))
-    with index.writing(units.INDEX) as path:
-        units.write_index(path, train)
+    units.write_index(index, train)
     assert numbers(picture_rows(index, samples, 1)) == [[[], [(k, 100)]] for k in range(CLASSES)]
 
 
