@@ -14,15 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
-from machine import machine
+from common import write_result
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.helpers.autoscaling import autoscaling_cluster
 
-RESULTS = Path(__file__).parent / "results"
 PROGRAM = """
 import json, os, sys, time
 
@@ -78,23 +76,15 @@ def main() -> None:
     for actors in options.actors:
         lines.append(pool(actors, options.gpus))
         print(lines[-1], flush=True)
-    date = datetime.now(UTC).date()
     told = f"--actors {' '.join(map(str, options.actors))} --gpus {options.gpus}"
-    text = "\n".join(
-        [
-            f"# From demand to work, {date}",
-            "",
-            f"{machine('ray')}. `python benchmarks/demand.py {told}`. Ray's autoscaler v2 looks every second "
-            "(5 by default) and starts raylets on this machine. Seconds since the pass began; an actor works "
-            "when it takes its first unit.",
-            "",
-            "| actors | nodes | requests for nodes | first works | half of them work | last works | worked |",
-            "|---|---|---|---|---|---|---|",
-            *lines,
-            "",
-        ]
+    how = (
+        f"`python benchmarks/demand.py {told}`. Ray's autoscaler v2 looks every second (5 by default) and "
+        "starts raylets on this machine. Seconds since the pass began; an actor works when it takes its "
+        "first unit."
     )
-    (RESULTS / f"demand_{date}.md").write_text(text)
+    asked, works = ("actors", "nodes", "requests for nodes"), ("first", "half of them", "last")
+    columns = (*asked, *(f"{which} at work" for which in works), "worked")
+    write_result("demand", "From demand to work", how, columns, lines, ["ray"])
 
 
 if __name__ == "__main__":

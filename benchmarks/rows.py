@@ -12,23 +12,19 @@ Writes benchmarks/results/rows_DATE.md.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from machine import machine
+from common import dpt, write_result
 
-from dpt_ray.config import Config, load_config
+from dpt_ray.config import Config
 from dpt_ray.data.shards import encode_png, read_columns
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.store.artifact import Store
 
-RESULTS = Path(__file__).parent / "results"
 CLASSES, DISTINCT, PER_FILE = 10, 1000, 100_000
 CONFIG = """
 name: rows
@@ -69,16 +65,6 @@ def write_images(folder: Path, rows: int) -> None:
         n = min(PER_FILE, rows - number * PER_FILE)
         table = pa.concat_tables([some] * (n // DISTINCT))
         pq.write_table(table, folder / f"train-{number:05d}.parquet", row_group_size=DISTINCT)
-
-
-def dpt(command: str, config: Path, *overrides: str) -> Config:
-    """Run a command in a process of its own; return the configuration."""
-    subprocess.run(
-        [sys.executable, "-m", "dpt_ray.cli", command, str(config), *overrides],
-        check=True,
-        stderr=subprocess.DEVNULL,
-    )
-    return load_config(config, list(overrides))
 
 
 def shown(config: Config, stage: str, rows: int) -> str:
@@ -139,23 +125,14 @@ def main() -> None:
             folder.mkdir()
             lines += images(folder, rows)
         lines += [generated(Path(scratch, str(options.rows[0])), count) for count in options.samples]
-    date = datetime.now(UTC).date()
     sizes = " ".join(map(str, options.rows)), " ".join(map(str, options.samples))
-    text = "\n".join(
-        [
-            f"# The pipeline by number of images, {date}",
-            "",
-            f"{machine('ray')}. `python benchmarks/rows.py --rows {sizes[0]} --samples {sizes[1]}`: images "
-            "of 8 x 8 pixels, networks as small as possible; one actor and one reading task. Every image "
-            "has one pseudo-label, every generated image is there once.",
-            "",
-            "| stage | images | s | images/s | driver MiB | actor MiB | reader MiB |",
-            "|---|---|---|---|---|---|---|",
-            *lines,
-            "",
-        ]
+    how = (
+        f"`python benchmarks/rows.py --rows {sizes[0]} --samples {sizes[1]}`: images of 8 x 8 pixels, "
+        "networks as small as possible; one actor and one reading task. Every image has one pseudo-label, "
+        "every generated image is there once."
     )
-    (RESULTS / f"rows_{date}.md").write_text(text)
+    columns = ("stage", "images", "s", "images/s", "driver MiB", "actor MiB", "reader MiB")
+    write_result("rows", "The pipeline by number of images", how, columns, lines, ["ray"])
 
 
 if __name__ == "__main__":

@@ -16,24 +16,22 @@ Writes benchmarks/results/sampling_DATE.md.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from machine import machine
+from common import DIGITS, dpt, write_result
 from PIL import Image
 
 from dpt_ray.config import load_config
-from dpt_ray.data.class_ranges import class_ranges
-from dpt_ray.data.crops import Crop
+from dpt_ray.data.class_ranges import class_ranges, items
+from dpt_ray.data.crops import Crop, crop
+from dpt_ray.data.decode import decode
 from dpt_ray.data.pixels import load_pixels
 from dpt_ray.data.shards import read_images
 from dpt_ray.diffusion.loss import to_noise_and_data
@@ -47,9 +45,8 @@ from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages.samples import GenerateUnit, Sampler
 from dpt_ray.store.artifact import Artifact, Store
 
-RESULTS = Path(__file__).parent / "results"
-DIGITS = Path(__file__).parents[1] / "configs" / "digits.yaml"
 GUIDANCE, BATCH = 1.4, 20
+AS_IT_IS = Crop("none", 8)
 PAPER = ("generate.solver=dpm_solver_fast", "generate.nfe=50", "generate.guidance_interval=null")
 FAST = ("generate.solver=dpm_solver_pp_2m", "generate.nfe=25", "generate.guidance_interval=[0.0,0.5]")
 
@@ -72,13 +69,6 @@ class Run:
     folder: Path
     given: tuple[str, ...]
 
-    def dpt(self, command: str, *overrides: str) -> None:
-        """Run a command of `dpt` in a process of its own."""
-        told = [sys.executable, "-m", "dpt_ray.cli", command, str(DIGITS), *self.given, *overrides]
-        done = subprocess.run(told, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(told)}: {done.stderr}")
-
     def artifact(self, name: str, *overrides: str) -> Artifact:
         """An artifact of the run with these settings."""
         config = load_config(DIGITS, [*self.given, *overrides])
@@ -92,7 +82,7 @@ class Judge:
         self.encoder = load_encoder(run.artifact("encoder").uri)
         index = run.artifact("index")
         splits = ("train", "validation", "test")
-        real = np.concatenate([load_pixels(index, Crop("adm", 8), "L", split)[1] for split in splits])
+        real = np.concatenate([load_pixels(index, AS_IT_IS, "L", split)[1] for split in splits])
         features = self.features(real)
         self.real = FeatureStatistics.of(features)
         halves = torch.randperm(len(features), generator=torch.Generator().manual_seed(0)).chunk(2)
@@ -142,20 +132,12 @@ def papers_way(run: Run, per_class: int, seed: int, folder: Path) -> tuple[float
 def stage(run: Run, seed: int, settings: Sequence[str]) -> tuple[float, float, np.ndarray]:
     """Images/s of the stage without its start-up, the seconds of the start-up, and the images."""
     told = (f"generate.guidance={GUIDANCE}", f"generate.seed={seed}", *settings)
-    run.dpt("generate", *told)
+    dpt("generate", DIGITS, *run.given, *told)
     samples = run.artifact("samples", *told)
-    images = [
-        np.stack([decoded(data) for data in part["image"].to_pylist()]) for part in read_images(samples)
-    ]
-    together, startup = np.concatenate(images), samples.manifest["startup_seconds"]
+    files = [data for part in read_images(samples) for data in part["image"].to_pylist()]
+    together = np.stack([crop(decode(data, "L"), AS_IT_IS) for data in files])
+    startup = samples.manifest["startup_seconds"]
     return len(together) / (samples.manifest["seconds"] - startup), startup, together
-
-
-def decoded(data: bytes) -> np.ndarray:
-    """The pixels (H, W, 1) of a PNG file."""
-    import io
-
-    return np.asarray(Image.open(io.BytesIO(data)))[..., None]
 
 
 def bare(run: Run, seed: int, settings: Sequence[str]) -> float:
@@ -176,7 +158,7 @@ def bare(run: Run, seed: int, settings: Sequence[str]) -> float:
         )
     )
     units = class_ranges(config.generate.images_per_class, node.settings.indices_per_shard, 10)
-    chosen = [[(k, i) for i in range(*unit["indices"]) for k in range(10)] for unit in units]
+    chosen = [items(unit) for unit in units]
     actor._sample(chosen[0])
     started = time.perf_counter()
     for some in chosen:
@@ -195,7 +177,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     per_class = options.images // 10
     counts = (f"generate.images_per_class={per_class}", f"retrain.images_per_class={per_class}")
     run = Run(folder, (*TRAINED, *counts, f"diffusion.steps={options.steps}", f"output={folder / 'out'}"))
-    run.dpt("train-diffusion")
+    dpt("train-diffusion", DIGITS, *run.given)
     judge = Judge(run)
     ways = {"the stage, the paper's solver": PAPER, "the stage, the fast preset": FAST}
     speed: dict[str, list[float]] = {name: [] for name in ("the paper's way", *ways, "bare loop")}
@@ -234,23 +216,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         lines = list(measure(options, Path(scratch)))
-    date = datetime.now(UTC).date()
     told = f"--steps {options.steps} --images {options.images} --seeds {options.seeds}"
-    text = "\n".join(
-        [
-            f"# Sampling, {date}",
-            "",
-            f"{machine('torch', 'ray')}. `python benchmarks/sampling.py {told}`: the digits, guidance "
-            f"{GUIDANCE}, float32, one thread; mean and standard error over sampling seeds.",
-            "",
-            "| | images/s | times the paper's way | Fréchet distance |",
-            "|---|---|---|---|",
-            *lines,
-            "",
-        ]
+    how = (
+        f"`python benchmarks/sampling.py {told}`: the digits, guidance {GUIDANCE}, float32, one thread; mean "
+        "and standard error over sampling seeds."
     )
-    (RESULTS / f"sampling_{date}.md").write_text(text)
-    sys.stdout.write(text)
+    columns = ("", "images/s", "times the paper's way", "Fréchet distance")
+    write_result("sampling", "Sampling", how, columns, lines, ["torch", "ray"])
 
 
 if __name__ == "__main__":

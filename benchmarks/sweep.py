@@ -12,38 +12,23 @@ Writes benchmarks/results/sweep_DATE.md.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
-from machine import machine
+from common import DIGITS, dpt, write_result
 
-from dpt_ray.config import Config, load_config
+from dpt_ray.config import Config
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.stages.sweep import grid, run_trial
 from dpt_ray.store.artifact import Artifact, Store
 
-RESULTS = Path(__file__).parent / "results"
-DIGITS = Path(__file__).parents[1] / "configs" / "digits.yaml"
 SETTINGS = (
     *("evaluate.controls=false", "pretrain.steps=50", "diffusion.steps=50", "generate.nfe=2"),
     *("compute.train_workers=0", "compute.actors=2", "compute.threads=1"),
     "sweep.real_weight=[1.0, 2.0, 4.0, 8.0, balanced]",
     "sweep.l2=[0.00025, 0.0025, 0.025, 0.25]",
 )
-
-
-def dpt(command: str, given: tuple[str, ...]) -> Config:
-    """Run a command of `dpt` in a process of its own; return the configuration."""
-    told = [sys.executable, "-m", "dpt_ray.cli", command, str(DIGITS), *given]
-    done = subprocess.run(told, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(told)}: {done.stderr}")
-    return load_config(DIGITS, list(given))
 
 
 def loop(config: Config, out: Artifact) -> tuple[int, float]:
@@ -78,7 +63,7 @@ def main() -> None:
             )
             # Another limit is another sweep of the same images.
             given = (*given, f"sweep.max_iterations={1000 + number}", f"output={scratch}/out")
-            config = dpt("sweep", given)
+            config = dpt("sweep", DIGITS, *given)
             manifest = flow(config)["sweep"].artifact(Store(config.output)).manifest
             startups.append(manifest["startup_seconds"])
             trials = len(manifest["trials"])
@@ -86,26 +71,17 @@ def main() -> None:
             trials, seconds = loop(config, Artifact(f"{scratch}/loop{number}"))
             rates["the loop"].append(60 * trials / seconds)
     ratio = np.array(rates["the sweep"]) / np.array(rates["the loop"])
-    date = datetime.now(UTC).date()
-    text = "\n".join(
-        [
-            f"# Trials of a sweep, {date}",
-            "",
-            f"{machine('ray')}. `python benchmarks/sweep.py --images {most} --rounds {options.rounds}`: "
-            f"{trials} trials of at most {10 * most} images of the digits, two at a time; the range of "
-            f"{options.rounds} rounds.",
-            "",
-            "| | trials/min |",
-            "|---|---|",
-            *(f"| {name} | {min(found):,.0f} to {max(found):,.0f} |" for name, found in rates.items()),
-            "",
-            f"The sweep does {ratio.min():.2f} to {ratio.max():.2f} of the loop's trials in a minute, after "
-            f"a start-up of {min(startups):.0f} to {max(startups):.0f} s.",
-            "",
-        ]
+    lines = [
+        *(f"| {name} | {min(found):,.0f} to {max(found):,.0f} |" for name, found in rates.items()),
+        "",
+        f"The sweep does {ratio.min():.2f} to {ratio.max():.2f} of the loop's trials in a minute, after a "
+        f"start-up of {min(startups):.0f} to {max(startups):.0f} s.",
+    ]
+    how = (
+        f"`python benchmarks/sweep.py --images {most} --rounds {options.rounds}`: {trials} trials of at most "
+        f"{10 * most} images of the digits, two at a time; the range of {options.rounds} rounds."
     )
-    (RESULTS / f"sweep_{date}.md").write_text(text)
-    sys.stdout.write(text)
+    write_result("sweep", "Trials of a sweep", how, ("", "trials/min"), lines, ["ray"])
 
 
 if __name__ == "__main__":

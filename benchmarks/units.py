@@ -14,18 +14,15 @@ import argparse
 import resource
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
+from common import write_result
 
 from dpt_ray.cluster.session import connect
 from dpt_ray.cluster.units import stream_units
 from dpt_ray.config.sections import Compute
 
-RESULTS = Path(__file__).parent / "results"
 SKIPPED = 200
 Unit = dict[str, Any]
 
@@ -64,20 +61,9 @@ def main() -> None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
             lines.append(f"| {name} | {count:,} | {since - started:.1f} | {rate:.0f} | {peak:.0f} |")
             print(lines[-1], flush=True)
-    date = datetime.now(UTC).date()
-    text = "\n".join(
-        [
-            f"# Units without work, {date}",
-            "",
-            f"{machine('ray')}. `python benchmarks/units.py --units {' '.join(map(str, options.units))}`.",
-            "",
-            "| through | units | start-up s | units/s | driver MiB |",
-            "|---|---|---|---|---|",
-            *lines,
-            "",
-        ]
-    )
-    (RESULTS / f"units_{date}.md").write_text(text)
+    how = f"`python benchmarks/units.py --units {' '.join(map(str, options.units))}`."
+    columns = ("through", "units", "start-up s", "units/s", "driver MiB")
+    write_result("units", "Units without work", how, columns, lines, ["ray"])
 
 
 if __name__ == "__main__":

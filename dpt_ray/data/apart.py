@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 # "fork" would copy the locks of this process's other threads as they are.
 SPAWN = multiprocessing.get_context("spawn")
 
+Pixels = dict[str, np.ndarray]  # by the name of a crop, (H, W, C) uint8
+Cut = Pixels | ValueError | MemoryError  # of an image, or why there are none
 
-Pixels = dict[str, np.ndarray]
 
-
-def cut(images: Sequence[bytes], crops: Mapping[str, Crop], mode: Mode) -> list[Pixels | ValueError]:
+def cut(images: Sequence[bytes], crops: Mapping[str, Crop], mode: Mode) -> list[Cut]:
     """Return the pixels (H, W, C) uint8 of image files for each crop; each file is decoded once.
 
     In the place of an image that cannot be used is a BadImage; of one that a crop does not fit, a ValueError.
@@ -32,7 +32,7 @@ def cut(images: Sequence[bytes], crops: Mapping[str, Crop], mode: Mode) -> list[
     return [_cut(data, crops, mode) for data in images]
 
 
-def _cut(data: bytes, crops: Mapping[str, Crop], mode: Mode) -> Pixels | ValueError:
+def _cut(data: bytes, crops: Mapping[str, Crop], mode: Mode) -> Cut:
     try:
         image = decode(data, mode)
         return {name: crop(image, how) for name, how in crops.items()}
@@ -48,10 +48,10 @@ class Apart:
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
 
-    def __call__(self, images: Sequence[bytes]) -> list[Pixels | ValueError]:
+    def __call__(self, images: Sequence[bytes]) -> list[Cut]:
         """Return what `cut` returns, with a BadImage for an image whose decoder crashes.
 
-        Raises MemoryError where the process was killed, which is rarely an image's fault.
+        For one at which the process is killed it is a MemoryError, which is rarely the image's fault.
         """
         found = self._ask(images)
         if not isinstance(found, int):
@@ -59,15 +59,15 @@ class Apart:
         if len(images) > 1:  # one after another, to find which
             return [result for data in images for result in self([data])]
         if found == -signal.SIGKILL:
-            raise MemoryError("the process that decodes it was killed, as a node without memory does")
+            return [MemoryError("the process that decodes it was killed, as a node without memory does")]
         return [BadImage(f"its decoder ends the process ({_named(found)})")]
 
-    def _ask(self, images: Sequence[bytes]) -> list[Pixels | ValueError] | int:
+    def _ask(self, images: Sequence[bytes]) -> list[Cut] | int:
         """Return the results of the process, or where it ended its exit code."""
         connection = self._connection or self._start()
         try:
             connection.send(list(images))
-            found: list[Pixels | ValueError] = connection.recv()
+            found: list[Cut] = connection.recv()
         except (EOFError, OSError):
             return self.close()
         return found

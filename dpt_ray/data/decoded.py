@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from dpt_ray.data.apart import Pixels, apart, cut
+from dpt_ray.data.apart import Cut, Pixels, apart, cut
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.decode import BadImage, Mode
 from dpt_ray.data.units import Unit, list_units, read_unit, split_of
@@ -32,7 +32,7 @@ def decode_unit(
     unit: Unit,
     crops: dict[str, Crop],
     mode: Mode,
-    pixels_of: Callable[[Sequence[bytes]], list[Pixels | ValueError]] | None = None,
+    pixels_of: Callable[[Sequence[bytes]], list[Cut]] | None = None,
 ) -> tuple[list[str], Pixels, list[tuple[str, str]]]:
     """Return ids, pixels (n, H, W, C) uint8 for each crop, and (id, reason) of unreadable images.
 
@@ -42,17 +42,13 @@ def decode_unit(
     ids: list[str] = []
     bad: list[tuple[str, str]] = []
     pixels: dict[str, list[np.ndarray]] = {name: [] for name in crops}
-    named, images_of_unit = read_unit(images, unit)
-    try:
-        results = pixels_of(images_of_unit)
-    except MemoryError as error:
-        raise MemoryError(f"images {named[0]} to {named[-1]}: {error}") from None
-    for identifier, found in zip(named, results, strict=True):
+    named, files = read_unit(images, unit)
+    for identifier, found in zip(named, pixels_of(files), strict=True):
         if isinstance(found, BadImage):
             bad.append((identifier, found.reason))
             continue
-        if isinstance(found, ValueError):
-            raise ValueError(f"image {identifier}: {found}")
+        if isinstance(found, (ValueError, MemoryError)):
+            raise type(found)(f"image {identifier}: {found}")
         ids.append(identifier)
         for name, value in found.items():
             pixels[name].append(value)

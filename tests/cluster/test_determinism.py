@@ -35,6 +35,15 @@ def test_two_actors_publish_the_bits_of_one(finished, tmp_path):
         assert run.payloads(name) == finished.payloads(name), name
 
 
+def test_units_that_come_in_blocks_publish_the_bits_of_those_that_do_not(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(units, "AT_ONCE", 0)
+    monkeypatch.setattr(units, "PER_BLOCK", 3)
+    run = finished.copy_to(tmp_path, without=(*COMPUTED, "augmented"))
+    run.make("samples", "augmented")
+    for name in (*COMPUTED, "augmented"):
+        assert run.payloads(name) == finished.payloads(name), name
+
+
 @pytest.fixture
 def small_gpu(monkeypatch):
     """Networks that run out of memory with more than 40 images; the batches that they were given."""

@@ -62,6 +62,15 @@ def test_of_an_image_that_crashes_its_decoder_only_that_one_is_lost(folder, tmp_
     assert list(found.values()) == [10 * number for number in range(IMAGES) if number not in (5, 8)]
 
 
+def test_an_image_at_which_the_process_is_killed_ends_the_reading_by_name(folder, tmp_path, monkeypatch):
+    killed = folder / "08.png"
+    killed.write_bytes(killed.read_bytes() + CRASHES["SIGKILL"])
+    crashing(monkeypatch.setenv, tmp_path)
+    monkeypatch.setattr(decoded, "MANY", 2)
+    with pytest.raises(MemoryError, match=r"^image train/oak/08: the process that decodes it was killed"):
+        read(indexed(tmp_path / "images", tmp_path / "index"))
+
+
 def test_a_reader_that_stops_early_leaves_no_process(index, monkeypatch):
     monkeypatch.setattr(decoded, "MANY", 2)
     parts = decoded.iterate_pixels(index, CROP, "RGB")
