@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
+from dpt_ray.cluster.resources import memory_of_fit
 from dpt_ray.cluster.session import connect
 from dpt_ray.cluster.units import DEATHS, deaths_told, peak_memory
 from dpt_ray.config.hashing import Settings
@@ -24,10 +25,11 @@ S = TypeVar("S", bound=Settings)
 Fit = Callable[[Task[S]], Facts]
 
 
-def run_fit(task: Task[S], fit: Fit[S]) -> Facts:
+def run_fit(task: Task[S], fit: Fit[S], held: int = 0) -> Facts:
     """Return `fit(task)`, which runs where `compute.actor_gpus` says, and what it warns of is logged here.
 
-    A task whose process dies is repeated, DEATHS times. Errors are those of `fit`.
+    `held` are the bytes of features and scores that it holds: the task asks for so much memory. A task whose
+    process dies is repeated, DEATHS times. Errors are those of `fit`.
     """
     if not task.compute.actor_gpus:
         return fit(task)
@@ -37,7 +39,11 @@ def run_fit(task: Task[S], fit: Fit[S]) -> Facts:
 
     compute = task.compute
     remote = ray.remote(_heard).options(
-        name=task.name, num_cpus=compute.actor_cpus, num_gpus=compute.actor_gpus, max_retries=DEATHS
+        name=task.name,
+        num_cpus=compute.actor_cpus,
+        num_gpus=compute.actor_gpus,
+        memory=memory_of_fit(compute, held, task.name),
+        max_retries=DEATHS,
     )
     running = remote.remote(fit, replace(task, progress=silent))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from dpt_ray.config.sections import Compute
 # A reading task may use this much of the CPUs and of the memory that a node has for one CPU.
 READER_SHARE = 0.25
 READER_MEMORY = 512 << 20  # bytes, while there is no node with CPUs yet
+# A process with torch, before it reads anything: 0.8 GiB on a CPU, with CUDA's libraries three times as much.
+PROCESS, GPU_PROCESS = 1 << 30, 3 << 30
 
 
 def nodes() -> list[dict[str, float]]:
@@ -37,6 +40,29 @@ def beside_actors() -> dict[str, Any]:
     if head := _head_without_cpus():
         options["label_selector"] = {"ray.io/node-id": f"!{head}"}
     return options
+
+
+def memory_of_fit(compute: Compute, held: int, name: str) -> int:
+    """Return the bytes of memory to ask for where an actor's CPUs and GPUs fit on features of `held` bytes.
+
+    Where every such node has less, this is all that one has, and a warning says so under the `name` of the
+    stage: asked for more, Ray would wait for ever. 0 where no node says how much it has.
+    """
+    needed = held + (GPU_PROCESS if compute.actor_gpus else PROCESS)
+    wanted = _wanted(compute)
+    most = max(
+        (node.get("memory", 0.0) for node in _shapes(*_cluster(compute)) if _fit(wanted, node)), default=0
+    )
+    if 0 < most < needed:
+        logging.getLogger("dpt_ray").warning(
+            "%s: a process needs about %.1f GiB, and a node with %s has %.1f GiB: it may be ended there; "
+            "use nodes with more memory",
+            name,
+            needed / 2**30,
+            _listed(wanted),
+            most / 2**30,
+        )
+    return int(min(needed, most))
 
 
 def _head_without_cpus() -> str | None:

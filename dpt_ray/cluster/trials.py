@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from dpt_ray.cluster.resources import memory_of_fit
 from dpt_ray.cluster.session import connect, threads
 from dpt_ray.config.sections import Compute
 from dpt_ray.engine.progress import POLL, REMOTE_POLL, Reached, Report, following
@@ -23,17 +24,21 @@ def run_trials(
     total: int,
     compute: Compute,
     progress: Report,
+    held: int,
 ) -> float:
     """Run every trial, each publishing a shard of `out`; return the start-up time in seconds.
 
     `run_trial(trial, threads)` returns the metrics for Tune. `total` includes trials that are already done.
-    Raises RuntimeError where a trial fails.
+    `held` are the bytes of features that a trial's process holds: it asks for so much memory. Raises
+    RuntimeError where a trial fails.
     """
     started = time.time()
     connect(compute)
     from ray import tune
 
     share = threads(compute, compute.concurrent_trials)
+    memory = memory_of_fit(compute, held, "sweep")
+    resources = {"cpu": compute.actor_cpus, "gpu": compute.actor_gpus, "memory": memory}
 
     def trainable(config: dict[str, T]) -> None:
         began = time.time()
@@ -47,7 +52,7 @@ def run_trials(
         following(progress, total, "settings", done, POLL if out.is_local else REMOTE_POLL),
     ):
         found = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": compute.actor_cpus, "gpu": compute.actor_gpus}),
+            tune.with_resources(trainable, resources),
             param_space={"trial": tune.grid_search(list(trials))},
             tune_config=tune.TuneConfig(max_concurrent_trials=compute.concurrent_trials, reuse_actors=True),
             run_config=tune.RunConfig(name=name, storage_path=scratch, verbose=0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -119,6 +120,12 @@ class RealRows:
                 f"image {lost} has a pseudo-label but no features ({where.null_count} such images)"
             )
         return Rows(self.features, _int64(table["label"]), where.to_numpy())
+
+
+def features_bytes(features: Artifact, rows: int | None = None) -> int:
+    """Return the bytes that all rows of `features` take in memory, or another number of such `rows`."""
+    count = int(features.manifest["rows"]) if rows is None else rows
+    return count * math.prod(features.manifest["shape"]) * np.dtype(np.float32).itemsize
 
 
 def readable_labels(labels: Artifact, ids: pa.Array, classes: Sequence[str]) -> pa.Table:

@@ -10,7 +10,7 @@ from dpt_ray.cluster.session import threads
 from dpt_ray.config.hashing import Settings
 from dpt_ray.config.sections import Classifier as ClassifierSettings
 from dpt_ray.config.sections import Retrain
-from dpt_ray.data.rows import ImageRows, RealRows, Rows
+from dpt_ray.data.rows import ImageRows, RealRows, Rows, features_bytes
 from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
 from dpt_ray.learners.agreement import agreeing, warn_of_short_classes
 from dpt_ray.learners.linear_classifier import accuracy, save_classifier
@@ -56,7 +56,7 @@ class Retrained(Stage[Retrain]):
     @classmethod
     def make(cls, task: Task[Retrain]) -> Facts:
         """Fit and publish a classifier's folder."""
-        return run_fit(task, retrain)
+        return run_fit(task, retrain, features_bytes(task.inputs["sample_features"]))
 
 
 def fit_classifier(task: Task[ClassifierSettings]) -> Facts:

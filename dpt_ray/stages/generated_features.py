@@ -11,7 +11,7 @@ from dpt_ray.config.hashing import HashedIfSet, Settings
 from dpt_ray.config.ladder import ChooseOn
 from dpt_ray.config.sections import RealWeight
 from dpt_ray.config.values import Count
-from dpt_ray.data.rows import ImageRows, RealRows
+from dpt_ray.data.rows import ImageRows, RealRows, features_bytes
 from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
 from dpt_ray.learners.linear_classifier import accuracy, negative_log_likelihood, save_classifier
 from dpt_ray.learners.pseudo_table import calibrate
@@ -45,7 +45,8 @@ class GeneratedFeatures(Stage[FeatureRetrainSettings]):
     @classmethod
     def make(cls, task: Task[FeatureRetrainSettings]) -> Facts:
         """Fit, choose lambda on validation where there is any, and publish."""
-        return run_fit(task, fit_generated)
+        held = features_bytes(task.inputs["features"], task.inputs["feature_samples"].manifest["rows"])
+        return run_fit(task, fit_generated, held)
 
 
 def fit_generated(task: Task[FeatureRetrainSettings]) -> Facts:

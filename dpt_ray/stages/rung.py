@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -16,7 +17,7 @@ from dpt_ray.config.hashing import HashedIfSet, Settings
 from dpt_ray.config.ladder import ChooseOn, Prior, RungName
 from dpt_ray.config.sections import Positive
 from dpt_ray.data.graph import read_graph
-from dpt_ray.data.rows import LABELS_FILE, PSEUDO_LABELS_FILE, RealRows
+from dpt_ray.data.rows import LABELS_FILE, PSEUDO_LABELS_FILE, RealRows, features_bytes
 from dpt_ray.data.shards import read_feature_shard
 from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
 from dpt_ray.learners.linear_classifier import accuracy, negative_log_likelihood, save_classifier
@@ -64,7 +65,15 @@ class LadderRung(Stage[RungSettings]):
     def make(cls, task: Task[RungSettings]) -> Facts:
         """Fit, choose, calibrate and label. Raises ConfigError for a prior or graph that does not fit."""
         check_ladder(task.settings.prior, task.inputs["index"], task.inputs["labels"])
-        return run_fit(task, fit_rung)
+        return run_fit(task, fit_rung, _held(task.inputs))
+
+
+def _held(inputs: Mapping[str, Artifact]) -> int:
+    """Return the bytes that a rung holds: features, scores, the graph while it is made (docs/ladder.md)."""
+    features = inputs["features"]
+    rows, classes = features.manifest["rows"], inputs["index"].manifest["classes"]
+    neighbours = inputs["graph"].manifest["settings"]["neighbours"] if "graph" in inputs else 0
+    return features_bytes(features) + rows * (4 * classes + 32 * neighbours)
 
 
 def fit_rung(task: Task[RungSettings]) -> Facts:

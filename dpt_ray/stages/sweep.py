@@ -26,7 +26,7 @@ from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import HashedIfSet
 from dpt_ray.config.sections import Positive
 from dpt_ray.config.sweep import Sweep as SweepSection
-from dpt_ray.data.rows import ImageRows, RealRows, Rows
+from dpt_ray.data.rows import ImageRows, RealRows, Rows, features_bytes
 from dpt_ray.data.units import read_index
 from dpt_ray.engine.node import Node, RunsOn, Stage, Task, one_of, reads
 from dpt_ray.learners.agreement import agreeing
@@ -41,6 +41,7 @@ from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts, TrialShard
 
 TRIALS = "trials.parquet"
+KEPT = 2  # sets of images whose features a process keeps
 # Methods that add images: the inputs with the features and with the classes of these images.
 IMAGES = {
     "generated": ("sample_features", "samples"),
@@ -214,7 +215,15 @@ def _run(task: Task[SweepSettings], trials: Sequence[Trial]) -> float:
     def run(trial: Trial, threads: int) -> dict[str, float | None]:
         return run_trial(trial, inputs, out, threads, limit)
 
-    return run_trials(task.node.digest, missing, run, out, len(trials), task.compute, task.progress)
+    told = (task.compute, task.progress, _held(inputs))
+    return run_trials(task.node.digest, missing, run, out, len(trials), *told)
+
+
+def _held(inputs: Mapping[str, Artifact]) -> int:
+    """Return the bytes of features that a process of trials keeps (see `_real` and `_images`)."""
+    names = ("sample_features", "augmented_features")
+    sets = sorted(features_bytes(found) for key, found in inputs.items() if key.partition(":")[0] in names)
+    return sum(sets[-KEPT:]) + (features_bytes(inputs["features"]) if "pseudo_labels" in inputs else 0)
 
 
 def run_trial(
@@ -275,7 +284,7 @@ def _real(index: Artifact, features: Artifact, splits: tuple[str, ...], labels: 
     return RealRows(index, features, splits, labels)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=KEPT)
 def _images(features: Artifact, images: Artifact) -> ImageRows:
     return ImageRows(features, images)
 

@@ -90,6 +90,15 @@ try:
 except StageError as error:
     told["over"] = str(error)
 told["free"] = toy(where)["gpus"]  # the sleeper has left the only GPU
+
+
+def memory(task):
+    import ray
+
+    return {"memory": ray.get_runtime_context().get_assigned_resources()["memory"]}
+
+
+told["memory"] = run_fit(task(LadderRung, store, inputs, settings, **gpu), memory, 1 << 20)["memory"]
 print(json.dumps(told))
 """
 
@@ -99,7 +108,14 @@ def one_gpu():
     """A cluster of its own whose head pretends one GPU."""
     port, agent, client = free_ports(3)
     head = ray_start(
-        *("--head", "--num-cpus=2", "--num-gpus=1", f"--port={port}", f"--temp-dir={SCRATCH}/gpu"),
+        *(
+            "--head",
+            "--num-cpus=2",
+            "--num-gpus=1",
+            f"--memory={8 << 30}",
+            f"--port={port}",
+            f"--temp-dir={SCRATCH}/gpu",
+        ),
         *("--include-dashboard=false", f"--dashboard-agent-listen-port={agent}"),
         f"--ray-client-server-port={client}",
     )
@@ -135,6 +151,10 @@ def test_its_warnings_are_heard_and_its_errors_are_its_own(told):
 
 def test_it_is_repeated_where_its_process_dies(told):
     assert told["again"]["survived"]
+
+
+def test_it_asks_for_the_memory_that_it_holds(told):
+    assert told["memory"] == (1 << 20) + (3 << 30)
 
 
 def test_it_is_ended_where_the_run_may_spend_no_more(told):

@@ -1,5 +1,7 @@
 """Whether a run fits the nodes that a cluster has, and those that its autoscaler may add."""
 
+import re
+
 import pytest
 
 from dpt_ray.cluster import resources
@@ -68,6 +70,28 @@ def test_readers_beside_actors_ask_for_a_quarter_of_the_memory_of_a_cpu(made_of)
     assert resources.beside_actors() == {"num_cpus": 0}
     made_of()
     assert resources.beside_actors() == {"num_cpus": 0, "memory": 512 << 20}
+
+
+def test_a_fit_asks_for_its_memory_and_never_for_more_than_a_node_with_its_gpu_has(made_of, caplog):
+    made_of({"CPU": 8.0, "memory": 64e9}, {"CPU": 4.0, "GPU": 1.0, "memory": 16e9})
+    gpu = Compute(actor_gpus=1.0)
+    assert resources.memory_of_fit(gpu, 4 << 30, "sweep") == (4 + 3) << 30  # features, and CUDA's libraries
+    assert resources.memory_of_fit(Compute(), 30 << 30, "sweep") == (30 + 1) << 30
+    assert not caplog.records
+    assert resources.memory_of_fit(gpu, 30 << 30, "sweep") == 16 * 10**9
+    assert re.fullmatch(
+        "sweep: a process needs about 33.0 GiB, .* 1 GPU has 14.9 GiB: .*", caplog.messages[0]
+    )
+    made_of({"CPU": 4.0, "GPU": 1.0})  # a node that does not say how much memory it has
+    assert resources.memory_of_fit(gpu, 30 << 30, "sweep") == 0
+    assert len(caplog.records) == 1
+
+
+def test_a_fit_asks_for_what_a_node_has_that_may_be_added(made_of, adding):
+    made_of(HEAD | {"memory": 9e9})
+    adding(("gpu", {"CPU": 8.0, "GPU": 1.0, "memory": 50e9}, 4))
+    wanted = Compute(actor_gpus=1.0, autoscaling=True)
+    assert resources.memory_of_fit(wanted, 20 << 30, "sweep") == 23 << 30
 
 
 def test_readers_stay_off_a_head_that_is_for_drivers_only(made_of):

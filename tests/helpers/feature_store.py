@@ -16,9 +16,9 @@ SPLITS = (("train", 120), ("validation", 30), ("test", 60))
 DIM = 6
 
 
-def publish(out, rows, **facts):
-    shards = [out.publish_shard(key, ".parquet", n, write) for key, n, write in rows]
-    out.publish({"shards": shards, "seconds": 1.0, **facts})
+def publish(out, shards, **facts):
+    written = [out.publish_shard(key, ".parquet", n, write) for key, n, write in shards]
+    out.publish({"shards": written, "seconds": 1.0, **facts})
 
 
 def feature_store(root, labels_per_class=2, validation=True, seed=0):
@@ -43,7 +43,7 @@ def feature_store(root, labels_per_class=2, validation=True, seed=0):
         pq.write_table(table, path)
     made["index"].write_json("classes.json", CLASSES)
     made["index"].publish({"units": listed, "classes": len(CLASSES)})
-    publish(made["features"], rows)
+    publish(made["features"], rows, rows=len(ids), shape=[DIM])
     where = np.array([label if name == "train" else -1 for label, name in zip(truth, split, strict=True)])
     few = np.concatenate([np.flatnonzero(where == c)[:labels_per_class] for c in range(len(CLASSES))])
     labels = {"id": [ids[i] for i in few], "label": pa.array([truth[i] for i in few], pa.int32())}
@@ -75,5 +75,6 @@ def make(stage, store, inputs, settings, name="it", images_per_class=None, **com
     """Makes and publishes an artifact."""
     work = task(stage, store, inputs, settings, name, images_per_class, **compute)
     facts = stage.make(work)
-    work.out.publish({**facts, "seconds": 1.0, "inputs": work.node.references})
+    known = {"settings": settings.model_dump(mode="json"), "inputs": work.node.references}
+    work.out.publish({**facts, "seconds": 1.0, **known})
     return work.out
