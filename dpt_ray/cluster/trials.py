@@ -49,7 +49,7 @@ def run_trials(
 
     with (
         tempfile.TemporaryDirectory(prefix="dpt_ray-tune-") as scratch,
-        following(progress, total, "settings", done, POLL if out.is_local else REMOTE_POLL),
+        following(progress, total, "trials", done, POLL if out.is_local else REMOTE_POLL),
     ):
         found = tune.Tuner(
             tune.with_resources(trainable, resources),

@@ -26,7 +26,7 @@ from dpt_ray.config.sections import (
 )
 from dpt_ray.config.semi_supervised import SemiSupervised
 from dpt_ray.config.student import Student
-from dpt_ray.config.sweep import Sweep
+from dpt_ray.config.sweep import OtherSampling, Sweep
 from dpt_ray.config.yaml_file import ConfigError, build, merge, parse_overrides, read_yaml
 
 
@@ -179,6 +179,11 @@ class Config(Section):
         """Raise ValueError where the sweep samples the same set of images twice."""
         seen = [self.generate]
         for number, other in enumerate(self.sweep.generate if self.sweep else ()):
+            if self.further_seeds and other.seed is not None:
+                raise ValueError(
+                    f"sweep.generate.{number}.seed {other.seed}: with sweep.seeds above 1 every set has "
+                    "generate.seed and the seeds after it: leave this one out"
+                )
             changed = Generate.model_validate(self.generate.model_dump() | other.changes)
             if changed in seen:
                 raise ValueError(
@@ -250,6 +255,23 @@ class Config(Section):
     def features_per_class(self) -> int:
         """How many features of each class are generated, where any are."""
         return self.feature_diffusion.images_per_class or self.generate.images_per_class
+
+    @property
+    def further_seeds(self) -> tuple[int, ...]:
+        """The seeds besides `generate.seed` that images are made with for the sweep."""
+        first = self.generate.seed
+        return tuple(range(first + 1, first + (self.sweep.seeds if self.sweep else 1)))
+
+    @property
+    def other_samples(self) -> tuple[OtherSampling, ...]:
+        """The sets of generated images besides that of `generate` that the sweep tries, with each seed."""
+        if self.sweep is None or not self.generates_images:
+            return ()
+        sets = list(self.sweep.generate)
+        for seed in self.further_seeds:
+            again = [other.model_copy(update={"seed": seed}) for other in self.sweep.generate]
+            sets += [OtherSampling(seed=seed), *again]
+        return tuple(sets)
 
     @property
     def retrain_grid(self) -> Sweep:

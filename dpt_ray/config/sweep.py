@@ -1,4 +1,4 @@
-"""The sweep of stage 3: its grid, and the other sets of generated images that it tries."""
+"""The sweep of stage 3: its grid, the other sets of generated images that it tries, and their seeds."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ class OtherSampling(Section):
         return ",".join(f"{key}={_text(value)}" for key, value in self.changes.items())
 
 
+def set_name(sampled: str, seed: int | None) -> str:
+    """Return the name of a set of images: how it is sampled, and its seed where that is another one."""
+    return sampled if seed is None else f"{sampled},seed={seed}".removeprefix(",")
+
+
 def _text(value: object) -> str:
     if isinstance(value, tuple):
         return "-".join(f"{part:g}" for part in value)
@@ -49,6 +54,10 @@ class Sweep(Settings):
     `min_confidence` is that of `retrain`, here a list of values, null among them for all images. `generate`
     lists what else than the section `generate` the images are sampled with, such as `[{guidance: 1.5},
     {guidance: 2.0, nfe: 50}]`: each is a set of images of its own, and competes with the others.
+
+    Each set, and the augmented images of the controls, is made with `seeds` seeds: `generate.seed` and the
+    integers after it. A setting is tried on each of them, and judged by the mean. With more than one seed no
+    set of `generate` has a `seed` of its own: as a competitor it would be a repetition of another one.
 
     With `trials` each method has at most so many settings, drawn at random from its grid, which find as good
     ones as a grid where few of the keys matter (Bergstra and Bengio, 2012). More trials add to those before.
@@ -65,6 +74,7 @@ class Sweep(Settings):
         Annotated[tuple[Fraction | None, ...], Field(strict=False, min_length=1)], HashedIfSet
     ] = (None,)
     trials: Annotated[Count | None, HashedIfSet] = None
+    seeds: Annotated[Count, HashedIfSet] = 1
     # The sets of images are inputs of the sweep, and hashed as such.
     generate: Annotated[Annotated[tuple[OtherSampling, ...], Field(strict=False)], NotHashed] = ()
 

@@ -36,6 +36,20 @@ def same_but_for(node: Node, store: Store, setting: str) -> list[tuple[object, s
     return found
 
 
+def same_in(node: Node, store: Store, setting: str) -> list[Artifact]:
+    """Return the other published artifacts of the node's stage and version with its value of `setting`."""
+    found = []
+    for digest in store.digests(node.artifact_name):
+        artifact = store.artifact(node.artifact_name, digest, str(node.extent))
+        if digest == node.digest or not artifact.published:
+            continue
+        manifest = artifact.manifest
+        value = manifest["settings"].get(setting)
+        if (value, manifest["version"]) == (node.hashed.get(setting), node.version):
+            found.append(artifact)
+    return found
+
+
 def content_digest(artifact: Artifact) -> str:
     """Return the SHA-256 of the file from which an artifact was imported."""
     return str(artifact.manifest["settings"]["sha256"])

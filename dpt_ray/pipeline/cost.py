@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpt_ray.config import Config, ConfigError
+from dpt_ray.config.sweep import set_name
 from dpt_ray.config.training import NetworkTraining, SelfSupervised
 from dpt_ray.pipeline.speed import FitShape, Rates
 from dpt_ray.pipeline.stage_settings import sweep_settings
@@ -94,13 +95,14 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     if not config.generates_images or config.diffusion.condition != "none":
         if config.generates_images:
             found["sample_features"] = features.cost(generated)
-            for other in config.sweep.generate if config.sweep else ():
+            for other in config.other_samples:
                 found[f"sample_features:{other.name}"] = features.cost(generated)
             if config.trains_learner:
                 found |= _learner("retrained_learner", config, images, features)
         if config.evaluate.controls:
-            found["augmented"] = _times(generated, _pixel_bytes(config))
-            found["augmented_features"] = features.cost(generated)
+            for which in ("", *(f":{set_name('', seed)}" for seed in config.further_seeds)):
+                found[f"augmented{which}"] = _times(generated, _pixel_bytes(config))
+                found[f"augmented_features{which}"] = features.cost(generated)
         if sweep_settings(config):
             found["sweep"] = _sweep(config, images, classes, features.dim)
     if config.student:
@@ -161,7 +163,7 @@ def _second_stage(config: Config, train: int | None, generated: int | None) -> d
         # A backward pass costs two forward passes.
         batches = config.diffusion.steps * config.diffusion.batch_size
         found["denoiser"] = Cost(train, transformer=3 * forward * batches)
-    others = {f"samples:{o.name}": o.changes for o in (config.sweep.generate if config.sweep else ())}
+    others = {f"samples:{other.name}": other.changes for other in config.other_samples}
     for name, changes in {"samples": {}, **others}.items():
         sampled = config.generate.model_copy(update=changes)
         passes = sampled.nfe * (1 if sampled.guidance == 1 else 2)
@@ -236,9 +238,7 @@ def _trial_rows(config: Config, images: Mapping[str, int] | None, classes: int |
     settings = sweep_settings(config)
     if settings is None or not images or classes is None:
         return []
-    sets = settings.generate if config.generates_images else ()
     inputs = ["sample_features"] if config.generates_images else []
-    inputs += [f"sample_features:{other.name}" for other in sets]
     if config.evaluate.controls:
         inputs += ["augmented_features", "pseudo_labels"]
     labelled, added = classes * (config.labels.per_class or 0), []

@@ -10,7 +10,7 @@ from dpt_ray.config.hashing import Settings
 from dpt_ray.config.ladder import RUNGS, Ladder
 from dpt_ray.config.sections import Pretrain, SampleSettings
 from dpt_ray.config.semi_supervised import LearnerSettings, SemiSupervised
-from dpt_ray.config.sweep import OtherSampling
+from dpt_ray.config.sweep import set_name
 from dpt_ray.engine.node import AnyStage, Extent, Node, NoSettings
 from dpt_ray.models.precision import resolve_precisions, resolved
 from dpt_ray.pipeline.encoders import check_network, encoder_settings
@@ -236,7 +236,7 @@ class _Run:
             denoiser = self.train_denoiser(sampling)
         sources = {"denoiser": denoiser, "autoencoder": nodes["autoencoder"]}
         self.add("samples", Samples, sources, sampling, extent=self.extent)
-        for other in self.others:
+        for other in config.other_samples:
             changed = SampleSettings.model_validate(sampling.model_dump() | other.changes)
             self.add(f"samples:{other.name}", Samples, sources, changed, extent=self.extent)
 
@@ -280,17 +280,11 @@ class _Run:
     def other_samples(self) -> dict[str, Node]:
         """Return the sets of images that the sweep tries besides, and add their features."""
         found: dict[str, Node] = {}
-        for other in self.others:
+        for other in self.config.other_samples:
             samples, name = self.nodes[f"samples:{other.name}"], f"sample_features:{other.name}"
             found[samples.name] = samples
             found[name] = self.features(name, samples, self.nodes["encoder"])
         return found
-
-    @property
-    def others(self) -> tuple[OtherSampling, ...]:
-        """The sets of generated images that the sweep tries besides."""
-        sweep = self.config.sweep
-        return sweep.generate if sweep and self.config.generates_images else ()
 
     def judge(self) -> dict[str, Node]:
         """Return the classifier that decides which generated images are used: that of the pseudo-labels.
@@ -306,14 +300,14 @@ class _Run:
         """Add augmented views of the labelled images; return the inputs of the sweep's controls."""
         config, nodes = self.config, self.nodes
         sources = {"index": nodes["index"], "labels": nodes["labels"]}
-        settings = augment_settings(config)
-        augmented = self.add("augmented", Augmented, sources, settings, extent=self.extent)
-        features = self.features("augmented_features", augmented, nodes["encoder"])
-        return {
-            "augmented": augmented,
-            "augmented_features": features,
-            "pseudo_labels": self.pseudo_labels,
-        }
+        found = {"pseudo_labels": self.pseudo_labels}
+        for seed in (None, *config.further_seeds):
+            which = "" if seed is None else f":{set_name('', seed)}"
+            settings, name = augment_settings(config, seed), f"augmented{which}"
+            found[name] = self.add(name, Augmented, sources, settings, extent=self.extent)
+            features = f"augmented_features{which}"
+            found[features] = self.features(features, found[name], nodes["encoder"])
+        return found
 
     def student(self) -> None:
         """Add the student of a classifier of the run, its features and its classifier."""

@@ -31,7 +31,7 @@ def sweep_settings(config: Config) -> SweepSettings | None:
     if config.evaluate.controls:
         # lambda = l2 / n, and n of stage 3 is hundreds of times the probe's: let the probe reach it.
         settings["probe_l2"] = tuple(config.classifier.l2 / 10**decade for decade in range(4))
-    return SweepSettings(**settings)
+    return SweepSettings(**settings, further_seeds=config.further_seeds)
 
 
 def autoencoder_settings(config: Config) -> AutoencoderSettings:
@@ -61,14 +61,17 @@ def sample_settings(config: Config) -> SampleSettings:
     )
 
 
-def augment_settings(config: Config) -> AugmentSettings:
-    """Return the settings of the augmented images, which are as many as generated ones."""
+def augment_settings(config: Config, seed: int | None = None) -> AugmentSettings:
+    """Return the settings of the augmented images, which are as many and have the seed of generated ones.
+
+    `seed` is another one.
+    """
     return AugmentSettings(
         augmentation=config.evaluate.augmentation,
         strength=config.evaluate.augment_strength,
         image_size=config.data.image_size,
         indices_per_shard=config.generate.indices_per_shard,
-        seed=config.generate.seed,
+        seed=config.generate.seed if seed is None else seed,
     )
 
 

@@ -162,6 +162,7 @@ def render_report(data: ReportData) -> str:
         "hours": lambda hours: f"{hours:.2f}" if hours else UNKNOWN,
         "percent": percent,
         "with_error": with_error,
+        "over_seeds": over_seeds,
         "points": points,
         "duration": duration,
         "size": size,
@@ -181,6 +182,7 @@ def render_report(data: ReportData) -> str:
         pictures=[_picture_row(row) for row in data.grid if len(row.real) + len(row.generated)],
         pixelated=_pixelated(data.grid),
         sweep_plot=sweep_lines(data.sweep) if data.sweep else "",
+        sweep_seeds=max((row.seeds for row in data.sweep), default=1),
         sweep_best=sorted(data.sweep, key=lambda row: -row.validation_top1),
         class_plot=class_bars(data.pseudo_label_classes),
         most_bars=MOST_BARS,
@@ -207,6 +209,13 @@ def with_error(row: AccuracyRow) -> str:
     if row.test is None or row.test_stderr is None:
         return percent(row.test)
     return f"{100 * row.test:.1f} ± {percent(row.test_stderr)}"
+
+
+def over_seeds(row: SweepRow) -> str:
+    """Return a setting's validation accuracy, with its standard error over seeds where there are several."""
+    if row.stderr is None:
+        return percent(row.validation_top1)
+    return f"{100 * row.validation_top1:.1f} ± {percent(row.stderr)}"
 
 
 def points(gain: tuple[float, float] | None) -> str:

@@ -89,7 +89,11 @@ class AccuracyRow:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One trial; `images_per_class` is None for a method that uses no extra images."""
+    """One setting; `images_per_class` is None for a method that uses no extra images.
+
+    `validation_top1` is the mean of its trials, one for each of `seeds`, and `stderr` its standard error over
+    them, None with one seed.
+    """
 
     method: str
     images_per_class: int | None
@@ -97,6 +101,8 @@ class SweepRow:
     l2_scale: float
     validation_top1: float
     chosen: bool = False
+    seeds: int = 1
+    stderr: float | None = None
 
     @property
     def weight(self) -> str:
@@ -154,27 +160,32 @@ def accuracy_bars(rows: Sequence[AccuracyRow], highlight: str) -> str:
 def sweep_lines(rows: Sequence[SweepRow]) -> str:
     """Return validation accuracy against images per class, a line per method and real weight.
 
-    Of several L2 penalties at one point the best is drawn; a method without extra images is a
-    horizontal line at its best. The chosen trials are ringed.
+    Of several L2 penalties at one point the best is drawn, with a bar of a standard error over its seeds; a
+    method without extra images is a horizontal line at its best. The chosen settings are ringed.
     """
-    best: dict[tuple[str, str], dict[int, float]] = {}
+    best: dict[tuple[str, str], dict[int, SweepRow]] = {}
     level: dict[str, float] = {}
     for row in rows:
         if row.images_per_class is None:
             level[row.method] = max(100 * row.validation_top1, level.get(row.method, 0.0))
         else:
             line = best.setdefault((row.method, row.weight), {})
-            at = row.images_per_class
-            line[at] = max(100 * row.validation_top1, line.get(at, 0.0))
+            there = line.setdefault(row.images_per_class, row)
+            if row.validation_top1 > there.validation_top1:
+                line[row.images_per_class] = row
     methods = list(dict.fromkeys(method for method, _ in best))
     weights = list(dict.fromkeys(weight for _, weight in best))
     sizes = sorted({size for line in best.values() for size in line})
+    seeds = max(row.seeds for row in rows)
 
     figure, axes = _figure(2.7 + 0.17 * (len(best) + len(level)))
     for (method, weight), line in best.items():
         m, w = methods.index(method), weights.index(weight)
-        axes.plot(
-            *zip(*sorted(line.items()), strict=True),
+        axes.errorbar(
+            sorted(line),
+            [100 * line[size].validation_top1 for size in sorted(line)],
+            yerr=[100 * (line[size].stderr or 0.0) for size in sorted(line)] if seeds > 1 else None,
+            capsize=3,
             color=SERIES[w % len(SERIES)],
             marker=MARKERS[m % len(MARKERS)],
             linestyle=DASHES[m % len(DASHES)],
@@ -196,7 +207,7 @@ def sweep_lines(rows: Sequence[SweepRow]) -> str:
     figure.legend(loc="outside lower left")
     spoken = "; ".join(
         f"{method} at real weight {weight}: "
-        + ", ".join(f"{line[size]:.1f} % with {size}" for size in sorted(line))
+        + ", ".join(f"{100 * line[size].validation_top1:.1f} % with {size}" for size in sorted(line))
         for (method, weight), line in best.items()
     )
     return _inline_svg(figure, "sweep", f"Validation accuracy against images per class. {spoken}.")

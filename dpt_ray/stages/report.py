@@ -25,6 +25,7 @@ from dpt_ray.evaluation.records import (
     read_evaluation,
 )
 from dpt_ray.evaluation.student import student_text
+from dpt_ray.evaluation.swept import by_setting
 from dpt_ray.learners.agreement import images_of_trial
 from dpt_ray.learners.collapse import collapse
 from dpt_ray.report import page
@@ -128,7 +129,7 @@ def _gather(task: Task[ReportSettings]) -> page.ReportData:
         ladder=[_rung(row) for row in evaluation.get("ladder", ())],
         advice=advice(evaluation.get("ladder", ())),
         labels_from=_labels_from(task),
-        sweep=_trials(sweep) if sweep and sweep["n_validation"] else (),
+        sweep=_swept(sweep) if sweep and sweep["n_validation"] else (),
         pseudo_label_classes=[page.ClassRow(**row) for row in quality["classes"]] if quality else [],
         pseudo_label_accuracy=quality["accuracy"] if quality else None,
         calibration=_calibration(calibration) if calibration["n"] else None,
@@ -207,18 +208,20 @@ def _labels_from(task: Task[ReportSettings]) -> str:
     return f"{METHODS[task.inputs['best'].manifest['best']].name}, the best on what rungs are chosen on"
 
 
-def _trials(manifest: Manifest) -> list[page.SweepRow]:
+def _swept(manifest: Manifest) -> list[page.SweepRow]:
     chosen = [best["shard"] for best in manifest["chosen"].values()]
     return [
         page.SweepRow(
-            trial["method"].replace("_", "-") + images_of_trial(trial),
+            (trial := setting.first)["method"].replace("_", "-") + images_of_trial(trial),
             trial["images_per_class"],
             trial["real_weight"],
             trial["l2"],
-            trial["validation_top1"] or 0.0,  # shown only where there are validation images
+            setting.top1 or 0.0,  # shown only where there are validation images
             trial["shard"] in chosen,
+            len(setting.trials),
+            setting.stderr,
         )
-        for trial in manifest["trials"]
+        for setting in by_setting(manifest["trials"])
     ]
 
 

@@ -2,6 +2,9 @@
 
 With the controls the probe of stage 1 is swept over lambda too, so that the baseline is also tuned.
 
+A setting is judged by its mean over the seeds that images are made with; the classifier of the first one is
+published as the best.
+
 Trials only read features. Each publishes its classifier under the name of its settings, so a restarted
 trial or a resumed sweep finds what is done.
 """
@@ -23,12 +26,16 @@ from pydantic import Field
 
 from dpt_ray.cluster.trials import run_trials
 from dpt_ray.config import ConfigError
-from dpt_ray.config.hashing import HashedIfSet
+from dpt_ray.config.hashing import HashedIfSet, NotHashed
 from dpt_ray.config.sections import Positive
 from dpt_ray.config.sweep import Sweep as SweepSection
+from dpt_ray.config.sweep import set_name
+from dpt_ray.config.values import Seed
 from dpt_ray.data.rows import ImageRows, RealRows, Rows, features_bytes
 from dpt_ray.data.units import read_index
+from dpt_ray.engine.differences import same_in
 from dpt_ray.engine.node import Node, RunsOn, Stage, Task, one_of, reads
+from dpt_ray.evaluation.swept import SETTING, best, by_setting
 from dpt_ray.learners.agreement import agreeing
 from dpt_ray.learners.linear_classifier import (
     accuracy,
@@ -37,8 +44,8 @@ from dpt_ray.learners.linear_classifier import (
     save_classifier,
     save_weights,
 )
-from dpt_ray.store.artifact import Artifact
-from dpt_ray.store.records import Facts, TrialShard
+from dpt_ray.store.artifact import Artifact, Store
+from dpt_ray.store.records import Facts, Shard, TrialShard
 
 TRIALS = "trials.parquet"
 KEPT = 2  # sets of images whose features a process keeps
@@ -49,24 +56,29 @@ IMAGES = {
 }
 # The settings and results of a trial, without the fields of its shard.
 KNOWN = (
-    *("method", "images_per_class", "real_weight", "l2", "min_confidence", "samples"),
+    *(*SETTING, "seed"),
     *("validation_top1", "validation_nll", "objective", "iterations", "labelled"),
 )
 
 
 class SweepSettings(SweepSection):
-    """The grid of stage 3 and, with the controls, of the probe's penalty."""
+    """The grid of stage 3 and, with the controls, of the probe's penalty.
+
+    `further_seeds` are those besides `generate.seed`; the inputs made with them are hashed.
+    """
 
     probe_l2: Annotated[
         Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] | None, HashedIfSet
     ] = None
+    further_seeds: Annotated[tuple[Seed, ...], NotHashed] = ()
 
 
 class Trial(TypedDict):
-    """A setting of a method; the probe and self-training have no images per class.
+    """A setting of a method with a seed; the probe and self-training have no images per class.
 
     `min_confidence` and `samples` are of generated images alone: left out where all of them are used, and
-    where they are those of the run's `generate` section and not another set.
+    where they are those of the run's `generate` section and not another set. `seed` is left out where it is
+    the first one, `generate.seed`.
     """
 
     method: str
@@ -75,6 +87,7 @@ class Trial(TypedDict):
     l2: float
     min_confidence: NotRequired[float]
     samples: NotRequired[str]
+    seed: NotRequired[int]
 
 
 class Sweep(Stage[SweepSettings]):
@@ -88,12 +101,12 @@ class Sweep(Stage[SweepSettings]):
             "features": one_of("features"),
             "labels": one_of("labels"),
             # None where no images are generated; then the controls are all there is.
-            # Of further sets of images, sampled otherwise, there may be several.
+            # Of further sets of images, made otherwise or with another seed, there may be several.
             "sample_features": one_of("features", hashed_as="generated", optional=True, several=True),
-            "augmented_features": one_of("features", hashed_as="augmented", optional=True),
+            "augmented_features": one_of("features", hashed_as="augmented", optional=True, several=True),
             "pseudo_labels": one_of("pseudo_labels", "rung", hashed_as="self_training", optional=True),
             "samples": one_of("samples", hashed=False, optional=True, several=True),
-            "augmented": one_of("augmented", hashed=False, optional=True),
+            "augmented": one_of("augmented", hashed=False, optional=True, several=True),
             # With `min_confidence`: the classifier that decides, and the temperature of its confidences.
             "judge": one_of("classifier", "rung", optional=True),
             "judge_labels": one_of("pseudo_labels", "rung", optional=True),
@@ -112,10 +125,10 @@ class Sweep(Stage[SweepSettings]):
         results = [published[trial_key(trial)] for trial in trials]
         chosen = {}
         for method in dict.fromkeys(trial["method"] for trial in trials):
-            best = choose([result for result in results if result["method"] == method])
-            chosen[method] = best
-            weights = load_weights(task.out.local_file(best["file"]))
-            save_classifier(task.out, weights, real.classes, _known(best), f"{method}/")
+            found = best(result for result in results if result["method"] == method).first
+            chosen[method] = found
+            weights = load_weights(task.out.local_file(found["file"]))
+            save_classifier(task.out, weights, real.classes, _known(found), f"{method}/")
         _write_table(task.out, results)
         if len(real.validation):
             _write_hparams(task.out, results)
@@ -129,14 +142,16 @@ class Sweep(Stage[SweepSettings]):
 
 
 def check_choice(task: Task[SweepSettings] | Node, index: Artifact) -> None:
-    """Raise ConfigError where a method has several settings but there are no labelled validation images."""
+    """Raise ConfigError where a method has several trials but there are no labelled validation images."""
     trials = grid(cast(SweepSettings, task.settings), task.inputs, choosing=False)
     several = max(Counter(trial["method"] for trial in trials).values())
+    once = max(Counter(trial["method"] for trial in trials if "seed" not in trial).values())
+    what = f"{several} settings" if several == once else f"{several} trials"
     table = read_index(index, ["split", "label"])
     known = pc.and_(pc.equal(table["split"], "validation"), pc.is_valid(table["label"]))
     if several > 1 and not pc.any(known).as_py():
         raise ConfigError(
-            f"sweep: {several} settings but no labelled validation images to select with; set "
+            f"sweep: {what} but no labelled validation images to select with; set "
             "data.validation to how many to draw from the labelled training images, or remove the sweep "
             "section"
         )
@@ -144,6 +159,9 @@ def check_choice(task: Task[SweepSettings] | Node, index: Artifact) -> None:
 
 def grid(settings: SweepSettings, inputs: Collection[str], *, choosing: bool) -> list[Trial]:
     """Return the trials of the methods whose inputs exist: all of their grids, or `settings.trials` of each.
+
+    Settings are drawn, not seeds: each has all of them. `inputs` are names, those of further sets of images
+    among them or not.
 
     Without validation images (`choosing` false) the probe has no trials: stage 1 has its one setting.
     """
@@ -160,8 +178,11 @@ def grid(settings: SweepSettings, inputs: Collection[str], *, choosing: bool) ->
             {"method": method, "images_per_class": count, "real_weight": weight, "l2": l2}
             for count, weight, l2 in product(counts, settings.real_weight, settings.l2)
         ]
-        found = _of_each_set(found, settings, inputs) if method == "generated" else found
-        trials += _drawn(found, settings.trials)
+        found = _of_each_set(found, settings) if method == "generated" else found
+        found = _drawn(found, settings.trials)
+        trials += found
+        for seed in settings.further_seeds if method in IMAGES else ():
+            trials += [cast(Trial, {**trial, "seed": seed}) for trial in found]
     return trials
 
 
@@ -171,10 +192,10 @@ def _drawn(trials: Sequence[Trial], count: int | None) -> list[Trial]:
     return [trials[place] for place in sorted(places)]
 
 
-def _of_each_set(trials: Sequence[Trial], settings: SweepSettings, inputs: Collection[str]) -> list[Trial]:
+def _of_each_set(trials: Sequence[Trial], settings: SweepSettings) -> list[Trial]:
     """Return trials on each set of generated images, with each filter; a set's follow each other."""
     found = []
-    sets = [which for name, _, which in (key.partition(":") for key in inputs) if name == "sample_features"]
+    sets = ("", *(other.name for other in settings.generate))
     for which, least, trial in product(sets, settings.min_confidence, trials):
         one = trial.copy()
         if least is not None:
@@ -189,23 +210,17 @@ def trial_key(trial: Trial) -> str:
     """Return the name of a trial's shard."""
     name = "{method}-k{images_per_class}-w{real_weight}-l{l2:g}".format(**trial)
     name += f"-c{trial['min_confidence']:g}" if "min_confidence" in trial else ""
-    return name + (f"-{trial['samples']}" if "samples" in trial else "")
+    return name + (f"-{images}" if (images := _images_of(trial)) else "")
 
 
-def choose(results: Sequence[TrialShard]) -> TrialShard:
-    """Return the trial of highest validation accuracy; ties (validation is small) go to the lower NLL.
-
-    Without validation images there is only one setting (see `check_choice`).
-    """
-
-    def quality(result: TrialShard) -> tuple[float, float]:
-        return result["validation_top1"] or 0.0, -(result["validation_nll"] or 0.0)
-
-    return max(results, key=quality)
+def _images_of(trial: Trial) -> str:
+    """Return the name of the set of images that a trial adds, "" for that of the run."""
+    return set_name(trial.get("samples", ""), trial.get("seed"))
 
 
 def _run(task: Task[SweepSettings], trials: Sequence[Trial]) -> float:
-    """Run the missing trials; return the start-up time in seconds."""
+    """Run the trials that neither this nor another sweep has made; return the start-up time in seconds."""
+    _take_over(task, trials)
     done = task.out.shards()
     missing = [trial for trial in trials if trial_key(trial) not in done]
     if not missing:
@@ -224,6 +239,39 @@ def _held(inputs: Mapping[str, Artifact]) -> int:
     names = ("sample_features", "augmented_features")
     sets = sorted(features_bytes(found) for key, found in inputs.items() if key.partition(":")[0] in names)
     return sum(sets[-KEPT:]) + (features_bytes(inputs["features"]) if "pseudo_labels" in inputs else 0)
+
+
+def _take_over(task: Task[SweepSettings], trials: Sequence[Trial]) -> None:
+    """Copy the missing trials that a finished sweep with another grid or fewer seeds has made."""
+    node, done = task.node, task.out.shards()
+    missing = {key: trial for trial in trials if (key := trial_key(trial)) not in done}
+    store = Store(task.out.uri.rstrip("/").removesuffix(f"/store/{node.artifact_name}/{node.digest}"))
+    for earlier in same_in(node, store, "max_iterations") if missing else ():
+        manifest = earlier.manifest
+        for shard in manifest["trials"]:
+            trial = missing.get(shard["shard"])
+            if trial is None or any(shard.get(key) != value for key, value in trial.items()):
+                continue
+            if all(manifest["inputs"].get(name) == node.references[name] for name in _made_from(trial)):
+                _copy(shard, earlier, task.out)
+                del missing[shard["shard"]]
+
+
+def _made_from(trial: Trial) -> list[str]:
+    """Return the names, in the identity, of the inputs that a trial is made from."""
+    names = ["index", "features", "labels"]
+    if trial["method"] != "probe":  # the others' images are hashed under the names of the methods
+        images = _images_of(trial)
+        names.append(f"{trial['method']}:{images}" if images else trial["method"])
+    return names + (["judge", "judge_labels"] if "min_confidence" in trial else [])
+
+
+def _copy(shard: TrialShard, source: Artifact, out: Artifact) -> None:
+    def write(path: Path) -> None:
+        source.fs.get_file(source.path(shard["file"]), str(path))
+
+    facts = {key: value for key, value in shard.items() if key not in Shard.__annotations__}
+    out.publish_shard(shard["shard"], ".safetensors", shard["rows"], write, **facts)
 
 
 def run_trial(
@@ -272,7 +320,7 @@ def _read(trial: Trial, inputs: Mapping[str, Artifact]) -> tuple[RealRows, Rows,
         return real, labelled, real.pseudo_labelled(inputs["pseudo_labels"])
     if trial["images_per_class"] is None:
         return real, labelled, None
-    which = f":{trial['samples']}" if "samples" in trial else ""
+    which = f":{images}" if (images := _images_of(trial)) else ""
     features, images = (name + which for name in IMAGES[trial["method"]])
     rows = _images(inputs[features], inputs[images])
     return real, labelled, agreeing(rows, inputs, trial["images_per_class"], trial.get("min_confidence"))
@@ -310,11 +358,14 @@ def _write_hparams(out: Artifact, results: Sequence[TrialShard]) -> None:
 
     def write(folder: Path) -> None:
         writer = SummaryWriter(str(folder), write_to_disk=True)
-        for result in results:
-            known = _known(result)
-            found = {name: known.pop(name) for name in ("validation_top1", "validation_nll")}
-            settings = {key: "none" if value is None else value for key, value in known.items()}
-            writer.add_hparams(settings, found, name=result["shard"])
+        for setting in by_setting(results):
+            over_seeds = {"mean_top1": setting.top1, "mean_top1_stderr": setting.stderr}
+            for result in setting.trials:
+                known = _known(result)
+                found = {name: known.pop(name) for name in ("validation_top1", "validation_nll")}
+                found |= over_seeds if setting.stderr is not None else {}
+                settings = {key: "none" if value is None else value for key, value in known.items()}
+                writer.add_hparams(settings, found, name=result["shard"])
         writer.close()
 
     out.publish_files(write, "tensorboard/")

@@ -32,6 +32,7 @@ class TrialShard(Shard):
     l2: float
     min_confidence: NotRequired[float]
     samples: NotRequired[str]
+    seed: NotRequired[int]
     validation_top1: float | None
     validation_nll: float | None
     objective: float

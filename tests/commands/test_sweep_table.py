@@ -5,15 +5,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
 
+from dpt_ray.cluster.trials import run_trials
 from dpt_ray.commands.sweep_table import sweep_table
 from dpt_ray.config import load_config
 from dpt_ray.data.shards import read_features
 from dpt_ray.evaluation.records import read_evaluation
 from dpt_ray.pipeline.best_setting import best_config
 from dpt_ray.pipeline.flow import flow
+from dpt_ray.stages.sweep import trial_key
 from dpt_ray.store.artifact import Store
 from tests.helpers.paths import DIGITS
 from tests.helpers.runs import make
@@ -54,6 +57,29 @@ def test_the_best_of_each_method_is_shown_with_its_error_and_its_ties():
     ]
     assert row(shown, "Linear probe, l2 chosen on validation")[1] == "-"
     assert "call it a tie" in shown
+
+
+def test_with_several_seeds_the_mean_has_its_error_over_them_and_ties_are_counted_with_that_of_the_images():
+    first = [trial("generated", top1, l2) for top1, l2 in ((0.85, 1), (0.8, 2), (0.7, 3))]
+    again = [trial("generated", top1, l2, seed=1) for top1, l2 in ((0.75, 1), (0.7, 2), (0.7, 3))]
+    probe = [trial("probe", 0.6, images_per_class=None)]
+    sweep = {
+        "trials": [*first, *again, *probe],
+        "chosen": {"generated": first[0], "probe": probe[0]},
+        "n_validation": 64,
+    }
+    shown = text(sweep_table(sweep))
+    assert "4 settings, 7 trials" in shown and "mean of 2 seeds" in shown
+    # Over the seeds (0.85 - 0.75) / 2 = 0.05, over the images sqrt(0.8 x 0.2 / 64) = 0.05, both 0.0707: 0.75
+    # is as good, 0.7 is not.
+    assert row(shown, "DPT, chosen on validation")[3:] == [
+        "1",
+        "0.800 +- 0.050",
+        "0.071",
+        "1 of 2 others",
+    ]
+    # sqrt(0.6 x 0.4 / 64)
+    assert row(shown, "Linear probe, l2 chosen on validation")[4:] == ["0.600", "0.061", "0 of 0 others"]
 
 
 def test_without_validation_images_nothing_is_called_good():
@@ -128,6 +154,52 @@ def test_each_set_of_images_is_swept_and_the_trials_are_for_tensorboard_too(fini
     assert {path.parent.name for path in events.rglob("*tfevents*")} == {
         *("tensorboard", of_base["shard"], of_other["shard"]),
     }
+
+
+def test_another_seed_is_another_set_of_images_and_the_first_ones_trials_are_taken_over(
+    finished, tmp_path, monkeypatch
+):
+    run = finished.copy_to(tmp_path, "sweep.seeds=2")
+    tried = []
+
+    def watched(name, trials, *others):
+        tried.extend(trial_key(trial) for trial in trials)
+        return run_trials(name, trials, *others)
+
+    monkeypatch.setattr("dpt_ray.stages.sweep.run_trials", watched)
+    run.make("report")
+    sweep, earlier = run.artifact("sweep"), finished.artifact("sweep")
+    old = {trial["shard"]: trial for trial in earlier.manifest["trials"]}
+    trials = {trial["shard"]: trial for trial in sweep.manifest["trials"]}
+    new = trials.keys() - old.keys()
+    assert sweep.uri.rpartition("/")[2] != earlier.uri.rpartition("/")[2]  # another identity
+    # Of the images with seed 1 alone, each beside that of the first seed.
+    assert (
+        sorted(tried)
+        == sorted(new)
+        == sorted(f"{key}-seed=1" for key in old if key.startswith(("generated", "augmented")))
+    )
+    for key, entry in old.items():
+        assert {**trials[key], "file": ""} == {**entry, "file": ""}
+    for key in new:
+        assert trials[key]["seed"] == 1
+        assert trials[key]["objective"] != old[key.removesuffix("-seed=1")]["objective"]
+    # Each setting's mean, by pandas; the classifier and best.yaml are of the first seed.
+    table = pq.read_table(sweep.local_file("trials.parquet")).to_pandas()
+    means = table[table.method == "generated"].groupby(["images_per_class", "real_weight", "l2"])
+    chosen = sweep.manifest["chosen"]["generated"]
+    assert "seed" not in chosen and means.validation_top1.mean().max() == pytest.approx(
+        np.mean([trials[key]["validation_top1"] for key in (chosen["shard"], f"{chosen['shard']}-seed=1")])
+    )
+    best = load_config(tmp_path / "runs" / "digits" / "best.yaml")
+    assert best.generate.seed == run.config.generate.seed
+    assert flow(best)["samples"].reference == run.nodes()["samples"].reference
+    weights, expected = (
+        load_file(sweep.local_file(file)) for file in ("generated/model.safetensors", chosen["file"])
+    )
+    np.testing.assert_array_equal(weights["weight"], expected["weight"])
+    page = (tmp_path / "runs" / "digits" / "report.html").read_text()
+    assert "the mean over 2 seeds" in page
 
 
 def test_the_best_configuration_samples_the_set_that_was_chosen():

@@ -64,8 +64,9 @@ def test_other_sets_of_images_are_sampled_from_the_same_denoiser_and_tried_besid
 
 
 def test_each_set_of_images_is_tried_with_each_filter_and_the_controls_once():
-    settings = SweepSettings(images_per_class=(4,), l2=(0.1,), min_confidence=(None, 0.5))
-    inputs = ("sample_features", "sample_features:guidance=2", "augmented_features")
+    sets = {"generate": [{"guidance": 2.0}]}
+    settings = SweepSettings(images_per_class=(4,), l2=(0.1,), min_confidence=(None, 0.5), **sets)
+    inputs = ("sample_features", "augmented_features")
     trials = grid(settings, inputs, choosing=False)
     assert [trial_key(trial) for trial in trials] == [
         "generated-k4-w1.0-l0.1",
@@ -77,9 +78,9 @@ def test_each_set_of_images_is_tried_with_each_filter_and_the_controls_once():
 
 
 def test_the_trials_on_one_set_of_images_follow_each_other_so_that_a_process_reads_it_once():
-    settings = SweepSettings(images_per_class=(4, 8), l2=(0.1, 0.2))
-    inputs = ("sample_features", "sample_features:guidance=2", "sample_features:guidance=3")
-    sets = [trial.get("samples") for trial in grid(settings, inputs, choosing=False)]
+    others = [{"guidance": 2.0}, {"guidance": 3.0}]
+    settings = SweepSettings(images_per_class=(4, 8), l2=(0.1, 0.2), generate=others)
+    sets = [trial.get("samples") for trial in grid(settings, ("sample_features",), choosing=False)]
     assert sets == [*[None] * 4, *["guidance=2"] * 4, *["guidance=3"] * 4]
 
 

@@ -29,6 +29,7 @@ from dpt_ray.report.page import (
     render_report,
     size,
 )
+from dpt_ray.report.plots import sweep_lines
 from tests.helpers.digit_rows import digit_rows
 
 PROBE, DPT = "Probe on labels only (stage 1)", "DPT (stage 3), chosen on validation"
@@ -336,6 +337,18 @@ def test_a_sweep_over_methods_without_extra_images_is_drawn() -> None:
     page = Page(render_report(dataclasses.replace(bare_data(), sweep=sweep)))
     assert len(page.all("svg")) == 1
     assert "Probe – 1 0.1 75.0 % yes" in page.words
+
+
+def test_a_sweep_over_seeds_is_drawn_with_error_bars_and_tabled_with_errors() -> None:
+    rows = [SweepRow("DPT", k, 1.0, 0.1, 0.8 + k / 160, k == 8, 3, 0.004) for k in (2, 4, 8)]
+    rows.append(SweepRow("Self-training", None, 1.0, 0.1, 0.75))
+    words = Page(render_report(dataclasses.replace(bare_data(), sweep=rows))).words
+    assert "DPT 8 1 0.1 85.0 ± 0.4 % yes" in words and "Self-training – 1 0.1 75.0 %" in words
+    assert "A point is the mean over 3 seeds" in words
+    # Two caps at each of the three points and in the legend; bars so short leave the ticks as they are.
+    short = [dataclasses.replace(row, stderr=row.stderr and 1e-5) for row in rows]
+    alone = [dataclasses.replace(row, seeds=1, stderr=None) for row in rows]
+    assert sweep_lines(short).count("<use ") - sweep_lines(alone).count("<use ") == 2 * (3 + 1)
 
 
 def test_classes_of_equal_precision_keep_their_order() -> None:

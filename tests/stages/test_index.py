@@ -161,3 +161,12 @@ def test_one_setting_needs_no_validation_images_and_several_are_chosen_on_them(c
     settings = load_config(config, overrides)
     nodes = flow(settings)
     check_choice(nodes["sweep"], nodes["index"].artifact(Store(settings.output)))
+
+
+def test_one_setting_with_several_seeds_needs_validation_images_for_its_error_bar(config):
+    overrides = ["data.validation=0", "sweep.images_per_class=[1]", "sweep.seeds=2"]
+    index(config, *overrides)
+    settings = load_config(config, overrides)
+    nodes = flow(settings)
+    with pytest.raises(ConfigError, match=r"^sweep: 2 trials but no labelled validation images"):
+        check_choice(nodes["sweep"], nodes["index"].artifact(Store(settings.output)))
