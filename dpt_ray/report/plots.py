@@ -176,17 +176,18 @@ def sweep_lines(rows: Sequence[SweepRow]) -> str:
     methods = list(dict.fromkeys(method for method, _ in best))
     weights = list(dict.fromkeys(weight for _, weight in best))
     sizes = sorted({size for line in best.values() for size in line})
-    seeds = max(row.seeds for row in rows)
 
     figure, axes = _figure(2.7 + 0.17 * (len(best) + len(level)))
     for (method, weight), line in best.items():
         m, w = methods.index(method), weights.index(weight)
-        axes.errorbar(
-            sorted(line),
-            [100 * line[size].validation_top1 for size in sorted(line)],
-            yerr=[100 * (line[size].stderr or 0.0) for size in sorted(line)] if seeds > 1 else None,
-            capsize=3,
-            color=SERIES[w % len(SERIES)],
+        at, colour = sorted(line), SERIES[w % len(SERIES)]
+        top1 = [100 * line[size].validation_top1 for size in at]
+        if errors := [100 * stderr for size in at if (stderr := line[size].stderr) is not None]:
+            axes.errorbar(at, top1, errors, fmt="none", ecolor=colour, elinewidth=1.2, capsize=3)
+        axes.plot(
+            at,
+            top1,
+            color=colour,
             marker=MARKERS[m % len(MARKERS)],
             linestyle=DASHES[m % len(DASHES)],
             markersize=5,

@@ -159,6 +159,8 @@ def test_each_set_of_images_is_swept_and_the_trials_are_for_tensorboard_too(fini
 def test_another_seed_is_another_set_of_images_and_the_first_ones_trials_are_taken_over(
     finished, tmp_path, monkeypatch
 ):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     run = finished.copy_to(tmp_path, "sweep.seeds=2")
     tried = []
 
@@ -188,9 +190,13 @@ def test_another_seed_is_another_set_of_images_and_the_first_ones_trials_are_tak
     table = pq.read_table(sweep.local_file("trials.parquet")).to_pandas()
     means = table[table.method == "generated"].groupby(["images_per_class", "real_weight", "l2"])
     chosen = sweep.manifest["chosen"]["generated"]
-    assert "seed" not in chosen and means.validation_top1.mean().max() == pytest.approx(
-        np.mean([trials[key]["validation_top1"] for key in (chosen["shard"], f"{chosen['shard']}-seed=1")])
-    )
+    both = [trials[key]["validation_top1"] for key in (chosen["shard"], f"{chosen['shard']}-seed=1")]
+    assert "seed" not in chosen
+    assert means.validation_top1.mean().max() == pytest.approx(np.mean(both))
+    shown = EventAccumulator(str(Path(sweep.path("tensorboard")) / f"{chosen['shard']}-seed=1")).Reload()
+    # The standard error of two values is half their difference.
+    for tag, value in (("mean_top1", np.mean(both)), ("mean_top1_stderr", abs(both[0] - both[1]) / 2)):
+        assert shown.Scalars(tag)[0].value == pytest.approx(value)
     best = load_config(tmp_path / "runs" / "digits" / "best.yaml")
     assert best.generate.seed == run.config.generate.seed
     assert flow(best)["samples"].reference == run.nodes()["samples"].reference
