@@ -85,11 +85,12 @@ def _tell_pilot(display: Display, pilot: Artifact) -> None:
 def _bytes_to_write(config: Config, nodes: Mapping[str, Node], store: Store, node: Node) -> float:
     """Return the estimated bytes that the node still writes, 0 where they are unknown."""
     index = nodes["index"].artifact(store)
-    if node.name not in SIZED or not index.published:
+    share = SIZED.get(node.name.partition(":")[0])  # a further set of images is named after the first
+    if share is None or not index.published:
         return 0.0
     images = Counter[str]()
     for unit in index.manifest["units"]:
         images[unit["split"]] += unit["rows"]
     cost = costs(config, images, index.manifest["classes"]).get(node.name, Cost())
     written = sum(shard["bytes"] for shard in node.artifact(store).shards().values())
-    return max(0.0, (cost.bytes or 0.0) * SIZED[node.name] - written)
+    return max(0.0, (cost.bytes or 0.0) * share - written)

@@ -128,3 +128,15 @@ def test_a_stage_whose_outputs_do_not_fit_stops_before_it_starts(tmp_path, tiny_
         make(config, "moments")
     needed = _bytes_to_write(config, nodes, store, nodes["moments"])
     assert needed == moments
+
+
+def test_further_sets_of_images_need_the_room_of_the_first(tmp_path, tiny_overrides):
+    config = load_config("configs/digits.yaml", [*tiny_overrides, f"output={tmp_path}", "sweep.seeds=2"])
+    nodes, store = flow(config), Store(str(tmp_path))
+    units = [{"split": "train", "rows": 997}, {"split": "test", "rows": 400}]
+    nodes["index"].artifact(store).publish({"units": units, "classes": 10})
+    for name in ("samples", "sample_features"):
+        first, further = (
+            _bytes_to_write(config, nodes, store, nodes[f"{name}{seed}"]) for seed in ("", ":seed=1")
+        )
+        assert first == further > 0
