@@ -9,6 +9,7 @@ from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dpt_ray.data.shards import read_columns
 from dpt_ray.store.artifact import Artifact
@@ -55,6 +56,21 @@ def image_columns(kind: str, unit: ClassRange) -> dict[str, pa.Array]:
 def read_class_and_index(images: Artifact) -> pa.Table:
     """Return id, class and index of all images of an artifact at its extent."""
     return read_columns(images, ["id", "class", "index"])
+
+
+def locate_images(images: Artifact) -> pa.Table:
+    """Return id, class, index, uri, offset and length of all images of an artifact at its extent.
+
+    They are located as the rows of Parquet files in `data.index`; remote shards are copied to this node.
+    """
+    parts = []
+    for shard in images.listed_shards():
+        path = images.local_file(shard["file"])
+        rows = pq.read_table(path, columns=["id", "class", "index"])
+        rows = rows.append_column("uri", pa.repeat(str(path), len(rows)))
+        rows = rows.append_column("offset", pa.array(np.arange(len(rows))))
+        parts.append(rows.append_column("length", pa.repeat(-1, len(rows))))
+    return pa.concat_tables(parts)
 
 
 def first_of_all(table: pa.Table, classes: int, count: int) -> np.ndarray:

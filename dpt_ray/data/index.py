@@ -35,6 +35,9 @@ SCHEMA = pa.schema(
     ]
 )
 
+# The image column of generated and augmented images (`data.shards`).
+OF_SHARD = pa.field("image", pa.binary())
+
 # id, uri, offset, length, split, label as in the source (class name or number)
 Row = tuple[str, str, int, int, str, str | None]
 # (uri, number) -> the encoded images of a row group of a Parquet file
@@ -270,6 +273,8 @@ def read_row_group(uri: str, group: int) -> pa.ChunkedArray:
     fs, path = url_to_fs(uri)
     with fs.open(path, "rb") as file:
         parquet = pq.ParquetFile(file)
+        if not _image_structs(parquet.schema_arrow) and OF_SHARD in list(parquet.schema_arrow):
+            return parquet.read_row_group(group, columns=[OF_SHARD.name])[OF_SHARD.name]
         name = image_column(parquet.schema_arrow)
         column = parquet.read_row_group(group, columns=[f"{name}.bytes"])[name]
     return pc.struct_field(column, "bytes")
@@ -280,14 +285,18 @@ _last_row_group = lru_cache(maxsize=1)(read_row_group)
 
 def image_column(schema: pa.Schema) -> str:
     """Return the name of the image column, a struct with a field `bytes`."""
-    names = [
-        field.name
-        for field in schema
-        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-    ]
+    names = _image_structs(schema)
     if len(names) != 1:
         raise ValueError(
             f"expected one image column, a struct with a field bytes, among {schema.names}, "
             f"found {names}; write the images as Hugging Face datasets does"
         )
     return names[0]
+
+
+def _image_structs(schema: pa.Schema) -> list[str]:
+    return [
+        field.name
+        for field in schema
+        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    ]

@@ -29,7 +29,7 @@ class RawImages:
     """
 
     def __init__(self, rows: pa.Table, how: Crop, mode: Mode, max_bad_fraction: float) -> None:
-        """`rows` are those of `data.index`, for example of one split."""
+        """`rows` are those of `data.index`, for example of one split, or of `class_ranges.locate_images`."""
         self._rows = rows.select(["id", "uri", "offset", "length"]).combine_chunks()
         self._how, self._mode, self._most = how, mode, max_bad_fraction
         self._row_groups = RowGroups(CACHED)

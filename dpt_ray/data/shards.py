@@ -21,6 +21,8 @@ from PIL.PngImagePlugin import PngInfo
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Shard
 
+ROW_GROUP = 2 << 20  # bytes of the image files in a row group; to read one of them at random, all are read
+
 
 def write_features(
     path: Path, ids: Sequence[str], features: np.ndarray, columns: Mapping[str, pa.Array] | None = None
@@ -84,8 +86,10 @@ def write_moments(path: Path, ids: Sequence[str], moments: np.ndarray) -> None:
 def write_images(
     path: Path, images: Sequence[np.ndarray], columns: Mapping[str, pa.Array | list[str]]
 ) -> None:
-    """Write uint8 (H, W, C) images as PNG bytes in column `image`, with other columns."""
-    pq.write_table(pa.table({**columns, "image": pa.array(map(encode_png, images), pa.binary())}), path)
+    """Write uint8 (H, W, C) images as PNG bytes in column `image`, with other columns, in row groups."""
+    files = pa.array(map(encode_png, images), pa.binary())
+    rows = ROW_GROUP * len(files) // max(files.nbytes, 1)
+    pq.write_table(pa.table({**columns, "image": files}), path, row_group_size=max(rows, 1))
 
 
 def read_images(artifact: Artifact) -> Iterator[pa.Table]:

@@ -6,6 +6,7 @@ In stage 3 the generated images join the labelled ones; the unlabelled images ar
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -17,10 +18,10 @@ import pyarrow.parquet as pq
 from dpt_ray.cluster import training
 from dpt_ray.config import ConfigError
 from dpt_ray.config.semi_supervised import LearnerSettings
-from dpt_ray.data.class_ranges import read_class_and_index
+from dpt_ray.data.class_ranges import locate_images, read_class_and_index
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.decode import Mode
-from dpt_ray.data.pixels import check_fits, count_rows, fits_memory, load_pixels
+from dpt_ray.data.pixels import count_rows, fits_memory, load_pixels
 from dpt_ray.data.raw_images import RawImages
 from dpt_ray.data.rows import LABELS_FILE, RealRows, readable_labels
 from dpt_ray.data.training_images import training_images
@@ -59,17 +60,9 @@ class Learner(Stage[LearnerSettings]):
 
     @classmethod
     def make(cls, task: Task[LearnerSettings]) -> Facts:
-        """Train and publish. Raises ConfigError where a class has no label, or images do not fit."""
-        index, crop = task.inputs["index"], _crop(task)
-        labels = task.inputs["labels"]
+        """Train and publish. Raises ConfigError where a class has no label, or no readable image."""
+        index, labels = task.inputs["index"], task.inputs["labels"]
         _check_classes(task)
-        check_fits(
-            "retrain.images_per_class",
-            (task.settings.images_per_class or 0) * index.manifest["classes"],
-            crop.size,
-            index.manifest["mode"],
-            "take fewer, or smaller images",
-        )
         rows, facts = count_rows(index), training.run(task, train)
         if said := collapse(read_log(task.out)):
             logging.getLogger("dpt_ray").warning("%s: %s", task.name, said)
@@ -103,29 +96,48 @@ class LearnerClassifier(Stage[NoSettings]):
 class Labelled:
     """The labelled images and their class ids (n,): the real ones, and then the generated ones.
 
-    Where the real ones do not fit into memory, they are read from their files when asked for.
+    Where either do not fit into memory, they are read from their files when asked for.
     """
 
     real: np.ndarray | RawImages
-    generated: np.ndarray | None
+    generated: np.ndarray | RawImages | None
     labels: np.ndarray
+    classes: Sequence[str]
 
     def __len__(self) -> int:
         """Return their number."""
         return len(self.labels)
 
     def __getitem__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return pixels (B, H, W, C) uint8 and class ids (B,) of rows (B,)."""
-        is_real, used = rows < len(self.real), rows.copy()
-        if isinstance(self.real, RawImages):  # the next image, with its label, for one that cannot be read
-            real, used[is_real] = self.real.read(rows[is_real])
-        else:
-            real = self.real[rows[is_real]]
+        """Return pixels (B, H, W, C) uint8 and class ids (B,) of rows (B,).
+
+        The next image, with its label, stands for one that cannot be read. Raises ConfigError, naming the
+        class, where no real image of its class can be read.
+        """
+        n, is_real, used = len(self.real), rows < len(self.real), rows.copy()
+        real, used[is_real] = _read(self.real, rows[is_real])
+        for label in np.unique(self.labels[rows[is_real & (used != rows)]]):
+            self._check_readable(label)
         pixels = np.empty((len(rows), *real.shape[1:]), np.uint8)
         pixels[is_real] = real
         if self.generated is not None:
-            pixels[~is_real] = self.generated[rows[~is_real] - len(self.real)]
+            pixels[~is_real], places = _read(self.generated, rows[~is_real] - n)
+            used[~is_real] = places + n
         return pixels, self.labels[used]
+
+    def _check_readable(self, label: int) -> None:
+        """Raise ConfigError where no real image of the class `label` can be read."""
+        of_class = np.flatnonzero(self.labels[: len(self.real)] == label)
+        if not any(_read(self.real, row)[1] == row for row in of_class[:, None]):
+            raise ConfigError(
+                f"labels: no labelled image of class {self.classes[label]} can be read (the log says why); "
+                "label other images of it, raise labels.per_class or change labels.seed"
+            )
+
+
+def _read(images: np.ndarray | RawImages, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels at `rows`, and the rows that they are of."""
+    return images.read(rows) if isinstance(images, RawImages) else (images[rows], rows)
 
 
 @dataclass(frozen=True)
@@ -237,7 +249,7 @@ def _images(task: Task[LearnerSettings]) -> Images:
         generated, their = _generated(task, how)
         labels = np.concatenate([labels, their])
     _, unlabelled = training_images(index, how, task.settings.max_bad_fraction)
-    return Images(unlabelled, Labelled(real, generated, labels))
+    return Images(unlabelled, Labelled(real, generated, labels, index.read_json("classes.json")))
 
 
 def _real(task: Task[LearnerSettings], how: Crop) -> tuple[np.ndarray | RawImages, np.ndarray]:
@@ -256,13 +268,21 @@ def _real(task: Task[LearnerSettings], how: Crop) -> tuple[np.ndarray | RawImage
     return pixels, table["label"].to_numpy().astype(np.int64)
 
 
-def _generated(task: Task[LearnerSettings], how: Crop) -> tuple[np.ndarray, np.ndarray]:
-    """Return pixels (n, H, W, C) and class ids (n,) of the first generated images of each class."""
-    samples = task.inputs["samples"]
+def _generated(task: Task[LearnerSettings], how: Crop) -> tuple[np.ndarray | RawImages, np.ndarray]:
+    """Return the first generated images of each class in the order of the shards, and their class ids.
+
+    They are chosen from all that were generated: those must fit into memory to be held there.
+    """
+    samples, mode = task.inputs["samples"], task.inputs["index"].manifest["mode"]
+    if not fits_memory(count_rows(samples), how.size, mode):
+        rows = locate_images(samples)
+        rows = rows.filter(pc.less(rows["index"], task.settings.images_per_class))
+        images = RawImages(rows, how, mode, task.settings.max_bad_fraction)
+        return images, rows["class"].to_numpy().astype(np.int64)
     table = read_class_and_index(samples)
     columns = (table[name].to_pylist() for name in ("id", "class", "index"))
     known = {identifier: (label, number) for identifier, label, number in zip(*columns, strict=True)}
-    ids, pixels = load_pixels(samples, how, task.inputs["index"].manifest["mode"])
+    ids, pixels = load_pixels(samples, how, mode)
     found = np.array([known[identifier] for identifier in ids])
     kept = found[:, 1] < task.settings.images_per_class
     return pixels[kept], found[kept, 0].astype(np.int64)

@@ -115,7 +115,8 @@ def test_labelled_images_that_do_not_fit_are_read_from_their_files(run, tmp_path
     held = _images(task).labelled
     monkeypatch.setattr(learner, "fits_memory", lambda rows, size, mode: False)
     read = _images(task).labelled
-    assert isinstance(read.real, RawImages)
+    assert isinstance(read.real, RawImages) and isinstance(read.generated, RawImages)
+    assert np.array_equal(read.labels, held.labels)
     rows = np.arange(len(held))[::-1]
     for one, other in zip(held[rows], read[rows], strict=True):
         assert np.array_equal(one, other)
@@ -128,9 +129,19 @@ def test_the_image_that_takes_the_place_of_an_unreadable_one_comes_with_its_labe
         path.write_bytes(encoded(np.full((8, 8), number, np.uint8)))
     path.write_bytes(b"no image")  # the last
     table, _ = INDEXERS["folder"](str(tmp_path / "images"))
-    labelled = Labelled(RawImages(table, Crop("adm", 8), "L", 0.5), None, np.array([7, 5, 3, 1]))
-    pixels, labels = labelled[np.array([3, 2])]
-    assert pixels[:, 0, 0, 0].tolist() == [0, 2] and labels.tolist() == [7, 3]
+    images = RawImages(table, Crop("adm", 8), "L", 0.5)
+    names = ["ash", "beech", "elm", "oak"]
+    pixels, labels = Labelled(images, None, np.array([3, 1, 2, 1]), names)[np.array([3, 2])]
+    assert pixels[:, 0, 0, 0].tolist() == [0, 2] and labels.tolist() == [3, 2]
+    generated = Labelled(np.zeros((2, 8, 8, 1), np.uint8), images, np.array([0, 0, 3, 1, 2, 1]), names)
+    pixels, labels = generated[np.array([5, 1, 4])]  # the last generated one: the first of them
+    assert pixels[:, 0, 0, 0].tolist() == [0, 0, 2] and labels.tolist() == [3, 0, 2]
+
+    # Of class 0 no other image is left; the generated ones do not count.
+    alone = Labelled(images, np.zeros((1, 8, 8, 1), np.uint8), np.array([3, 1, 2, 0, 0]), names)
+    assert alone[np.array([0, 1, 4])][1].tolist() == [3, 1, 0]
+    with pytest.raises(ConfigError, match=r"^labels: no labelled image of class ash can be read .*; label"):
+        alone[np.array([1, 3])]
 
 
 def test_results_have_the_learner_beside_the_others(run):
@@ -203,6 +214,17 @@ def test_images_that_do_not_fit_are_read_from_their_files(run, tmp_path, monkeyp
         patch.setattr(training_images, "load_pixels", lambda *given: pytest.fail("held in memory"))
         make(read.config, "learner")
     one, other = (run.payloads("learner")["model.safetensors"] for run in (held, read))
+    assert one == other
+
+
+def test_generated_images_that_do_not_fit_train_the_same_weights(run, tmp_path, monkeypatch):
+    found, _ = run
+    again = found.copy_to(tmp_path, without=["retrained_learner"])
+    for module in (learner, training_images):
+        monkeypatch.setattr(module, "fits_memory", lambda rows, size, mode: False)
+        monkeypatch.setattr(module, "load_pixels", lambda *given: pytest.fail("held in memory"))
+    assert "retrained_learner" in make(again.config, "retrained_learner")
+    one, other = (run.payloads("retrained_learner")["model.safetensors"] for run in (found, again))
     assert one == other
 
 
