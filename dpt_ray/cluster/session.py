@@ -55,6 +55,15 @@ def connect(compute: Compute) -> float:
     return time.perf_counter() - started
 
 
+def startup_seconds(apart: float, elapsed: float) -> float:
+    """Return the start-up time of work in another process, by the wall clocks of the two.
+
+    It is `apart`, the difference of their times, which clocks that jump or differ make wrong: it is kept
+    between 0 and `elapsed`, the seconds that the caller's monotonic clock has counted meanwhile.
+    """
+    return round(min(max(0.0, apart), elapsed), 3)
+
+
 def joins_another() -> bool:
     """Return whether runs of this process join a cluster that was there before."""
     return bool(os.environ.get("RAY_ADDRESS"))

@@ -8,37 +8,34 @@ ends once Ray has accepted the notice. What a training does with it is in docs/c
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 
 from dpt_ray.cluster.ray_internals import DRAIN
 
 METADATA = "http://169.254.169.254/latest"
-EVERY = 5.0  # seconds; AWS asks for no more, and gives two minutes
+EVERY = 5.0  # seconds; AWS asks for no more
+NOTICE = 120.0  # seconds that AWS gives
 MARGIN = 10.0  # seconds before the end at which Ray should be done
 
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never by a proxy
 
 
-def notice(metadata: str = METADATA) -> datetime | None:
-    """Return when the machine will be taken back, None as long as nothing is announced.
+def notice(metadata: str = METADATA) -> bool:
+    """Return whether it is announced that the machine will be taken back.
 
     Source: the EC2 user guide, "Spot Instance interruption notices"; by IMDSv2, which needs a token.
     """
     try:
         token = _read(f"{metadata}/api/token", "PUT", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
-        action = _read(
-            f"{metadata}/meta-data/spot/instance-action", "GET", {"X-aws-ec2-metadata-token": token}
-        )
+        _read(f"{metadata}/meta-data/spot/instance-action", "GET", {"X-aws-ec2-metadata-token": token})
     except (urllib.error.URLError, TimeoutError):  # 404: nothing is announced
-        return None
-    return datetime.fromisoformat(json.loads(action)["time"])
+        return False
+    return True
 
 
 def _read(url: str, method: str, headers: dict[str, str]) -> str:
@@ -60,13 +57,17 @@ def _succeeds(command: Sequence[str]) -> bool:
 
 
 def watch(address: str, metadata: str = METADATA, run: Callable[[list[str]], bool] = _succeeds) -> None:
-    """Wait for a notice and pass it on to Ray, again and again until it is accepted."""
+    """Wait for a notice and pass it on to Ray, again and again until it is accepted.
+
+    What is left is counted from the last look without a notice: the time in the notice is by AWS's clock.
+    """
+    before = time.monotonic()
     while True:
-        end = notice(metadata)
-        if end:
-            left = (end - datetime.now(UTC)).total_seconds() - MARGIN
-            if run(drain_command(address, left)):
-                return
+        asked = time.monotonic()
+        if not notice(metadata):
+            before = asked
+        elif run(drain_command(address, NOTICE - MARGIN - (time.monotonic() - before))):
+            return
         time.sleep(EVERY)
 
 

@@ -22,6 +22,7 @@ from dpt_ray.config.sections import Compute, Optimisation
 from dpt_ray.engine.errors import StageError
 from dpt_ray.engine.node import Task
 from dpt_ray.engine.progress import POLL, REMOTE_POLL, Reached, following, silent
+from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.checkpoints import (
     check_room,
     checkpoint_names,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from dpt_ray.training.workload import Worker, Workload
 
 STOPPED = "stopped.json"  # the reason of a failure that a restart would repeat
+SPENT = "spent.json"  # the driver, whose clock counts, tells the workers that the allowance is over
 ROLLBACK = "rollback.json"  # the one rollback that a training may make, once it is made
 
 
@@ -56,12 +58,13 @@ def run(task: Task[S], function: TrainFunction[S]) -> Facts:
     high, a GPU with too little memory, a checkpoint of another model. Raises ConfigError for more workers
     than the cluster has room for.
     """
-    started, steps = time.time(), int(task.settings.steps)
-    if task.out.exists(STOPPED):  # of an earlier attempt
-        task.out.fs.rm_file(task.out.path(STOPPED))
+    started, clock, steps = time.time(), time.monotonic(), int(task.settings.steps)
+    _remove(task.out, STOPPED, SPENT)  # of an earlier attempt
     continued = continue_shorter(task)
 
     def reached() -> Reached:
+        if task.allowance.is_over:
+            task.out.write_json(SPENT, {})
         records = read_log(task.out)
         return Reached(int(records[-1]["step"]), records[-1]) if records else Reached(0)
 
@@ -85,10 +88,11 @@ def run(task: Task[S], function: TrainFunction[S]) -> Facts:
     finally:
         if task.out.exists(STOPPED):
             raise StageError(task.out.read_json(STOPPED)["reason"])
+    _remove(task.out, SPENT)
     records = read_log(task.out)
     facts = task.out.read_json("started.json")
     found: Facts = {
-        "startup_seconds": round(facts["time"] - started, 3),
+        "startup_seconds": cluster.startup_seconds(facts["time"] - started, time.monotonic() - clock),
         "peak_memory_bytes": max(int(record["memory"]) for record in records),
         # The last step may have been a bad one, which changed no weight.
         "loss": next((r["loss"] for r in reversed(records) if math.isfinite(r["loss"])), None),
@@ -97,6 +101,12 @@ def run(task: Task[S], function: TrainFunction[S]) -> Facts:
     if "matmul_flops_per_s" in facts:
         found["matmul_flops_per_s"] = facts["matmul_flops_per_s"]
     return {**found, **continued}
+
+
+def _remove(out: Artifact, *names: str) -> None:
+    for name in names:
+        if out.exists(name):
+            out.fs.rm_file(out.path(name))
 
 
 class _AllowanceOver(RuntimeError):  # noqa: N818
@@ -305,7 +315,12 @@ class _Reporter:
     def wants_checkpoint(self) -> bool:
         """Return whether this node is being taken away, or the run has spent what it may."""
         noticed = self._worker.in_ray_train and self._notices()  # a barrier of all workers
-        return noticed or self._task.allowance.is_over
+        return noticed or self._is_spent()
+
+    def _is_spent(self) -> bool:
+        """Return whether rank 0 was told that the allowance is over; on other ranks False."""
+        limited = self._worker.rank == 0 and self._task.allowance.is_limited
+        return limited and self._task.out.exists(SPENT)
 
     def log(self, record: dict[str, float]) -> None:
         """Add a record to the log."""
@@ -331,11 +346,11 @@ class _Reporter:
             raise _AllowanceOver(self._task.allowance.error)
 
     def _is_over(self) -> bool:
-        """Return whether any worker's clock says that the allowance is over: the same on all workers."""
+        """Return whether the allowance is over: the same on all workers."""
         import torch
 
-        over = torch.tensor(float(self._task.allowance.is_over), device=self._worker.device)
-        if self._worker.world_size > 1 and math.isfinite(self._task.allowance.until):
+        over = torch.tensor(float(self._is_spent()), device=self._worker.device)
+        if self._worker.world_size > 1 and self._task.allowance.is_limited:
             torch.distributed.all_reduce(over, torch.distributed.ReduceOp.MAX)
         return bool(over)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from dpt_ray.cluster.resources import memory_of_fit
-from dpt_ray.cluster.session import connect, threads
+from dpt_ray.cluster.session import connect, startup_seconds, threads
 from dpt_ray.config.sections import Compute
 from dpt_ray.engine.progress import POLL, REMOTE_POLL, Reached, Report, following
 from dpt_ray.store.artifact import Artifact
@@ -32,7 +32,7 @@ def run_trials(
     `held` are the bytes of features that a trial's process holds: it asks for so much memory. Raises
     RuntimeError where a trial fails.
     """
-    started = time.time()
+    started, clock = time.time(), time.monotonic()
     connect(compute)
     from ray import tune
 
@@ -62,4 +62,4 @@ def run_trials(
     began = [result.metrics["began"] for result in found if result.metrics and "began" in result.metrics]
     if len(began) < len(trials):  # Tune returns as usual where an interrupt ended it
         raise RuntimeError(f"{len(trials) - len(began)} trials did not end")
-    return round(min(began) - started, 3)
+    return startup_seconds(min(began) - started, time.monotonic() - clock)

@@ -1,4 +1,8 @@
-"""How long a step may run before the run has spent what it may."""
+"""How long a step may run before the run has spent what it may.
+
+The time is counted where the allowance was made, in the driver: wall clocks jump and differ between machines,
+and a monotonic clock means nothing on another one. Workers are told when it is over (cluster/training.py).
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,20 @@ from dpt_ray.engine.progress import NOTHING, Report
 
 @dataclass(frozen=True)
 class Allowance:
-    """The time until which a step may run, in seconds since 1970; infinite without a cap."""
+    """The time by `time.monotonic` until which a step may run; infinite without a cap."""
 
     until: float
     error: str = ""
 
     @property
+    def is_limited(self) -> bool:
+        """Whether there is a cap."""
+        return math.isfinite(self.until)
+
+    @property
     def is_over(self) -> bool:
-        """Whether the time is over, by this machine's clock."""
-        return time.time() >= self.until
+        """Whether the time is over; to be asked in the driver alone."""
+        return time.monotonic() >= self.until
 
     def checking(self, progress: Report) -> Report:
         """Return `progress` that raises StageError where the time is over."""

@@ -40,8 +40,9 @@ class Step:
 
 @dataclass
 class Outcome:
-    """The names of the nodes that a run made, and of those it found published."""
+    """When a run started, the names of the nodes that it made, and of those it found published."""
 
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     made: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
 
@@ -94,7 +95,6 @@ def execute(
     records the GPU hours and ends the run at its cap.
     """
     outcome, plan = Outcome(), steps(targets)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
     to_do = [node for step in plan for node in step.nodes if not node.artifact(store).published]
     for number, step in enumerate(plan, 1):
         missing = [node for node in step.nodes if not node.artifact(store).published]
@@ -112,7 +112,7 @@ def execute(
             missing = [node for node in missing if not node.artifact(store).published]
             if missing:
                 _check_room(step.name, missing, store, room)
-                _make(Step(tuple(missing)), store, compute, now, progress, spending)
+                _make(Step(tuple(missing)), store, compute, outcome, progress, spending)
         outcome.made += [node.name for node in missing]
         _check(step, store, checks)
     return outcome
@@ -132,7 +132,7 @@ def _check_room(name: str, nodes: Sequence[Node], store: Store, room: Callable[[
 
 
 def _make(
-    step: Step, store: Store, compute: Compute, run_started: str, progress: Report, spending: Spending | None
+    step: Step, store: Store, compute: Compute, outcome: Outcome, progress: Report, spending: Spending | None
 ) -> None:
     stage, names = step.nodes[0].stage, [f"{node.artifact_name}/{node.reference}" for node in step.nodes]
     code_version()  # cached now: the checkout may be edited while the stage runs
@@ -147,9 +147,10 @@ def _make(
                     node.artifact(store),
                     {key: source.artifact(store) for key, source in node.inputs.items()},
                     compute,
-                    run_started,
+                    outcome.started,
                     allowance.checking(progress),
                     allowance,
+                    frozenset(outcome.made),
                 )
                 for node in step.nodes
             ]

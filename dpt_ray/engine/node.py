@@ -251,6 +251,7 @@ class Task(Generic[S_co]):
     """What a stage receives: its output, inputs and settings, how to run, and where to report progress.
 
     A training ends at a checkpoint when its `allowance` is over; for other work `progress` raises then.
+    `made` are the names of the nodes that this run has made before.
     """
 
     node: Node
@@ -261,6 +262,7 @@ class Task(Generic[S_co]):
     run_started: str
     progress: Report = silent
     allowance: Allowance = UNLIMITED
+    made: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:

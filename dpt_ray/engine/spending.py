@@ -49,7 +49,7 @@ class Spending:
         if not gpus:
             yield UNLIMITED
             return
-        allowance, started = self._allowance(gpus), time.time()
+        allowance, started = self._allowance(gpus), time.monotonic()
         attempt: Attempt = {
             "step": step,
             "made": [*made],
@@ -60,7 +60,7 @@ class Spending:
         file = f"{FOLDER}/{attempt['started'].replace(':', '')}-{uuid.uuid4().hex[:8]}.json"
 
         def record() -> None:
-            spent = round(time.time() - started, 1)
+            spent = round(time.monotonic() - started, 1)
             with suppress(Exception):  # each storage raises errors of its own; the next record has it all
                 self._folder.write_json(file, attempt | {"seconds": spent})
 
@@ -90,7 +90,7 @@ class Spending:
                 "raise it to continue"
             )
         error = f"compute.max_gpu_hours ({cap:g}) is spent; what was made is kept: raise it to continue"
-        return Allowance(time.time() + (cap - spent) * 3600 / gpus, error)
+        return Allowance(time.monotonic() + (cap - spent) * 3600 / gpus, error)
 
 
 def attempts(folder: Artifact) -> list[Attempt]:

@@ -119,7 +119,7 @@ def _gather(task: Task[ReportSettings]) -> page.ReportData:
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=_versions(inputs),
         hardware=f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
-        stages=[_stage(key, artifact, task.run_started) for key, artifact in inputs.items()],
+        stages=[_stage(key, inputs[key], node.name in task.made) for key, node in task.node.inputs.items()],
         n_labels=evaluation["n_labels"],
         n_validation_labels=evaluation["accuracy"][0]["n_validation"],
         accuracies=accuracy_rows(evaluation),
@@ -161,12 +161,12 @@ def headline(evaluation: EvaluationResult) -> page.Gain | None:
     return page.Gain(baseline, improved, gain["stderr"], gain["kind"])
 
 
-def _stage(name: str, artifact: Artifact, run_started: str) -> page.StageRow:
+def _stage(name: str, artifact: Artifact, is_new: bool) -> page.StageRow:
     manifest = artifact.manifest
     return page.StageRow(
         name.replace("_", " "),
         f"{manifest['stage']}/{manifest['identity']}",
-        "made" if manifest["started"] >= run_started else "reused",
+        "made" if is_new else "reused",
         manifest["seconds"],
         manifest.get("startup_seconds", 0.0),
         manifest.get("rows"),

@@ -9,7 +9,7 @@ import pytest
 
 from dpt_ray.cluster.fits import run_fit
 from dpt_ray.config.sections import Compute
-from tests.helpers.cluster import SCRATCH, free_ports, ray_start
+from tests.helpers.cluster import gpu_head
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import kill_session
 
@@ -106,20 +106,8 @@ print(json.dumps(told))
 @pytest.fixture(scope="module")
 def one_gpu():
     """A cluster of its own whose head pretends one GPU."""
-    port, agent, client = free_ports(3)
-    head = ray_start(
-        *(
-            "--head",
-            "--num-cpus=2",
-            "--num-gpus=1",
-            f"--memory={8 << 30}",
-            f"--port={port}",
-            f"--temp-dir={SCRATCH}/gpu",
-        ),
-        *("--include-dashboard=false", f"--dashboard-agent-listen-port={agent}"),
-        f"--ray-client-server-port={client}",
-    )
-    yield f"127.0.0.1:{port}"
+    head, address = gpu_head("gpu")
+    yield address
     kill_session(head)
 
 

@@ -30,6 +30,11 @@ def test_an_actor_publishes_a_unit_while_it_has_the_next(cluster):
     assert sorted(unit["shard"] for unit in found) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(("apart", "startup"), [(2.5, 2.5), (-86400.0, 0.0), (86400.0, 9.0)])
+def test_a_startup_between_two_wall_clocks_is_within_the_seconds_that_passed(apart, startup):
+    assert stage_cluster.startup_seconds(apart, 9.0) == startup
+
+
 @pytest.mark.parametrize(
     ("settings", "readers"),
     [({"actors": 3}, 3), ({"actors": 2, "actor_gpus": 1.0}, 8), ({"actors": 2, "readers": 5}, 5)],

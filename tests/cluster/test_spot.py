@@ -24,7 +24,7 @@ class Metadata(BaseHTTPRequestHandler):
         elif self.path != "/latest/meta-data/spot/instance-action" or not self.server.notices.pop(0):
             self.answer(404)
         else:
-            end = datetime.now(UTC) + timedelta(seconds=120)
+            end = datetime.now(UTC) + timedelta(hours=self.server.hours_ahead, seconds=120)
             self.answer(200, json.dumps({"action": "terminate", "time": end.strftime("%Y-%m-%dT%H:%M:%SZ")}))
 
     def answer(self, status, text=""):
@@ -40,15 +40,16 @@ class Metadata(BaseHTTPRequestHandler):
 def service():
     """A metadata service; `notices` says for each of the next questions whether one is given."""
     server = HTTPServer(("127.0.0.1", 0), Metadata)
-    server.notices = []
+    server.notices, server.hours_ahead = [], 0
     server.url = f"http://127.0.0.1:{server.server_port}/latest"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
 
 
-def test_a_notice_is_passed_on_until_it_is_accepted(service, monkeypatch):
-    service.notices = [False, False, True, True]
+@pytest.mark.parametrize("hours", [0, 5, -5])
+def test_a_notice_is_passed_on_until_it_is_accepted_whatever_this_machines_clock(service, monkeypatch, hours):
+    service.notices, service.hours_ahead = [False, False, True, True], hours
     monkeypatch.setattr(spot.time, "sleep", lambda seconds: None)
     commands, accepted = [], iter([False, True])
 
@@ -66,7 +67,7 @@ def test_a_notice_is_passed_on_until_it_is_accepted(service, monkeypatch):
 
 
 def test_a_machine_that_is_not_aws_has_no_notice():
-    assert spot.notice("http://127.0.0.1:9/latest") is None  # nobody listens there
+    assert not spot.notice("http://127.0.0.1:9/latest")  # nobody listens there
 
 
 def test_ray_has_the_command_and_its_options():

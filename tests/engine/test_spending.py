@@ -125,7 +125,7 @@ def test_the_last_progress_of_a_stage_never_ends_it():
 def test_a_training_over_its_allowance_stops_at_a_checkpoint_and_goes_on_to_the_same_weights(tmp_path):
     expected = weights(make_latents(tmp_path / "undisturbed").make())
     task = make_latents(tmp_path / "stopped").task()
-    over = replace(task, allowance=Allowance(time.time(), "spent"))
+    over = replace(task, allowance=Allowance(time.monotonic(), "spent"))
     with pytest.raises(StageError, match=r"^spent$"):
         Denoiser.make(over)
     assert [record["step"] for record in read_log(task.out)] == [2]  # of 12: the first one that is logged
@@ -138,7 +138,7 @@ def test_workers_of_a_training_stop_together(tmp_path, cluster):
     expected = weights(make_latents(tmp_path / "undisturbed").make(*two))
     task = make_latents(tmp_path / "stopped").task(*two)
     with pytest.raises(StageError, match=r"^spent$"):
-        Denoiser.make(replace(task, allowance=Allowance(time.time(), "spent")))
+        Denoiser.make(replace(task, allowance=Allowance(time.monotonic(), "spent")))
     assert [record["step"] for record in read_log(task.out)] == [2] and len(checkpoint_names(task.out)) == 1
     Denoiser.make(task)
     assert same(weights(task), expected)

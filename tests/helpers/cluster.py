@@ -58,6 +58,18 @@ def ray_start(*options, **environment):
     return process
 
 
+def gpu_head(name, **environment):
+    """A cluster of its own whose head has two CPUs and pretends one GPU: its process and its address."""
+    port, agent, client = free_ports(3)
+    head = ray_start(
+        *("--head", "--num-cpus=2", "--num-gpus=1", f"--memory={8 << 30}", f"--port={port}"),
+        *(f"--temp-dir={SCRATCH}/{name}", "--include-dashboard=false"),
+        *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
+        **environment,
+    )
+    return head, f"127.0.0.1:{port}"
+
+
 def free_ports(count):
     """Ports that nobody listens on, all different."""
     sockets = [socket.socket() for _ in range(count)]
