@@ -5,33 +5,38 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dpt_ray.cluster.resources import memory_of_fit
 from dpt_ray.cluster.session import connect, startup_seconds, threads
-from dpt_ray.config.sections import Compute
-from dpt_ray.engine.progress import POLL, REMOTE_POLL, Reached, Report, following
-from dpt_ray.store.artifact import Artifact
+from dpt_ray.config.hashing import Settings
+from dpt_ray.engine.allowance import Allowance
+from dpt_ray.engine.errors import StageError
+from dpt_ray.engine.node import Task
+from dpt_ray.engine.progress import POLL, REMOTE_POLL, Reached, following
+
+if TYPE_CHECKING:
+    from ray.tune import Stopper
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Settings)
 
 
 def run_trials(
-    name: str,
+    task: Task[S],
     trials: Sequence[T],
     run_trial: Callable[[T, int], Mapping[str, float | None]],
-    out: Artifact,
     total: int,
-    compute: Compute,
-    progress: Report,
     held: int,
 ) -> float:
-    """Run every trial, each publishing a shard of `out`; return the start-up time in seconds.
+    """Run every trial, each publishing a shard of the task; return the start-up time in seconds.
 
     `run_trial(trial, threads)` returns the metrics for Tune. `total` includes trials that are already done.
     `held` are the bytes of features that a trial's process holds: it asks for so much memory. Raises
-    RuntimeError where a trial fails.
+    RuntimeError where a trial fails, and StageError where the task's allowance is over: what was published
+    by then stays.
     """
+    compute, out = task.compute, task.out
     started, clock = time.time(), time.monotonic()
     connect(compute)
     from ray import tune
@@ -49,17 +54,35 @@ def run_trials(
 
     with (
         tempfile.TemporaryDirectory(prefix="dpt_ray-tune-") as scratch,
-        following(progress, total, "trials", done, POLL if out.is_local else REMOTE_POLL),
+        following(task.progress, total, "trials", done, POLL if out.is_local else REMOTE_POLL),
     ):
         found = tune.Tuner(
             tune.with_resources(trainable, resources),
             param_space={"trial": tune.grid_search(list(trials))},
             tune_config=tune.TuneConfig(max_concurrent_trials=compute.concurrent_trials, reuse_actors=True),
-            run_config=tune.RunConfig(name=name, storage_path=scratch, verbose=0),
+            run_config=tune.RunConfig(
+                name=task.node.digest, storage_path=scratch, verbose=0, stop=_stopper(task.allowance)
+            ),
         ).fit()
     if found.errors:
         raise RuntimeError(f"{len(found.errors)} trials failed") from found.errors[0]
     began = [result.metrics["began"] for result in found if result.metrics and "began" in result.metrics]
+    if len(began) < len(trials) and task.allowance.is_over:
+        raise StageError(task.allowance.error)
     if len(began) < len(trials):  # Tune returns as usual where an interrupt ended it
         raise RuntimeError(f"{len(trials) - len(began)} trials did not end")
     return startup_seconds(min(began) - started, time.monotonic() - clock)
+
+
+def _stopper(allowance: Allowance) -> Stopper:
+    """Return what ends all trials where the allowance is over: Tune asks it in this process."""
+    from ray.tune import Stopper
+
+    class Over(Stopper):
+        def __call__(self, trial_id: str, result: Mapping[str, object]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return allowance.is_over
+
+    return Over()

@@ -230,8 +230,7 @@ def _run(task: Task[SweepSettings], trials: Sequence[Trial]) -> float:
     def run(trial: Trial, threads: int) -> dict[str, float | None]:
         return run_trial(trial, inputs, out, threads, limit)
 
-    told = (task.compute, task.progress, _held(inputs))
-    return run_trials(task.node.digest, missing, run, out, len(trials), *told)
+    return run_trials(task, missing, run, len(trials), _held(inputs))
 
 
 def _held(inputs: Mapping[str, Artifact]) -> int:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from dpt_ray.cluster.trials import run_trials
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.config.sections import Compute
 from dpt_ray.engine.allowance import Allowance
@@ -147,3 +148,21 @@ def test_workers_of_a_training_stop_together(tmp_path, cluster):
 def test_a_cap_without_gpus_is_refused():
     with pytest.raises(ConfigError, match="max_gpu_hours 5 limits nothing without GPUs: set actor_gpus or"):
         load_config(DIGITS, ["compute.max_gpu_hours=5"])
+
+
+def test_a_sweep_over_its_allowance_ends_before_all_trials_and_goes_on_with_the_others(tmp_path, cluster):
+    task = make_latents(tmp_path).task()
+    out = task.out
+
+    def run_trial(number, threads):
+        out.publish_shard(f"trial-{number}", ".txt", 1, lambda path: path.write_text(str(number)))
+        return {"validation_top1": 0.5}
+
+    over = replace(task, allowance=Allowance(time.monotonic(), "spent"))
+    with pytest.raises(StageError, match=r"^spent$"):
+        run_trials(over, range(12), run_trial, 12, 0)
+    made = out.shards().keys()
+    assert len(made) < 12
+    missing = [number for number in range(12) if f"trial-{number}" not in made]
+    run_trials(task, missing, run_trial, 12, 0)
+    assert len(out.shards()) == 12
