@@ -16,6 +16,7 @@ from statistics import mean, median
 from typing import Any
 
 import numpy as np
+from processes import CommunicationHook, Facts, replica, world
 
 ROOT = Path(__file__).parents[1]
 ROWS, SHARDS, CLASSES = 2048, 8, 10
@@ -23,9 +24,18 @@ SHAPE = (2, 8, 32, 32)  # both flips; mean and log-variance of latents of 4 x 32
 SCALE, DROPOUT, DECAY = 0.18215, 0.15, 0.9999
 EVERY = 10  # steps of one reading of the speed
 SETTLED = 2  # readings left out at the start
+FORWARD = "forward and loss"  # its name in a profile
 
-Options = argparse.Namespace
-Facts = dict[str, Any]
+
+class Options(argparse.Namespace):
+    """The arguments of a script, and what only some of them set."""
+
+    every = EVERY
+    hook: CommunicationHook | None = None  # averages gradients in DDP's place
+
+    @staticmethod
+    def each() -> None:
+        """Be called after each step."""
 
 
 def labels_of(rows: np.ndarray) -> np.ndarray:
@@ -88,9 +98,11 @@ def plain_loss(model: Any, moments: Any, labels: Any, options: Options) -> Any:
 
 
 def bare(options: Options, folder: Path) -> Facts:
+    """Data in memory, fused AdamW, foreach EMA; as one of several workers with DDP, on a batch of its own."""
     import torch
+    from torch.profiler import record_function
 
-    model = build(options)
+    model = replica(build(options), options.hook)
     moments = torch.from_numpy(np.load(folder / "moments.npy")).to(options.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, fused=True)
     weights = [p.detach() for p in model.parameters()]
@@ -99,7 +111,8 @@ def bare(options: Options, folder: Path) -> Facts:
     def steps() -> Iterator[Any]:
         while True:
             rows = torch.randint(ROWS, (options.batch,), device=options.device)
-            loss = plain_loss(model, moments[rows], rows % CLASSES, options)
+            with record_function(FORWARD):
+                loss = plain_loss(model, moments[rows], rows % CLASSES, options)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -126,7 +139,7 @@ def published(options: Options, folder: Path) -> Facts:
     import torch
     from torch.utils.data import DataLoader
 
-    model = build(argparse.Namespace(**{**vars(options), "checkpointing": True}))
+    model = build(Options(**{**vars(options), "checkpointing": True}))
     workers = 1 if options.device == "cpu" else 8
     loader = DataLoader(
         LatentFiles(folder),  # type: ignore[arg-type]
@@ -157,17 +170,17 @@ def published(options: Options, folder: Path) -> Facts:
 
 
 def timed(steps: Iterator[Any], options: Options) -> Facts:
-    """Runs the steps and reads their speed every few."""
+    """Runs the steps and reads their speed every `options.every`."""
     import torch
 
     readings, since = [], time.perf_counter()
     for step in range(1, options.steps + 1):
         loss = next(steps)
         options.each()
-        if step % EVERY == 0:
+        if step % options.every == 0:
             loss.item()
             now = time.perf_counter()
-            readings.append(EVERY * options.batch / (now - since))
+            readings.append(options.every * options.batch / (now - since))
             since = now
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     memory = torch.cuda.max_memory_allocated() if options.device == "cuda" else peak
@@ -175,32 +188,41 @@ def timed(steps: Iterator[Any], options: Options) -> Facts:
 
 
 def ours(options: Options, folder: Path) -> Facts:
+    """`training.loop` on `options.batch` images of each worker; rank 0 alone knows the speed, of all."""
     import torch
+    from torch.profiler import record_function
 
     from dpt_ray.diffusion.schedules import SCHEDULES
     from dpt_ray.learners.denoise import denoise_step
     from dpt_ray.training.loop import TrainSettings, train
+    from dpt_ray.training.random import StepRandom
     from dpt_ray.training.workload import Hooks, Worker, Workload
 
-    moments = np.load(folder / "moments.npy", mmap_mode="r")
+    moments, (rank, size) = np.load(folder / "moments.npy", mmap_mode="r"), world()
     records: list[Facts] = []
 
     def load_batch(rows: np.ndarray, step: int) -> dict[str, Any]:
         return {"moments": torch.from_numpy(moments[rows]), "label": torch.from_numpy(labels_of(rows))}
 
-    step_fn = denoise_step(SCHEDULES["vp"], "noise", SCALE, network(options).num_classes, DROPOUT)
+    denoise = denoise_step(SCHEDULES["vp"], "noise", SCALE, network(options).num_classes, DROPOUT)
+
+    def step_fn(model: Any, batch: dict[str, Any], random: StepRandom) -> Any:
+        with record_function(FORWARD):
+            return denoise(model, batch, random)
+
     settings = TrainSettings(
         options.steps,
-        options.batch,
+        options.batch * size,
         2e-4,
         ema_decay=DECAY,
         precision=options.precision,
         log_every=EVERY,
         checkpoint_every=options.steps,
     )
-    workload, worker = Workload(build(options), step_fn, load_batch, ROWS), Worker(device=options.device)
+    model, worker = replica(build(options), options.hook), Worker(rank, size, options.device)
+    workload = Workload(model, step_fn, load_batch, ROWS, before_step=lambda step: options.each())
     train(workload, settings, worker, Hooks(on_log=records.append))
-    return of_log(records)
+    return of_log(records) if records else {}
 
 
 def of_log(records: list[Facts]) -> Facts:

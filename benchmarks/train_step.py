@@ -24,7 +24,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -32,28 +31,21 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 
-from train_loops import EVERY, LOOPS, SETTLED, Facts, Options, bare, network, write_latents
+from processes import ONE_THREAD, Facts, apart
+from train_loops import EVERY, LOOPS, SETTLED, Options, bare, network, write_latents
 
 RESULTS = Path(__file__).parent / "results"
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 # On the CPU: each in a process of its own ----------------------------------------------------------
 
 
-def apart(loop: str, options: Options, folder: Path, workers: int = 1, at_once: int = 1) -> list[Facts]:
+def alone(loop: str, options: Options, folder: Path, workers: int = 1, at_once: int = 1) -> list[Facts]:
     """`loop` in processes of its own, so many at once; a global batch has `options.batch` for each worker."""
-    command = [sys.executable, __file__, f"--only={loop}", f"--folder={folder}", f"--workers={workers}"]
+    command = [__file__, f"--only={loop}", f"--folder={folder}", f"--workers={workers}"]
     told = {"steps": options.steps, "dim": options.dim, "depth": options.depth}
     command += [f"--{key}={value}" for key, value in told.items()] + [f"--batch={options.batch * workers}"]
-    running = [
-        subprocess.Popen(command, env=os.environ | ONE_THREAD, stdout=subprocess.PIPE, text=True)
-        for _ in range(at_once)
-    ]
-    outputs = [process.communicate()[0] for process in running]
-    if any(process.returncode for process in running):
-        raise SystemExit(f"{loop} failed")
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    return apart(command, [ONE_THREAD] * at_once)
 
 
 def on_the_cpu(options: Options, folder: Path) -> str:
@@ -65,13 +57,13 @@ def on_the_cpu(options: Options, folder: Path) -> str:
         found.setdefault((name, workers), []).append(total)
 
     for _ in range(options.rounds):
-        add("bare", 1, apart("bare", options, folder))
-        add("ray", 1, apart("ray", options, folder))
-        add("ours", 1, apart("ours", options, folder))
-        add("published", 1, apart("published", options, folder))
-        add("bare", 1, apart("bare", options, folder))  # the machine may have changed meanwhile
-        add("bare", 2, apart("bare", options, folder, at_once=2))
-        add("ray", 2, apart("ray", options, folder, workers=2))
+        add("bare", 1, alone("bare", options, folder))
+        add("ray", 1, alone("ray", options, folder))
+        add("ours", 1, alone("ours", options, folder))
+        add("published", 1, alone("published", options, folder))
+        add("bare", 1, alone("bare", options, folder))  # the machine may have changed meanwhile
+        add("bare", 2, alone("bare", options, folder, at_once=2))
+        add("ray", 2, alone("ray", options, folder, workers=2))
     speed = {key: mean(run["images_per_s"] for run in runs) for key, runs in found.items()}
     names = {
         ("bare", 1): "bare loop",
@@ -227,8 +219,8 @@ def main() -> None:
     parser.add_argument("--only", choices=LOOPS, help="one loop in this process, its measures as JSON")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--folder", type=Path)
-    parser.set_defaults(compile=False, checkpointing=False, each=lambda: None)
-    options = parser.parse_args()
+    parser.set_defaults(compile=False, checkpointing=False)
+    options = parser.parse_args(namespace=Options())
     import torch
 
     if options.only:
