@@ -15,8 +15,9 @@ All have the allocator settings that Ray's workers have; the last row is two bar
 The processor time of Ray's processes is read from /proc over the middle half of the training.
 
 Then torch.profiler looks at one worker of the two trainings without Ray over a few steps. There a barrier
-before each all-reduce tells waiting for the other worker from communication; it costs no overlap where the
-gradients are one bucket of DDP, as here. Writes benchmarks/results/two_workers_DATE.md.
+before each all-reduce tells waiting for the other worker from communication; communication then overlaps
+with nothing, so that the two are upper bounds where DDP has several buckets.
+Writes benchmarks/results/two_workers_DATE.md.
 """
 
 from __future__ import annotations
@@ -161,12 +162,14 @@ def measured(options: Options, folder: Path) -> tuple[list[str], list[Facts]]:
             of_ray += [one for one in facts if "cores" in one]
     lines = []
     for name, found in speeds.items():
-        ratios = [""]
+        ratios = ["", ""]
         if name in AGAINST:
             other, times = AGAINST[name]
             of_other, of_two = speeds[other], speeds["two bare loops at once"]
-            ratios = [mean_and_error([a / (times * b) for a, b in zip(found, of_other, strict=True)])]
-            ratios.append(mean_and_error([a / b for a, b in zip(found, of_two, strict=True)]))
+            ratios = [
+                mean_and_error([a / (times * b) for a, b in zip(found, of_other, strict=True)]),
+                mean_and_error([a / b for a, b in zip(found, of_two, strict=True)]),
+            ]
         lines.append(f"| {' | '.join([name, f'{mean(found):.1f}', *ratios])} |")
     return lines, of_ray
 
