@@ -72,8 +72,9 @@ def _held(inputs: Mapping[str, Artifact]) -> int:
     """Return the bytes that a rung holds: features, scores, the graph while it is made (docs/ladder.md)."""
     features = inputs["features"]
     rows, classes = features.manifest["rows"], inputs["index"].manifest["classes"]
-    neighbours = inputs["graph"].manifest["settings"]["neighbours"] if "graph" in inputs else 0
-    return features_bytes(features) + rows * (4 * classes + 32 * neighbours)
+    written = sum(shard["bytes"] for shard in inputs["graph"].listed_shards()) if "graph" in inputs else 0
+    # Of 8 bytes a neighbour in its files, 32 while it is made.
+    return features_bytes(features) + 4 * rows * classes + 4 * written
 
 
 def fit_rung(task: Task[RungSettings]) -> Facts:
