@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
@@ -52,6 +53,7 @@ def _by_processes(load: Load, steps: range, processes: int, pin: bool) -> Iterat
         num_workers=processes,
         prefetch_factor=1,
         pin_memory=pin,
+        worker_init_fn=_only_below(os.getpid()),
         multiprocessing_context="fork",  # the data of `load` are shared, and need not be pickled
         generator=torch.Generator(),  # leave the global one, from which a model may draw, as it is
     )
@@ -59,6 +61,19 @@ def _by_processes(load: Load, steps: range, processes: int, pin: bool) -> Iterat
         if isinstance(batch, Exception):
             raise batch
         yield batch
+
+
+def _only_below(training: int) -> Callable[[int], None]:
+    """Return what ends a process that starts after its training was killed.
+
+    torch's watchdog takes the parent that it finds for the training: then it would wait for ever.
+    """
+
+    def check(number: int) -> None:
+        if os.getppid() != training:
+            os._exit(1)
+
+    return check
 
 
 class _Steps(Dataset[Batch | Exception]):

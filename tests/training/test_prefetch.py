@@ -105,6 +105,24 @@ def test_without_a_step_left_nothing_is_loaded():
         assert result.ema.keys() == tiny().state_dict().keys()
 
 
+# Each process sets its seed before it looks who its parent is: these do so when that was killed.
+STARTS_LATE = """
+import os, time, torch
+from dpt_ray.training.prefetch import prefetch
+training, seed = os.getpid(), torch.manual_seed
+
+
+def late(value):
+    while os.getppid() == training:
+        time.sleep(0.1)
+    return seed(value)
+
+
+torch.manual_seed = late
+print("step", flush=True)
+next(prefetch(lambda step: {}, range(10), processes=2))
+"""
+
 ENDLESS = """
 import torch
 from dpt_ray.training.prefetch import prefetch
@@ -113,14 +131,15 @@ for batch, _ in prefetch(lambda step: {"x": torch.zeros(1000)}, range(10**9), pr
 """
 
 
-def test_the_processes_of_a_training_that_was_killed_end_by_themselves():
+@pytest.mark.parametrize("script", [ENDLESS, STARTS_LATE], ids=["loading", "starting"])
+def test_the_processes_of_a_training_that_was_killed_end_by_themselves(script):
     training = subprocess.Popen(
-        [sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True
     )
     try:
         assert training.stdout.readline() == b"step\n"
-        processes = set(session_pids(training.pid)) - {training.pid}
-        assert len(processes) >= 2
+        while len(processes := set(session_pids(training.pid)) - {training.pid}) < 2:
+            time.sleep(0.1)
         training.send_signal(signal.SIGKILL)
         training.wait()
         end = time.monotonic() + 120
