@@ -43,7 +43,7 @@ Said = tuple[np.ndarray, np.ndarray]
 
 
 def ways(
-    train: np.ndarray, labelled: Rows, W: np.ndarray, temperature: float, members: int
+    train: np.ndarray, labelled: Rows, W: np.ndarray, temperature: float, l2: float, members: int
 ) -> dict[str, Said]:
     """Return what each way says of the training images, features (n, dim), by the probe W (C, dim)."""
     rng, dim = np.random.default_rng(0), train.shape[1]
@@ -52,7 +52,7 @@ def ways(
     said["entropy of the probe"] = p.argmax(1), -entr(p).sum(1)
     masks = [rng.permutation(dim) < dim // 2 for _ in range(members)]
     fits = [
-        fit_stage(Rows(labelled.features * mask, labelled.labels), None, 1.0, len(W), 0.0025).weights
+        fit_stage(Rows(labelled.features * mask, labelled.labels), None, 1.0, len(W), l2).weights
         for mask in masks
     ]
     ensembles = {"subspaces": fits, "dropout": [2 * W * mask for mask in masks]}
@@ -88,7 +88,7 @@ def measure(folder: Path, members: int) -> tuple[int, int, dict[str, list[float]
     train = real.of_split("train")
     temperature = made["pseudo_labels"].manifest["calibration"]["temperature"]
     W = load_classifier(made["classifier"])
-    said = ways(train.features, real.labelled(made["labels"]), W, temperature, members)
+    said = ways(train.features, real.labelled(made["labels"]), W, temperature, config.classifier.l2, members)
     assert config.labels.per_class is not None
     found = {way: [right(what, train.labels, share) for share in SHARES] for way, what in said.items()}
     return config.labels.per_class, config.labels.seed, found

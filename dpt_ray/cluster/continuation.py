@@ -8,7 +8,7 @@ import logging
 from dpt_ray.config.sections import Optimisation
 from dpt_ray.engine.differences import same_but_for
 from dpt_ray.engine.node import Task
-from dpt_ray.store.artifact import Artifact, Store
+from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.checkpoints import CHECKPOINTS, checkpoint_names
 from dpt_ray.store.records import Facts
 from dpt_ray.training.log import LOG, read_log
@@ -48,10 +48,8 @@ def continue_shorter(task: Task[Optimisation]) -> Facts:
 
 def _shorter(task: Task[Optimisation], settings: Optimisation) -> list[tuple[int, str, Artifact]]:
     """Return (steps, digest, artifact) of the finished trainings that differ in their smaller steps only."""
-    node = task.node
-    store = Store(task.out.uri.rstrip("/").removesuffix(f"/store/{node.artifact_name}/{node.digest}"))
     return [
         (int(str(steps)), digest, artifact)
-        for steps, digest, artifact in same_but_for(node, store, "steps")
+        for steps, digest, artifact in same_but_for(task.node, task.out.store, "steps")
         if steps is not None and int(str(steps)) < settings.steps and checkpoint_names(artifact)
     ]

@@ -14,7 +14,7 @@ from dpt_ray.config.sections import Compute
 # A reading task may use this much of the CPUs and of the memory that a node has for one CPU.
 READER_SHARE = 0.25
 READER_MEMORY = 512 << 20  # bytes, while there is no node with CPUs yet
-# A process with torch, before it reads anything: 0.8 GiB on a CPU, with CUDA's libraries three times as much.
+# What a process with torch takes before it reads anything: 0.8 GiB on a CPU; with CUDA's libraries assumed.
 PROCESS, GPU_PROCESS = 1 << 30, 3 << 30
 
 

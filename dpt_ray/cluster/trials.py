@@ -42,7 +42,7 @@ def run_trials(
     from ray import tune
 
     share = threads(compute, compute.concurrent_trials)
-    memory = memory_of_fit(compute, held, "sweep")
+    memory = memory_of_fit(compute, held, task.name)
     resources = {"cpu": compute.actor_cpus, "gpu": compute.actor_gpus, "memory": memory}
 
     def trainable(config: dict[str, T]) -> None:

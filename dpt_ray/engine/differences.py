@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from dpt_ray.config.hashing import differences
 from dpt_ray.engine.node import Node
 from dpt_ray.store.artifact import Artifact, Store
@@ -10,10 +12,7 @@ from dpt_ray.store.records import Manifest
 
 def why_not_done(node: Node, store: Store) -> str:
     """Return how a node differs from the nearest published artifact, or that none is published."""
-    others = [
-        store.artifact(node.artifact_name, d, str(node.extent)) for d in store.digests(node.artifact_name)
-    ]
-    changes = [_changes(node, other.manifest) for other in others if other.published]
+    changes = [_changes(node, other.manifest) for _, other in _others(node, store)]
     if not changes:
         return "not made yet"
     nearest = min(changes, key=len)
@@ -24,10 +23,7 @@ def same_but_for(node: Node, store: Store, setting: str) -> list[tuple[object, s
     """Return (value of `setting`, digest, artifact) of published artifacts that differ only in it."""
     mine = {key: value for key, value in node.hashed.items() if key != setting}
     found = []
-    for digest in store.digests(node.artifact_name):
-        artifact = store.artifact(node.artifact_name, digest, str(node.extent))
-        if digest == node.digest or not artifact.published:
-            continue
+    for digest, artifact in _others(node, store):
         manifest = artifact.manifest
         settings = dict(manifest["settings"])
         value = settings.pop(setting, None)
@@ -38,16 +34,17 @@ def same_but_for(node: Node, store: Store, setting: str) -> list[tuple[object, s
 
 def same_in(node: Node, store: Store, setting: str) -> list[Artifact]:
     """Return the other published artifacts of the node's stage and version with its value of `setting`."""
-    found = []
+    mine = node.hashed.get(setting), node.version
+    manifests = [(artifact, artifact.manifest) for _, artifact in _others(node, store)]
+    return [one for one, said in manifests if (said["settings"].get(setting), said["version"]) == mine]
+
+
+def _others(node: Node, store: Store) -> Iterator[tuple[str, Artifact]]:
+    """Yield (digest, artifact) of the other published artifacts of the node's stage at its extent."""
     for digest in store.digests(node.artifact_name):
         artifact = store.artifact(node.artifact_name, digest, str(node.extent))
-        if digest == node.digest or not artifact.published:
-            continue
-        manifest = artifact.manifest
-        value = manifest["settings"].get(setting)
-        if (value, manifest["version"]) == (node.hashed.get(setting), node.version):
-            found.append(artifact)
-    return found
+        if digest != node.digest and artifact.published:
+            yield digest, artifact
 
 
 def content_digest(artifact: Artifact) -> str:

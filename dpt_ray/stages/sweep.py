@@ -44,7 +44,7 @@ from dpt_ray.learners.linear_classifier import (
     save_classifier,
     save_weights,
 )
-from dpt_ray.store.artifact import Artifact, Store
+from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts, Shard, TrialShard
 
 TRIALS = "trials.parquet"
@@ -244,8 +244,7 @@ def _take_over(task: Task[SweepSettings], trials: Sequence[Trial]) -> None:
     """Copy the missing trials that a finished sweep with another grid or fewer seeds has made."""
     node, done = task.node, task.out.shards()
     missing = {key: trial for trial in trials if (key := trial_key(trial)) not in done}
-    store = Store(task.out.uri.rstrip("/").removesuffix(f"/store/{node.artifact_name}/{node.digest}"))
-    for earlier in same_in(node, store, "max_iterations") if missing else ():
+    for earlier in same_in(node, task.out.store, "max_iterations") if missing else ():
         manifest = earlier.manifest
         for shard in manifest["trials"]:
             trial = missing.get(shard["shard"])

@@ -99,6 +99,11 @@ class Artifact:
         return self._location[0]
 
     @property
+    def store(self) -> Store:
+        """The store that holds the artifact."""
+        return Store(self.uri.rpartition("/store/")[0] or self.uri)
+
+    @property
     def is_local(self) -> bool:
         """Whether the artifact is on this machine's own file system."""
         return "file" in self.fs.protocol
