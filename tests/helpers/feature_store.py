@@ -75,6 +75,7 @@ def make(stage, store, inputs, settings, name="it", images_per_class=None, **com
     """Makes and publishes an artifact."""
     work = task(stage, store, inputs, settings, name, images_per_class, **compute)
     facts = stage.make(work)
-    known = {"settings": settings.model_dump(mode="json"), "inputs": work.node.references}
+    node = work.node
+    known = {"version": node.version, "settings": node.hashed, "inputs": node.references}
     work.out.publish({**facts, "seconds": 1.0, **known})
     return work.out
