@@ -43,7 +43,7 @@ def beside_actors() -> dict[str, Any]:
 
 
 def memory_of_fit(compute: Compute, held: int, name: str) -> int:
-    """Return the bytes of memory to ask for where an actor's CPUs and GPUs fit on features of `held` bytes.
+    """Return the bytes of memory to ask for where an actor's CPUs and GPUs work on features of `held` bytes.
 
     Where every such node has less, this is all that one has, and a warning says so under the `name` of the
     stage: asked for more, Ray would wait for ever. 0 where no node says how much it has.

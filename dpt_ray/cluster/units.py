@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from dpt_ray.cluster.ray_internals import failed_at_birth, lost_processes
-from dpt_ray.cluster.resources import READER_SHARE, beside_actors
+from dpt_ray.cluster.resources import READER_SHARE, beside_actors, memory_of_fit
 from dpt_ray.cluster.session import connect, readers, threads
 from dpt_ray.config.sections import Compute
 from dpt_ray.engine.errors import StageError
@@ -68,16 +68,21 @@ def run_tasks(
     compute: Compute,
     progress: Report,
     images: int,
+    *,
+    name: str = "",
+    held: int = 0,
 ) -> Facts:
     """Run `work(threads)(unit)` on every unit in light tasks; return start-up time and memory peaks.
 
-    `images` is the number of images of all units, of which progress tells how many are done.
+    `images` is the number of images of all units, of which progress tells how many are done. `held` are the
+    bytes that each task of the stage `name` holds whatever its unit is: it asks for so much memory.
     """
     started = time.perf_counter()
     connect(compute)
 
     do = work(threads(compute, readers(compute)))
-    light = _light(compute, {"num_cpus": READER_SHARE})
+    memory = {"memory": memory_of_fit(compute, held, name)} if held else {}
+    light = _light(compute, {"num_cpus": READER_SHARE, **memory})
     data = _one_a_block(units, light).map(do, **light, max_retries=DEATHS)
     with deaths_told():
         return _follow(data.iter_rows(), images, progress, started)

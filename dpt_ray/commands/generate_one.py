@@ -33,28 +33,18 @@ def generate_one(config: Config, which: str, out: Path | None) -> tuple[Path, st
     nodes, store = flow(config), find_store(config)
     if "samples" not in nodes:
         raise ConfigError("--only: this configuration generates no images; set generate_in=images or both")
-    denoiser, autoencoder = (nodes["samples"].inputs[name] for name in ("denoiser", "autoencoder"))
-    for node in (denoiser, autoencoder):
-        if not is_published(node, store):
+    node = nodes["samples"]
+    for source in node.inputs.values():
+        if not is_published(source, store):
             raise ConfigError(
-                f"--only: the {node.name} of run {config.name} is not in {store.uri}; run "
+                f"--only: the {source.name} of run {config.name} is not in {store.uri}; run "
                 "`dpt train-diffusion CONFIG` first"
             )
     label, index = _which(which, nodes["index"].artifact(store).read_json("classes.json"))
-    settings = cast(SampleSettings, nodes["samples"].settings)
-    compute, samples = config.compute, nodes["samples"].artifact(store)
-    worker = GenerateUnit(
-        Sampler(
-            samples,
-            denoiser.artifact(store).uri,
-            autoencoder.artifact(store).uri,
-            denoiser.digest,
-            compute.batch_size,
-            compute.threads or max(1, usable_cpus() // compute.actors),
-            settings,
-            compute.compile,
-        )
-    )
+    settings, samples, compute = cast(SampleSettings, node.settings), node.artifact(store), config.compute
+    inputs = {key: source.artifact(store) for key, source in node.inputs.items()}
+    threads = compute.threads or max(1, usable_cpus() // compute.actors)
+    worker = GenerateUnit(Sampler.of(node, samples, inputs, compute, threads))
     per_shard = settings.indices_per_shard
     units = class_ranges(index // per_shard * per_shard + per_shard, per_shard, worker.classes)
     unit = next(unit for unit in units if (label, index) in items(unit))
@@ -62,7 +52,7 @@ def generate_one(config: Config, which: str, out: Path | None) -> tuple[Path, st
     provenance = {
         "Software": f"dpt_ray {code_version()}",
         "Source": f"run {config.name}, class {label}, index {index}",
-        "Description": f"denoiser {denoiser.digest}; {settings.model_dump_json()}",
+        "Description": f"denoiser {node.inputs['denoiser'].digest}; {settings.model_dump_json()}",
     }
     out = out or Path(f"{which.replace('/', '-')}.png")
     with publishing(out) as part:

@@ -162,9 +162,12 @@ def _caption(config: Config, rates: Rates) -> str:
         speed += (
             f", {rates.fit / 1e9:,.1f} in the sweep's fits on CPU, of which {FIT_PASSES} passes are assumed"
         )
+    resample = config.generate.resample if config.generates_images else None
+    most = f" Samples: at most, each image tried {resample.attempts} times." if resample else ""
     return (
         "H200 hours: on one H200 at 40 to 20% of its peak. here: on this machine, from training steps "
         f"measured just now ({device}: {speed}). Start-up and stages without operations are not included."
+        f"{most}"
     )
 
 

@@ -184,6 +184,7 @@ def _choice(results: Results, sweep: Sweep | None) -> Choice | None:
         sweep.l2,
         tuple("none" if least is None else least for least in sweep.min_confidence) if sweep.filters else (),
         tuple(other.name for other in sweep.generate),
+        sweep.seeds,
     )
 
 

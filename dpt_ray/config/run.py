@@ -141,6 +141,11 @@ class Config(Section):
                 f"retrain and sweep ask for {asked} images per class, but generate.images_per_class "
                 f"is {self.generate.images_per_class}: raise it or ask for fewer"
             )
+        if self.generate.resample and not self.retrains:
+            raise ValueError(
+                "generate.resample judges generated images of a class, and this run has none: leave it out, "
+                "or set generate_in=images or both and another diffusion.condition than none"
+            )
         self._check_other_samples()
         trained = {
             "pretrain": self.pretrain,

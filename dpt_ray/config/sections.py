@@ -218,6 +218,19 @@ class Diffusion(Optimisation):
         return self
 
 
+class Resample(Settings):
+    """Sample an image again, from other noise, until a classifier takes it for its class.
+
+    The classifier is that of `labels_from` (the probe, where that one has features of its own). It has to
+    give the image its own class, with a confidence of `min_confidence` or more; 0 is agreement alone. After
+    `attempts` images the one that is surest to be of the class is taken: `retrain.min_confidence` leaves
+    those out of stage 3. An image depends on its own attempts only, so more images per class change none.
+    """
+
+    min_confidence: Fraction
+    attempts: Annotated[int, Field(ge=2)] = 8
+
+
 class Sampling(Settings):
     """Settings of the sampler that draws images from a denoiser."""
 
@@ -229,6 +242,7 @@ class Sampling(Settings):
     nfe: Count = 25
     indices_per_shard: Count = 16
     seed: Seed = 0
+    resample: Annotated[Resample | None, HashedIfSet] = None
 
     @model_validator(mode="after")
     def _interval(self) -> Sampling:
@@ -238,9 +252,13 @@ class Sampling(Settings):
 
 
 class SampleSettings(Sampling):
-    """Settings of sampling and decoding; `precision` applies to both networks."""
+    """Settings of sampling and decoding; `precision` applies to both networks.
+
+    `features_precision` is the encoder's, with which images are judged for `resample`.
+    """
 
     precision: ResolvedPrecision
+    features_precision: Annotated[ResolvedPrecision | None, HashedIfSet] = None
 
 
 class Generate(Sampling):

@@ -49,8 +49,12 @@ def sample(network: Network, noise: Tensor, labels: Tensor, null_class: int, sam
     return SOLVERS[sampling.solver](denoiser, noise, schedule, sampling.nfe)
 
 
-def image_noise(seed: int, label: int, index: int, shape: Sequence[int]) -> Tensor:
-    """Return the initial noise of image `index` of a class, standard normal, drawn on the CPU."""
-    digest = hashlib.blake2b(f"{seed}/{label}/{index}".encode(), digest_size=8).digest()
+def image_noise(seed: int, label: int, index: int, shape: Sequence[int], attempt: int = 0) -> Tensor:
+    """Return the initial noise of image `index` of a class, standard normal, drawn on the CPU.
+
+    Each further attempt at the image has other noise.
+    """
+    key = f"{seed}/{label}/{index}" + (f"/{attempt}" if attempt else "")
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
     return torch.randn(tuple(shape), generator=generator)

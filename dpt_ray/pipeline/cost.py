@@ -91,7 +91,7 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     if config.generates_features:
         found |= _pilot(config, train, features.dim, classes)
     if config.generates_images:
-        found |= _second_stage(config, train, generated)
+        found |= _second_stage(config, train, generated, features)
     if not config.generates_images or config.diffusion.condition != "none":
         if config.generates_images:
             found["sample_features"] = features.cost(generated)
@@ -155,8 +155,10 @@ def _pilot(config: Config, train: int | None, dim: int | None, classes: int | No
     }
 
 
-def _second_stage(config: Config, train: int | None, generated: int | None) -> dict[str, Cost]:
-    """Return the costs of stage 2 on images."""
+def _second_stage(
+    config: Config, train: int | None, generated: int | None, encoder: _Encoder
+) -> dict[str, Cost]:
+    """Return the costs of stage 2 on images; with `resample` of all attempts at each, the most it can be."""
     forward, found = _denoiser_flops(config), {}
     _, decode = _autoencoder_flops(config)
     if not config.diffusion.weights:
@@ -167,7 +169,9 @@ def _second_stage(config: Config, train: int | None, generated: int | None) -> d
     for name, changes in {"samples": {}, **others}.items():
         sampled = config.generate.model_copy(update=changes)
         passes = sampled.nfe * (1 if sampled.guidance == 1 else 2)
-        found[name] = _times(generated, _pixel_bytes(config), conv=decode, transformer=passes * forward)
+        tries, judge = (how.attempts, encoder) if (how := sampled.resample) else (1, _Encoder())
+        conv, transformer = decode + (judge.conv or 0), passes * forward + (judge.transformer or 0)
+        found[name] = _times(generated, _pixel_bytes(config), tries * conv, tries * transformer)
     return found
 
 

@@ -235,6 +235,8 @@ class _Run:
         else:
             denoiser = self.train_denoiser(sampling)
         sources = {"denoiser": denoiser, "autoencoder": nodes["autoencoder"]}
+        if config.generate.resample:
+            sources |= {"encoder": nodes["encoder"], **self.judge()}
         self.add("samples", Samples, sources, sampling, extent=self.extent)
         for other in config.other_samples:
             changed = SampleSettings.model_validate(sampling.model_dump() | other.changes)
@@ -244,6 +246,8 @@ class _Run:
         """Add the training of the denoiser, with its previews and Frechet distances."""
         config, nodes = self.config, self.nodes
         diffusion = config.diffusion
+        # A preview shows what the denoiser makes, not what of it passes.
+        sampling = sampling.model_copy(update={"resample": None, "features_precision": None})
         samples_while_training = diffusion.preview_every or diffusion.frechet_every
         settings = DenoiserSettings(
             **diffusion.model_dump(),

@@ -55,9 +55,11 @@ def moment_settings(config: Config) -> MomentSettings:
 
 def sample_settings(config: Config) -> SampleSettings:
     """Return the settings of the generated images, which have the autoencoder's precision by default."""
+    judged = config.generate.resample is not None
     return SampleSettings(
         **config.generate.model_dump(include=set(Sampling.model_fields)),
         precision=resolved(config.generate.precision or config.autoencoder.precision),
+        features_precision=resolved(config.encoder.precision) if judged else None,
     )
 
 

@@ -143,6 +143,7 @@ class ReportData:
     metrics: Sequence[MetricRow] = ()
     metrics_left_out: Sequence[str] = ()
     grid: Sequence[GridRow] = ()
+    resampled: str = ""
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     curve_note: str = ""
     quarantined: int = 0

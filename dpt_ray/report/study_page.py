@@ -41,7 +41,8 @@ class Choice:
 
     `swept` are those that chose from the grid, "" where no sweep was made; `ladder` is whether the ladder's
     fits chose their penalty. `filters` are the least confidences of generated images, where these were
-    filtered, and none for all images; `sampled` is how further sets of images were sampled.
+    filtered, and none for all images; `sampled` is how further sets of images were sampled, `seeds` with how
+    many seeds each set was.
     """
 
     n_validation: int
@@ -52,6 +53,7 @@ class Choice:
     l2: tuple[float, ...]
     filters: tuple[float | str, ...] = ()
     sampled: tuple[str, ...] = ()
+    seeds: int = 1
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from dpt_ray.evaluation.records import (
     read_probe,
     write_result,
 )
+from dpt_ray.evaluation.swept import by_setting
 from dpt_ray.learners.agreement import images_of_trial, images_text
 from dpt_ray.learners.label_quality import quality, read_given
 from dpt_ray.learners.linear_classifier import CONFIG, HEAD, load_classifier
@@ -191,15 +192,18 @@ def swept_methods(inputs: Collection[str]) -> dict[str, str]:
 
 
 def _chosen(sweep: Artifact, methods: Mapping[str, str]) -> list[Measured]:
-    """Return the classifier of each method's best setting on validation."""
+    """Return the classifier of each method's best setting on validation, that of the first seed."""
     found, trials = [], sweep.manifest["chosen"]
+    seeds = {setting.first["shard"]: len(setting.trials) for setting in by_setting(sweep.manifest["trials"])}
     for key, method in methods.items():
         if chosen := trials.get(key):
             count = chosen["images_per_class"]
             passing = images_of_trial(chosen)
             what = f"{count} images per class{passing}, " if count else ""
             what += "labels only" if key == "probe" else f"real weight {chosen['real_weight']}"
-            note = f"{what}, l2 {chosen['l2']:g}"
+            several = seeds.get(chosen["shard"], 1)
+            which = f", the first of {several} seeds" if several > 1 else ""
+            note = f"{what}, l2 {chosen['l2']:g}{which}"
             found.append(Measured(method, load_classifier(sweep, f"{key}/"), note))
     return found
 

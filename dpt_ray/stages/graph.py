@@ -14,6 +14,7 @@ from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import Settings
 from dpt_ray.config.sections import Count
 from dpt_ray.data.graph import write_neighbours
+from dpt_ray.data.rows import features_bytes
 from dpt_ray.data.shards import read_features
 from dpt_ray.data.units import collect_shards
 from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROWS = 4096  # of a shard
+COMPARED = 64 << 20  # bytes of the cosines of a part of a block, see `learners.neighbours`
 
 
 class GraphSettings(Settings):
@@ -73,7 +75,8 @@ class Graph(Stage[GraphSettings]):
                 return CompareBlock(*inputs, out, k, threads)
 
             images = sum(block["stop"] - block["start"] for block in missing)
-            facts = run_tasks(missing, work, task.compute, task.progress, images)
+            held = features_bytes(features, n) + COMPARED
+            facts = run_tasks(missing, work, task.compute, task.progress, images, name=task.name, held=held)
         return {**facts, **collect_shards(task.out, blocks)}
 
 

@@ -136,6 +136,7 @@ def _gather(task: Task[ReportSettings]) -> page.ReportData:
         metrics=[*evaluation["frechet"], *evaluation["image_metrics"]["rows"]],
         metrics_left_out=evaluation["image_metrics"]["left_out"],
         grid=picture_rows(inputs["index"], inputs["samples"], PICTURES) if "samples" in inputs else (),
+        resampled=_resampled(inputs["samples"].manifest) if "samples" in inputs else "",
         curves=_curves(inputs),
         curve_note=_curve_note(inputs["denoiser"]) if "denoiser" in inputs else "",
         quarantined=inputs["features"].manifest["quarantined"],
@@ -276,6 +277,17 @@ def _curve_note(denoiser: Artifact) -> str:
         f"averaged weights with guidance {facts['guidance']:g}{where} ({facts['solver']}, {facts['nfe']} "
         f"evaluations), to {facts['n_reference']:,} {facts['reference']} in the features of "
         f"{facts['extractor']}. It compares steps; it is not the distance in the table above."
+    )
+
+
+def _resampled(samples: Manifest) -> str:
+    """Return how many images were sampled for those that were taken, "" where none was sampled again."""
+    if "sampled" not in samples:
+        return ""
+    return (
+        f"One that the classifier of the pseudo-labels did not take for its class was sampled again: "
+        f"{samples['sampled']:,} were sampled for the {samples['rows']:,} that were taken, of which "
+        f"{samples['passed']:,} pass."
     )
 
 

@@ -1,29 +1,37 @@
 """generate: images for each class, from the flat list of (class, index).
 
 A shard is a fixed range of indices x classes, so more images per class add shards and repeat none. The
-noise of an image is drawn on the CPU from a hash of (seed, class, index).
+noise of an image is drawn on the CPU from a hash of (seed, class, index, attempt). With `resample` an image
+that a classifier does not take for its class is sampled again, together with the others of its batch.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from dpt_ray.cluster.units import Result, peak_memory, run_actors, unit_call
-from dpt_ray.config.sections import SampleSettings
+from dpt_ray.config.sections import Compute, Resample, SampleSettings
 from dpt_ray.data.class_ranges import ClassRange, class_ranges, image_columns, items
+from dpt_ray.data.shards import read_shard_columns
 from dpt_ray.data.units import collect_shards
-from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
+from dpt_ray.engine.node import Node, RunsOn, Stage, Task, one_of, reads
 from dpt_ray.models.saved import CONFIG
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts
+
+if TYPE_CHECKING:
+    from dpt_ray.learners.resampling import Resampled
+
+RESAMPLED = ("attempt", "passes")  # columns of images with `resample`, see `learners.resampling.Resampled`
 
 
 class Samples(Stage[SampleSettings]):
@@ -31,7 +39,16 @@ class Samples(Stage[SampleSettings]):
 
     artifact = "samples"
     settings = SampleSettings
-    inputs = reads({"denoiser": one_of("denoiser"), "autoencoder": one_of("autoencoder")})
+    inputs = reads(
+        {
+            "denoiser": one_of("denoiser"),
+            "autoencoder": one_of("autoencoder"),
+            # With `resample`: the classifier that decides, and the temperature of its confidences.
+            "encoder": one_of("encoder", optional=True),
+            "judge": one_of("classifier", "rung", optional=True),
+            "judge_labels": one_of("pseudo_labels", "rung", optional=True),
+        }
+    )
     runs_on = RunsOn.ACTORS
 
     @classmethod
@@ -53,13 +70,18 @@ class Samples(Stage[SampleSettings]):
             facts = run_actors(
                 missing,
                 GenerateUnit,
-                lambda threads: {"sampler": _sampler(task, threads)},
+                lambda threads: {
+                    "sampler": Sampler.of(task.node, task.out, task.inputs, task.compute, threads)
+                },
                 task.compute,
                 task.progress,
                 images=sum(len(items(unit)) for unit in missing),
             )
         channels = task.inputs["autoencoder"].manifest["latent_shape"][0]
         found = collect_shards(task.out, units)
+        if task.settings.resample:
+            names = task.inputs["judge"].read_json(CONFIG)["classes"]
+            found |= _resampled(task.name, task.out, found, task.settings.resample, names)
         return {**facts, **found, "made": len(missing), "mode": "L" if channels == 1 else "RGB"}
 
 
@@ -68,9 +90,37 @@ def classes_of(denoiser: Mapping[str, Any]) -> int:
     return int(denoiser.get("classes") or denoiser["model"]["num_classes"])
 
 
+def _resampled(name: str, out: Artifact, found: Facts, resample: Resample, classes: Sequence[str]) -> Facts:
+    """Return how many images were sampled, and how many of those taken pass; warn of those that do not."""
+    from dpt_ray.learners.resampling import sampled_in_all
+
+    tables = [read_shard_columns(out, shard, ["class", *RESAMPLED]) for shard in found["shards"]]
+    label, attempt, passes = (pa.concat_tables(tables)[key].to_numpy() for key in ("class", *RESAMPLED))
+    short = np.bincount(label[~passes], minlength=len(classes))
+    if short.any():
+        worst = int(short.argmax())
+        logging.getLogger("dpt_ray").warning(
+            "%s: %d of %d images, of %d of %d classes, pass at none of %d attempts (class %s: %d); "
+            "retrain.min_confidence leaves them out of stage 3, more generate.resample.attempts find more",
+            name,
+            short.sum(),
+            len(label),
+            np.count_nonzero(short),
+            len(classes),
+            resample.attempts,
+            classes[worst],
+            short[worst],
+        )
+    sampled = sampled_in_all(attempt, passes, resample.attempts)
+    return {"sampled": sampled, "passed": int(passes.sum())}
+
+
 @dataclass(frozen=True)
 class Sampler:
-    """The arguments of an actor that samples."""
+    """The arguments of an actor that samples; `denoiser` and `autoencoder` are the URIs of their folders.
+
+    `judges` has what `EncoderJudge` reads, where images are sampled again.
+    """
 
     out: Artifact
     denoiser: str
@@ -80,19 +130,18 @@ class Sampler:
     threads: int
     settings: SampleSettings
     compile: bool = False
+    judges: Mapping[str, Artifact] = field(default_factory=dict)
 
-
-def _sampler(task: Task[SampleSettings], threads: int) -> Sampler:
-    return Sampler(
-        task.out,
-        task.inputs["denoiser"].uri,
-        task.inputs["autoencoder"].uri,
-        task.node.inputs["denoiser"].digest,
-        task.compute.batch_size,
-        threads,
-        task.settings,
-        task.compute.compile,
-    )
+    @classmethod
+    def of(
+        cls, node: Node, out: Artifact, inputs: Mapping[str, Artifact], compute: Compute, threads: int
+    ) -> Sampler:
+        """Return the arguments for a node of `Samples`."""
+        assert isinstance(node.settings, SampleSettings)
+        networks = (inputs["denoiser"].uri, inputs["autoencoder"].uri, node.inputs["denoiser"].digest)
+        judges = inputs if node.settings.resample else {}
+        how = (compute.batch_size, threads, node.settings, compute.compile, judges)
+        return cls(out, *networks, *how)
 
 
 class GenerateUnit:
@@ -109,9 +158,17 @@ class GenerateUnit:
         self.computing = threading.Lock()
         self.sampler, self.batches = sampler, Batches(sampler.batch_size)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        settings = sampler.settings
         self.model, self.config = load_denoiser(sampler.denoiser)
         self.model.to(self.device)
-        self.autoencoder = load_autoencoder(sampler.autoencoder, sampler.settings.precision).to(self.device)
+        self.autoencoder = load_autoencoder(sampler.autoencoder, settings.precision).to(self.device)
+        if settings.resample:
+            from dpt_ray.learners.resampling import EncoderJudge
+
+            precision = settings.features_precision
+            assert precision is not None  # set by the flow
+            least = settings.resample.min_confidence
+            self.judge = EncoderJudge(sampler.judges, least, precision, self.device)
         if sampler.compile:
             self.autoencoder.compile_networks()
             for block in self.model.blocks:
@@ -125,13 +182,14 @@ class GenerateUnit:
         started = time.perf_counter()
         chosen = items(unit)
         with self.computing:
-            images = self._sample(chosen)
+            images, told = self._images(chosen)
         n, settings = len(chosen), self.sampler.settings
         columns = {
             **image_columns("gen", unit),
             "seed": pa.array([settings.seed] * n, pa.int64()),
             "guidance": pa.array([settings.guidance] * n, pa.float32()),
             "denoiser": pa.array([self.sampler.denoiser_identity] * n).dictionary_encode(),
+            **told,
         }
 
         def write(path: Path) -> None:
@@ -158,6 +216,38 @@ class GenerateUnit:
 
     def _sample(self, chosen: list[tuple[int, int]]) -> np.ndarray:
         """Return images (n, H, W, C) uint8 of (class, index) pairs."""
+        return self._images(chosen)[0]
+
+    def _images(self, chosen: list[tuple[int, int]]) -> tuple[np.ndarray, dict[str, pa.Array]]:
+        """Return images (n, H, W, C) uint8 of (class, index) pairs, and with `resample` its columns."""
+        import torch
+
+        parts: list[Resampled] = []
+
+        def compute(start: int, stop: int) -> torch.Tensor:
+            batch = chosen[start:stop]
+            if not self.sampler.settings.resample:
+                return torch.from_numpy(self._attempt(batch))
+            parts.append(self._resample(batch, self.sampler.settings.resample))
+            return torch.from_numpy(parts[-1].images)
+
+        images = self.batches(compute, len(chosen)).numpy()
+        columns = {key: np.concatenate([getattr(part, key) for part in parts]) for key in RESAMPLED if parts}
+        return images, {key: pa.array(column) for key, column in columns.items()}
+
+    def _resample(self, chosen: list[tuple[int, int]], how: Resample) -> Resampled:
+        """Return images of (class, index) pairs that pass, as far as the attempts reach."""
+        from dpt_ray.learners.resampling import resample
+
+        labels = np.array([label for label, _ in chosen])
+
+        def sample(places: Sequence[int], attempt: int) -> np.ndarray:
+            return self._attempt([chosen[place] for place in places], attempt)
+
+        return resample(sample, self.judge, labels, how)
+
+    def _attempt(self, chosen: list[tuple[int, int]], attempt: int = 0) -> np.ndarray:
+        """Return images (n, H, W, C) uint8 of (class, index) pairs, sampled in one batch."""
         import torch
 
         from dpt_ray.diffusion.sampling import Sampling, image_noise, sample
@@ -173,14 +263,10 @@ class GenerateUnit:
             settings.precision,
         )
         shape = self.autoencoder.latent_shape
-
-        def compute(start: int, stop: int) -> torch.Tensor:
-            batch = chosen[start:stop]
-            noise = torch.stack([image_noise(settings.seed, *item, shape) for item in batch])
-            # An unconditional denoiser has the null class only.
-            known = self.config["condition"] != "none"
-            labels = torch.tensor([label if known else null_class for label, _ in batch])
-            latents = sample(self.model, noise.to(self.device), labels.to(self.device), null_class, sampling)
-            return self.autoencoder.decode(latents).cpu()
-
-        return self.batches(compute, len(chosen)).numpy()
+        noise = torch.stack([image_noise(settings.seed, *item, shape, attempt) for item in chosen])
+        # An unconditional denoiser has the null class only.
+        known = self.config["condition"] != "none"
+        labels = torch.tensor([label if known else null_class for label, _ in chosen])
+        latents = sample(self.model, noise.to(self.device), labels.to(self.device), null_class, sampling)
+        images: np.ndarray = self.autoencoder.decode(latents).cpu().numpy()
+        return images

@@ -136,8 +136,11 @@ class Facts(TypedDict, total=False):
     shape: list[int]
     quarantined: int
     unreadable: int
-    # samples: how many shards were made this time
+    # samples: how many shards were made this time; with `resample` also how many images were sampled for
+    # those that were taken, and how many of these pass
     made: int
+    sampled: int
+    passed: int
     # classifiers
     labelled: int
     unreadable_labels: int

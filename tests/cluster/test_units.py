@@ -125,6 +125,21 @@ def test_many_units_come_one_by_one_and_as_they_are(cluster, monkeypatch, read):
     assert few == many == sorted(map(repr, work))
 
 
+def test_tasks_ask_for_the_memory_that_they_hold(cluster, tmp_path):
+    def task(threads):
+        def call(unit):
+            import ray
+
+            asked = ray.get_runtime_context().get_assigned_resources()["memory"]
+            (tmp_path / unit["shard"]).write_text(str(int(asked)))
+            return {"seconds": 0.0, "peak_memory_bytes": 1, "images": 1}
+
+        return call
+
+    units.run_tasks([{"shard": "a"}], task, Compute(), lambda *numbers: None, 1, name="graph", held=3 << 20)
+    assert int((tmp_path / "a").read_text()) == (1 << 30) + (3 << 20)
+
+
 @pytest.mark.parametrize("where", ["reader", "actor", "task"])
 def test_a_unit_that_ends_every_process_ends_the_pass_in_one_line(cluster, where, tmp_path, monkeypatch):
     monkeypatch.setattr(units, "DEATHS", 1)

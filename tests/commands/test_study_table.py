@@ -124,6 +124,15 @@ def test_a_study_without_variants_has_the_table_of_methods_alone():
     assert "ariant" not in text
 
 
+def test_a_sweep_with_seeds_is_named_and_one_without_is_not():
+    study, told = Study(labels_per_class=(1,), encoder_seeds=(0, 5), draws=2), "3 seeds of the images"
+    assert told not in page(study, made_up())
+    seeds = SWEEP.model_copy(update={"seeds": 3})
+    assert f"l2 0.0025, by the mean over {told} (the accuracies are those of the first), the tuned" in page(
+        study, made_up(), seeds
+    )
+
+
 def test_the_papers_own_setting_is_compared_beside_the_chosen_one_and_both_by_encoder_seed():
     text = page(Study(labels_per_class=(1,), encoder_seeds=(0, 5), draws=2), made_up())
     # By seed 0.02 and 0.01 over the probe; 0.12 and 0.14 over the tuned probe; and so on.

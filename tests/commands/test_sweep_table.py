@@ -206,6 +206,9 @@ def test_another_seed_is_another_set_of_images_and_the_first_ones_trials_are_tak
     np.testing.assert_array_equal(weights["weight"], expected["weight"])
     page = (tmp_path / "runs" / "digits" / "report.html").read_text()
     assert "the mean over 2 seeds" in page
+    notes = {row["method"]: row["note"] for row in read_evaluation(run.artifact("evaluation"))["accuracy"]}
+    told = {method for method, note in notes.items() if note.endswith(", the first of 2 seeds")}
+    assert told == {"augmented", "dpt"} < notes.keys()
 
 
 def test_the_best_configuration_samples_the_set_that_was_chosen():

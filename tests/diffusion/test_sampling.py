@@ -1,7 +1,9 @@
+import hashlib
+
 import pytest
 import torch
 
-from dpt_ray.diffusion.sampling import Sampling, sample
+from dpt_ray.diffusion.sampling import Sampling, image_noise, sample
 from dpt_ray.models.uvit import UViT, UViTConfig
 
 CONFIG = UViTConfig(8, 2, 4, dim=64, depth=4, heads=4, num_classes=10)
@@ -64,3 +66,11 @@ def test_bfloat16_samples_are_float32_ones_to_bfloat16s_accuracy(uvit, guidance)
 def test_an_unknown_precision_is_named(uvit):
     with pytest.raises(ValueError, match="precision 'bf16' must be one of"):
         sample(uvit, noise(), LABELS, 10, sampling("bf16"))
+
+
+def test_each_attempt_at_an_image_has_noise_of_its_own_and_the_first_that_of_an_image_with_one():
+    attempts = [image_noise(0, 3, 9, (2, 4), attempt) for attempt in range(3)]
+    assert torch.equal(attempts[0], image_noise(0, 3, 9, (2, 4)))
+    seed = int.from_bytes(hashlib.blake2b(b"0/3/9", digest_size=8).digest(), "little")
+    assert torch.equal(attempts[0], torch.randn(2, 4, generator=torch.Generator().manual_seed(seed)))
+    assert len({tuple(noise.flatten().tolist()) for noise in attempts}) == 3

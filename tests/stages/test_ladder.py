@@ -37,7 +37,7 @@ from tests.helpers.feature_store import CLASSES, feature_store, make
 def without_ray(monkeypatch):
     """Units run one after the other in this process."""
 
-    def run_tasks(units, work, compute, progress, images):
+    def run_tasks(units, work, compute, progress, images, name="", held=0):
         do = work(1)
         for unit in units:
             do(unit)
