@@ -31,8 +31,9 @@ lint: $(VENV)/.installed-dev
 test: lint
 	$(VENV)/bin/pytest -m "not cluster or smoke"
 
+# In two processes, one of which has all tests with clusters: these wait much of their time.
 test-all: lint
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -n 2 --dist loadgroup
 
 clean:
 	rm -rf $(VENV) outputs
