@@ -55,6 +55,7 @@ VARIANTS = {
     "features_first": ("generate_in=both",),
     "given_labels": ("labels_from=file", "pseudo_labels_file=zero_shot.csv"),
     "student": ("student={network: resnet, width: 8, steps: 10, batch_size: 64, learning_rate: 1e-3}",),
+    "resampled": ("generate.resample={min_confidence: 0.5}",),
     "unconditional": ("diffusion.condition=none", "evaluate.controls=false", "sweep=null"),
 }
 

@@ -82,8 +82,8 @@ def run_tasks(
 
     do = work(threads(compute, readers(compute)))
     memory = {"memory": memory_of_fit(compute, held, name)} if held else {}
-    light = _light(compute, {"num_cpus": READER_SHARE, **memory})
-    data = _one_a_block(units, light).map(do, **light, max_retries=DEATHS)
+    light = _light(compute, len(units), {"num_cpus": READER_SHARE, **memory})
+    data = _one_a_block(units, compute, light).map(do, **light, max_retries=DEATHS)
     with deaths_told():
         return _follow(data.iter_rows(), images, progress, started)
 
@@ -131,8 +131,8 @@ def stream_units(
     actor is called for two units concurrently: it computes one (under its own lock) while the other is
     fetched or published, so that a GPU does not wait for storage.
     """
-    light = _light(compute, beside_actors())
-    data = _one_a_block(units, light)
+    light = _light(compute, len(units), beside_actors())
+    data = _one_a_block(units, compute, light)
     if read is not None:
         data = data.map(read, **light, max_retries=DEATHS)
     data = data.map(
@@ -147,7 +147,7 @@ def stream_units(
         yield from data.iter_rows()
 
 
-def _one_a_block(units: Sequence[U], light: Mapping[str, Any]) -> Dataset:
+def _one_a_block(units: Sequence[U], compute: Compute, light: Mapping[str, Any]) -> Dataset:
     """Return the units as rows, each a block of its own; `light` are the options of tasks that split blocks.
 
     `repartition` would do it in tasks of one CPU each, which actors that hold all of them wait for.
@@ -161,7 +161,7 @@ def _one_a_block(units: Sequence[U], light: Mapping[str, Any]) -> Dataset:
     blocks = [{"units": texts[first : first + PER_BLOCK]} for first in range(0, len(texts), PER_BLOCK)]
     data = ray.data.from_items(blocks, override_num_blocks=len(blocks))
     data.context.target_max_block_size = 1  # byte: a task ends the block that it returns with each row
-    return data.flat_map(_units_of, **light)
+    return data.flat_map(_units_of, **_light(compute, len(blocks), light))
 
 
 def _units_of(block: Mapping[str, list[str]]) -> list[Any]:
@@ -214,14 +214,16 @@ def _pool(units: int, compute: Compute) -> ActorPoolStrategy:
     )
 
 
-def _light(compute: Compute, resources: Mapping[str, Any]) -> dict[str, Any]:
+def _light(compute: Compute, blocks: int, resources: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of light tasks: at most `readers` at a time, on what the actors leave.
 
-    Without a bound every fraction of a CPU starts a worker process, and each repeats the imports.
+    Without a bound every fraction of a CPU starts a worker process, and each repeats the imports. Ray Data
+    warns of a bound above the number of `blocks`.
     """
     import ray.data
 
-    return {**resources, "compute": ray.data.TaskPoolStrategy(size=readers(compute))}
+    most = min(readers(compute), blocks)
+    return {**resources, "compute": ray.data.TaskPoolStrategy(size=most)}
 
 
 def _follow(results: Iterable[Result], images: int, progress: Report, started: float) -> Facts:

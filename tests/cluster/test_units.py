@@ -83,8 +83,8 @@ def tell(done, total, what="", numbers=None):
 
 
 work = [{"shard": "a"}, {"shard": "b"}]
-units.run_actors(work, Actor, lambda threads: {}, Compute(), tell, 2, read=lambda unit: unit)
-units.run_tasks(work, lambda threads: Actor(), Compute(), tell, 2)
+units.run_actors(work, Actor, lambda threads: {}, Compute(readers=3), tell, 2, read=lambda unit: unit)
+units.run_tasks(work, lambda threads: Actor(), Compute(readers=3), tell, 2)
 """
 
 
