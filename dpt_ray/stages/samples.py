@@ -138,10 +138,17 @@ class Sampler:
     ) -> Sampler:
         """Return the arguments for a node of `Samples`."""
         assert isinstance(node.settings, SampleSettings)
-        networks = (inputs["denoiser"].uri, inputs["autoencoder"].uri, node.inputs["denoiser"].digest)
-        judges = inputs if node.settings.resample else {}
-        how = (compute.batch_size, threads, node.settings, compute.compile, judges)
-        return cls(out, *networks, *how)
+        return cls(
+            out,
+            inputs["denoiser"].uri,
+            inputs["autoencoder"].uri,
+            node.inputs["denoiser"].digest,
+            compute.batch_size,
+            threads,
+            node.settings,
+            compute.compile,
+            inputs if node.settings.resample else {},
+        )
 
 
 class GenerateUnit:
