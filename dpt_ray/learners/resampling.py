@@ -57,12 +57,12 @@ class EncoderJudge:
         return own, (p.argmax(axis=1) == labels) & (own >= self.min_confidence)
 
 
-def resample(sample: Sample, judge: Judge, labels: np.ndarray, resample: Resample) -> Resampled:
+def resample(sample: Sample, judge: Judge, labels: np.ndarray, how: Resample) -> Resampled:
     """Return an image for each of `labels` (n,): the first attempt that passes, else the surest one."""
     images = sample(range(len(labels)), 0)
     surest, passes = judge(images, labels)
     attempts = np.zeros(len(labels), np.int64)
-    for attempt in range(1, resample.attempts):
+    for attempt in range(1, how.attempts):
         again = np.flatnonzero(~passes)
         if not len(again):
             break
