@@ -31,9 +31,12 @@ lint: $(VENV)/.installed-dev
 test: lint
 	$(VENV)/bin/pytest -m "not cluster or smoke"
 
-# In two processes, one of which has all tests with clusters: these wait much of their time.
+# Tests with clusters wait much of their time; the others, whose output comes at the end, have it meanwhile.
 test-all: lint
-	$(VENV)/bin/pytest -n 2 --dist loadgroup
+	@log=$$(mktemp); $(VENV)/bin/pytest -m "not cluster" > $$log 2>&1 & others=$$!; \
+	$(VENV)/bin/pytest -m cluster; clusters=$$?; \
+	wait $$others; others=$$?; cat $$log; rm -f $$log; \
+	test $$clusters = 0 && test $$others = 0
 
 clean:
 	rm -rf $(VENV) outputs

@@ -22,12 +22,11 @@ from tests.helpers.tiny_run import TINY, TinyRun
 CLUSTERS = {"autoscaling", "cluster", "finished", "nodes", "one_cpu", "one_gpu"}
 
 
-def pytest_itemcollected(item):
-    if CLUSTERS & set(item.fixturenames):
-        item.add_marker(pytest.mark.cluster)
-    # Where tests run in several processes: one has all clusters, and a file's fixtures are made once.
-    group = "cluster" if item.get_closest_marker("cluster") else item.path.name
-    item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if CLUSTERS & set(item.fixturenames):
+            item.add_marker(pytest.mark.cluster)
 
 
 def pytest_sessionfinish(session):
