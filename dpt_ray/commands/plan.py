@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.prices import Prices
+from dpt_ray.config.sections import Compute
 from dpt_ray.engine.execute import execute
 from dpt_ray.engine.progress import Display, duration
 from dpt_ray.pipeline.cost import DATA_SHEET_TFLOPS, FIT_PASSES, Cost, costs, total, total_seconds
@@ -87,7 +88,8 @@ def _index_manifest(config: Config) -> Manifest:
     index = flow(config)["index"]
     with tempfile.TemporaryDirectory(prefix="dpt_ray-plan-") as folder:
         store = Store(folder)
-        execute([index], store, config.compute, Display(Console(quiet=True)), {})
+        # The cluster's settings may be too large for the machine that plans.
+        execute([index], store, Compute(), Display(Console(quiet=True)), {})
         return index.artifact(store).manifest
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from dpt_ray.store.filesystem import url_to_fs
+from dpt_ray.store.filesystem import open_exact, url_to_fs
 
 SPLITS = ("train", "validation", "test")
 UNIQUE = "ids are unique, and a file's is its path without suffix: rename one, or list ids in a manifest"
@@ -259,20 +259,24 @@ def _read_parquet_rows(uri: str, ranges: list[tuple[int, int, int]], row_group: 
         yield row_group(uri, group)[row - starts[group]].as_py() or b""
 
 
+@lru_cache(maxsize=64)  # some hundred KB each
+def _parquet_metadata(uri: str) -> pq.FileMetaData:
+    with open_exact(uri) as file:
+        return pq.read_metadata(file)
+
+
 @lru_cache(maxsize=1024)
 def _row_group_starts(uri: str) -> np.ndarray:
-    fs, path = url_to_fs(uri)
-    with fs.open(path, "rb") as file:
-        metadata = pq.read_metadata(file)
+    metadata = _parquet_metadata(uri)
     sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
     return np.cumsum([0, *sizes])
 
 
 def read_row_group(uri: str, group: int) -> pa.ChunkedArray:
     """Return the encoded images of a row group of a Parquet file."""
-    fs, path = url_to_fs(uri)
-    with fs.open(path, "rb") as file:
-        parquet = pq.ParquetFile(file)
+    metadata = _parquet_metadata(uri)
+    with open_exact(uri) as file:
+        parquet = pq.ParquetFile(file, metadata=metadata)
         if not _image_structs(parquet.schema_arrow) and OF_SHARD in list(parquet.schema_arrow):
             return parquet.read_row_group(group, columns=[OF_SHARD.name])[OF_SHARD.name]
         name = image_column(parquet.schema_arrow)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
 from dpt_ray.store.filesystem import url_to_fs
+
+R = TypeVar("R")
 
 # What file systems call the mark of a file's content: S3; Google's and Azure's; the Hugging Face hub.
 VERSION_KEYS = ("ETag", "etag", "blob_id")
@@ -109,6 +111,13 @@ def walk_versions(fs: Any, root: str, under: str = "") -> Iterator[tuple[str, in
             yield from walk_versions(fs, root, path)
         else:
             yield path, size, tag
+
+
+class ForEach(Protocol):
+    """Applies a function to each of a list and yields the results in order, as `map` does."""
+
+    def __call__(self, do: Callable[[str], R], shards: Sequence[str], /) -> Iterable[R]:
+        """Yield `do` of every shard."""
 
 
 def list_shards(uri: str, suffix: str) -> list[tuple[str, str]]:

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dpt_ray.data.shards import matrix
+from dpt_ray.data.shards import THREADS, matrix
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.cache import check_space, folder
 from dpt_ray.store.records import Shard
 
-THREADS = 16  # concurrent downloads
 LOG_EVERY = 256  # shards
 ID_BLOCK = 1 << 16  # bytes; enough for the ids of a shard of some hundred rows in one request
 

@@ -11,14 +11,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpt_ray.data.index import Row, build_index, image_column
-from dpt_ray.data.listing import SPLIT_NAMES, file_stem, list_shards, split_of_shard
-from dpt_ray.store.filesystem import url_to_fs
+from dpt_ray.data.listing import SPLIT_NAMES, ForEach, file_stem, list_shards, split_of_shard
+from dpt_ray.store.filesystem import open_exact
 
 
 def index_parquet(
     uri: str,
     classes: Sequence[str] | None = None,
     split_names: Mapping[str, str] = SPLIT_NAMES,
+    each: ForEach = map,
 ) -> tuple[pa.Table, list[str]]:
     """Return the index of one Parquet file or of all below a folder, and the class names.
 
@@ -26,31 +27,36 @@ def index_parquet(
     The id is the file's path below `uri` without suffix, the row, and the image's file name where the
     struct has a `path`: "train-00000-000041/n01440764_10026_n01440764". Offset is the row, length -1; no
     image bytes are read. Class names default to those of the file's Hugging Face metadata. The split is
-    part of the file's name, as for tars.
+    part of the file's name, as for tars. `each` applies a function to every file.
     """
     shards = list_shards(uri, ".parquet")
     if classes is None:
         classes = _published_classes(shards[0][1])
-    return build_index(_rows(shards, split_names), classes)
+    return build_index(_rows(shards, split_names, each), classes)
 
 
-def _rows(shards: Sequence[tuple[str, str]], split_names: Mapping[str, str]) -> Iterator[Row]:
-    for name, shard in shards:
+def _rows(shards: Sequence[tuple[str, str]], split_names: Mapping[str, str], each: ForEach) -> Iterator[Row]:
+    listed = each(_listed, [shard for _, shard in shards])
+    for (name, shard), images in zip(shards, listed, strict=True):
         split = split_of_shard(name, split_names)
-        for row, (path, label) in enumerate(_paths_and_labels(shard)):
+        for row, (path, label) in enumerate(images):
             identifier = f"{name.removesuffix('.parquet')}-{row:06d}"
             yield f"{identifier}/{file_stem(path)}" if path else identifier, shard, row, -1, split, label
 
 
 @contextmanager
 def _opened(shard: str) -> Iterator[pq.ParquetFile]:
-    fs, path = url_to_fs(shard)
-    with fs.open(path, "rb") as file:
+    with open_exact(shard) as file:
         try:
             yield pq.ParquetFile(file)
         except pa.ArrowInvalid as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{shard} is not a complete Parquet file ({reason}); write it again") from error
+
+
+def _listed(shard: str) -> list[tuple[str | None, str | None]]:
+    """Return the path and the label of each image of a file."""
+    return list(_paths_and_labels(shard))
 
 
 def _paths_and_labels(shard: str) -> Iterator[tuple[str | None, str | None]]:

@@ -11,10 +11,11 @@ from typing import IO
 import pyarrow as pa
 
 from dpt_ray.data.index import Row, build_index
-from dpt_ray.data.listing import IMAGE_SUFFIXES, SPLIT_NAMES, list_shards, split_of_shard
-from dpt_ray.store.filesystem import url_to_fs
+from dpt_ray.data.listing import IMAGE_SUFFIXES, SPLIT_NAMES, ForEach, list_shards, split_of_shard
+from dpt_ray.store.filesystem import open_skipping
 
 LABEL_KINDS = ("cls", "json")
+Sample = tuple[str, int, int, str | None]  # key, offset, size, label
 LABEL_BYTES = 1 << 20  # of a label file, which is read as a whole
 
 
@@ -22,6 +23,7 @@ def index_tar(
     uri: str,
     classes: Sequence[str] | None = None,
     split_names: Mapping[str, str] = SPLIT_NAMES,
+    each: ForEach = map,
 ) -> tuple[pa.Table, list[str]]:
     """Return the index of one tar or of all .tar files under a folder, and the class names.
 
@@ -29,20 +31,28 @@ def index_tar(
     files are read: a .cls has a class name or number, a .json an object with it under "label" or "cls".
     The split is the first part of the shard's name in `split_names`. Raises ValueError for a compressed,
     damaged or truncated tar, where dots in a name hide an image, and for a member that is a link, is
-    sparse, has a name that leads out of the tar, or is a label of more than a MiB.
+    sparse, has a name that leads out of the tar, or is a label of more than a MiB. `each` applies a function
+    to every shard.
     """
-    return build_index(_rows(uri, split_names), classes)
+    return build_index(_rows(uri, split_names, each), classes)
 
 
-def _rows(uri: str, split_names: Mapping[str, str]) -> Iterator[Row]:
-    for name, shard in list_shards(uri, ".tar"):
+def _rows(uri: str, split_names: Mapping[str, str], each: ForEach) -> Iterator[Row]:
+    shards = list_shards(uri, ".tar")
+    listed = each(_listed, [shard for _, shard in shards])
+    for (name, shard), samples in zip(shards, listed, strict=True):
         split = split_of_shard(name, split_names)
-        for key, offset, size, label in _samples(shard):
+        for key, offset, size, label in samples:
             yield key, shard, offset, size, split, label
 
 
-def _samples(shard: str) -> Iterator[tuple[str, int, int, str | None]]:
-    """Yield (key, offset, size, label) per image; a sample's files are consecutive in the tar."""
+def _listed(shard: str) -> list[Sample]:
+    """Return the samples of a shard."""
+    return list(_samples(shard))
+
+
+def _samples(shard: str) -> Iterator[Sample]:
+    """Yield a sample per image; its files are consecutive in the tar."""
     for key, files in groupby(_members(shard), lambda file: _key_and_kind(file[0].name)[0]):
         image: tuple[int, int] | None = None
         label, other = None, ""
@@ -74,9 +84,8 @@ def _key_and_kind(name: str) -> tuple[str, str]:
 
 def _members(shard: str) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
     """Yield each regular member's header and, for label files only, its payload; skip hidden members."""
-    fs, path = url_to_fs(shard)
     try:
-        with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open_skipping(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while member := tar.next():
                 if reason := _refused(member):
                     raise ValueError(f"{shard}: {member.name} {reason}")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, TypeVar
 
 import pyarrow as pa
 
+from dpt_ray.cluster.shards import in_tasks
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import HashedIfSet
 from dpt_ray.config.sections import Data, ListFormat
 from dpt_ray.data.digits import write_digits
 from dpt_ray.data.labels import read_label_list
 from dpt_ray.data.listing import SPLIT_NAMES
-from dpt_ray.data.sources import INDEXERS
+from dpt_ray.data.sources import INDEXERS, SHARDED
 from dpt_ray.data.splits import assign_splits
 from dpt_ray.data.units import write_index
 from dpt_ray.engine.node import Stage, Task
+from dpt_ray.store.filesystem import is_local
 from dpt_ray.store.records import Facts
+
+R = TypeVar("R")
 
 
 class IndexSettings(Data):
@@ -50,7 +55,15 @@ def _build(data: IndexSettings, task: Task[IndexSettings]) -> tuple[pa.Table, li
     if data.source == "digits":
         return write_digits(task.out.uri)
     assert data.uri is not None  # checked by Data
-    table, classes = INDEXERS[data.source](data.uri, data.classes or None, SPLIT_NAMES | data.splits)
+    given = data.uri, data.classes or None, SPLIT_NAMES | data.splits
+    if data.source in SHARDED and not is_local(data.uri):
+
+        def each(do: Callable[[str], R], shards: Sequence[str]) -> Iterator[R]:
+            return in_tasks(do, shards, task.compute, task.progress)
+
+        table, classes = SHARDED[data.source](*given, each)
+    else:
+        table, classes = INDEXERS[data.source](*given)
     if data.validation or data.test:
         list_format = data.list_format or "csv"
         lists = [read_label_list(uri, list_format, table, classes) for uri in data.keep_in_train]

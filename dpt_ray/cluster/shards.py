@@ -1,0 +1,48 @@
+"""A function of every shard of a source, in tasks: to list one on an object store is mostly to wait."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from dpt_ray.cluster.resources import READER_SHARE
+from dpt_ray.cluster.session import connect
+from dpt_ray.cluster.units import DEATHS, deaths_told
+from dpt_ray.config.sections import Compute
+from dpt_ray.engine.progress import POLL, Report
+
+R = TypeVar("R")
+
+AHEAD = 128  # tasks at a time, whose results the cluster holds until their turn
+
+
+def in_tasks(
+    do: Callable[[str], R], shards: Sequence[str], compute: Compute, progress: Report
+) -> Iterator[R]:
+    """Yield `do` of every shard in order, each computed by a task; `progress` is told after each.
+
+    A task whose process dies is repeated, DEATHS times. Errors are those of `do`.
+    """
+    connect(compute)
+    import ray
+    from ray.exceptions import RayTaskError
+
+    task = ray.remote(do).options(name="list shards", num_cpus=READER_SHARE, max_retries=DEATHS)
+    waiting, running = iter(shards), deque[object]()
+    try:
+        for done in range(len(shards)):
+            while len(running) < AHEAD and (shard := next(waiting, None)) is not None:
+                running.append(task.remote(shard))
+            progress(done, len(shards), "shards")
+            with deaths_told():
+                while not ray.wait([running[0]], timeout=POLL)[0]:
+                    progress(done, len(shards), "shards")  # ends the wait where the run may spend no more
+                found: R = ray.get(running[0])
+            running.popleft()
+            yield found
+    except RayTaskError as error:
+        raise error.cause from error
+    finally:
+        for left in running:
+            ray.cancel(left, force=True)

@@ -1,0 +1,67 @@
+"""The shards of a source, listed in tasks."""
+
+import os
+import signal
+
+import pytest
+
+from dpt_ray.cluster import shards
+from dpt_ray.config.sections import Compute
+
+NAMES = [f"{number}.tar" for number in range(7)]
+
+
+def silent(*numbers):
+    pass
+
+
+def test_the_results_come_in_order_and_are_told(cluster, monkeypatch):
+    monkeypatch.setattr(shards, "AHEAD", 3)
+    told = []
+    found = shards.in_tasks(
+        lambda name: (name, os.getpid()), NAMES, Compute(), lambda done, *rest: told.append((done, *rest))
+    )
+    names, processes = zip(*found, strict=True)
+    assert list(names) == NAMES and os.getpid() not in processes
+    assert sorted(set(told)) == [(number, 7, "shards") for number in range(7)]
+
+
+def test_an_error_is_that_of_the_function(cluster):
+    def do(name):
+        if name == NAMES[1]:
+            raise ValueError(f"{name} is not a complete tar")
+        return name
+
+    found = shards.in_tasks(do, NAMES, Compute(), silent)
+    assert next(found) == NAMES[0]
+    with pytest.raises(ValueError, match=r"^1.tar is not a complete tar"):
+        next(found)
+
+
+def test_a_task_whose_process_dies_is_repeated(cluster, tmp_path):
+    def do(name):
+        mark = tmp_path / name
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return name
+
+    assert list(shards.in_tasks(do, NAMES[:2], Compute(), silent)) == NAMES[:2]
+
+
+def test_the_rest_is_cancelled_where_nobody_wants_it(cluster, tmp_path):
+    import ray
+
+    def do(name):
+        import time
+
+        if name != NAMES[0]:
+            time.sleep(600)
+        return name
+
+    found = shards.in_tasks(do, NAMES, Compute(), silent)
+    assert next(found) == NAMES[0]
+    found.close()
+
+    # Both CPUs are free again: four such tasks to each.
+    assert ray.get(ray.remote(lambda: 1).options(num_cpus=2).remote(), timeout=60) == 1
