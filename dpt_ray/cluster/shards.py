@@ -10,11 +10,22 @@ from dpt_ray.cluster.resources import READER_SHARE
 from dpt_ray.cluster.session import connect
 from dpt_ray.cluster.units import DEATHS, deaths_told
 from dpt_ray.config.sections import Compute
-from dpt_ray.engine.progress import POLL, Report
+from dpt_ray.engine.progress import POLL, Report, silent
 
 R = TypeVar("R")
 
 AHEAD = 128  # tasks at a time, whose results the cluster holds until their turn
+
+
+class InTasks:
+    """Applies a function to every shard by tasks, see `in_tasks`; a `ForEach` of `data.listing`."""
+
+    def __init__(self, compute: Compute, progress: Report = silent) -> None:
+        self._compute, self._progress = compute, progress
+
+    def __call__(self, do: Callable[[str], R], shards: Sequence[str], /) -> Iterator[R]:
+        """Yield `do` of every shard."""
+        return in_tasks(do, shards, self._compute, self._progress)
 
 
 def in_tasks(

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from dpt_ray.data.index import Row, build_index
 from dpt_ray.data.listing import IMAGE_SUFFIXES, SPLIT_NAMES, ForEach, list_shards, split_of_shard
-from dpt_ray.store.filesystem import open_skipping
+from dpt_ray.store.filesystem import open_skipping, url_to_fs
 
 LABEL_KINDS = ("cls", "json")
 Sample = tuple[str, int, int, str | None]  # key, offset, size, label
@@ -32,14 +32,15 @@ def index_tar(
     The split is the first part of the shard's name in `split_names`. Raises ValueError for a compressed,
     damaged or truncated tar, where dots in a name hide an image, and for a member that is a link, is
     sparse, has a name that leads out of the tar, or is a label of more than a MiB. `each` applies a function
-    to every shard.
+    to every shard; where it is not `map`, many at a time, little more than headers is read of remote ones.
     """
     return build_index(_rows(uri, split_names, each), classes)
 
 
 def _rows(uri: str, split_names: Mapping[str, str], each: ForEach) -> Iterator[Row]:
     shards = list_shards(uri, ".tar")
-    listed = each(_listed, [shard for _, shard in shards])
+    # One after the other, a request for each header takes longer than the images between them.
+    listed = each(_listed if each is map else _listed_by_headers, [shard for _, shard in shards])
     for (name, shard), samples in zip(shards, listed, strict=True):
         split = split_of_shard(name, split_names)
         for key, offset, size, label in samples:
@@ -47,13 +48,21 @@ def _rows(uri: str, split_names: Mapping[str, str], each: ForEach) -> Iterator[R
 
 
 def _listed(shard: str) -> list[Sample]:
-    """Return the samples of a shard."""
-    return list(_samples(shard))
+    """Return the samples of a shard; of a remote one all is read."""
+    fs, path = url_to_fs(shard)
+    with fs.open(path, "rb") as file:
+        return list(_samples(shard, file))
 
 
-def _samples(shard: str) -> Iterator[Sample]:
+def _listed_by_headers(shard: str) -> list[Sample]:
+    """Return the samples of a shard, of which little more than the headers is read."""
+    with open_skipping(shard) as file:
+        return list(_samples(shard, file))
+
+
+def _samples(shard: str, file: IO[bytes]) -> Iterator[Sample]:
     """Yield a sample per image; its files are consecutive in the tar."""
-    for key, files in groupby(_members(shard), lambda file: _key_and_kind(file[0].name)[0]):
+    for key, files in groupby(_members(shard, file), lambda file: _key_and_kind(file[0].name)[0]):
         image: tuple[int, int] | None = None
         label, other = None, ""
         for member, payload in files:
@@ -82,10 +91,10 @@ def _key_and_kind(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", kind.lower()
 
 
-def _members(shard: str) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+def _members(shard: str, file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
     """Yield each regular member's header and, for label files only, its payload; skip hidden members."""
     try:
-        with open_skipping(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             while member := tar.next():
                 if reason := _refused(member):
                     raise ValueError(f"{shard}: {member.name} {reason}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import pyarrow as pa
 
-from dpt_ray.cluster.shards import in_tasks
+from dpt_ray.cluster.shards import InTasks
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import HashedIfSet
 from dpt_ray.config.sections import Data, ListFormat
@@ -20,8 +19,6 @@ from dpt_ray.data.units import write_index
 from dpt_ray.engine.node import Stage, Task
 from dpt_ray.store.filesystem import is_local
 from dpt_ray.store.records import Facts
-
-R = TypeVar("R")
 
 
 class IndexSettings(Data):
@@ -57,11 +54,7 @@ def _build(data: IndexSettings, task: Task[IndexSettings]) -> tuple[pa.Table, li
     assert data.uri is not None  # checked by Data
     given = data.uri, data.classes or None, SPLIT_NAMES | data.splits
     if data.source in SHARDED and not is_local(data.uri):
-
-        def each(do: Callable[[str], R], shards: Sequence[str]) -> Iterator[R]:
-            return in_tasks(do, shards, task.compute, task.progress)
-
-        table, classes = SHARDED[data.source](*given, each)
+        table, classes = SHARDED[data.source](*given, InTasks(task.compute, task.progress))
     else:
         table, classes = INDEXERS[data.source](*given)
     if data.validation or data.test:
