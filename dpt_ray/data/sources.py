@@ -11,7 +11,11 @@ from dpt_ray.data.tar import index_tar
 # Each: (uri, classes=None, split_names=SPLIT_NAMES) -> (index, class names). Those of many files that each
 # have to be looked into take a fourth argument, see `listing.ForEach`.
 SHARDED = {"tar": index_tar, "parquet": index_parquet}
-INDEXERS = {"folder": index_folder, **SHARDED, "manifest": index_manifest}
+INDEXERS = {
+    "folder": index_folder,
+    **SHARDED,
+    "manifest": index_manifest,
+}
 
 # How the files that are looked at end, in any case of letters; other files beside them are passed over.
 SUFFIXES = {"folder": IMAGE_SUFFIXES, "tar": (".tar",), "parquet": (".parquet",)}

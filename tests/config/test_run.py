@@ -198,7 +198,7 @@ def test_a_wrong_variant_is_named(tmp_path, variants, part):
 
 
 def published(folder, **study):
-    base = str(DIGITS.parent / "imagenet256_msn_b4_1label.yaml")
+    base = str(CONFIGS / "imagenet256_msn_b4_1label.yaml")
     section = {"labels_per_class": [1], "encoder_seeds": [4], "draws": 2} | study
     return write(folder, base=base, name="s", study=section)
 

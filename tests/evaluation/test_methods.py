@@ -15,11 +15,10 @@ STUDY = Path(__file__).parents[2] / "docs" / "results" / "digits_study.json"
 def test_the_committed_study_is_readable():
     runs = json.loads(STUDY.read_text())["runs"]
     # 3 encoder seeds x 5 label draws x 3 numbers of labels, and 2 references for each encoder seed, of which
-    # the one without labels has a probe alone.
+    # the one without labels has the ladder alone.
     found = Counter(method_key(row) for run in runs.values() for row in run["accuracy"])
-    later = {*RUNGS, "same_labels", "generated_features", "semi_supervised", "semi_supervised_dpt", "student"}
-    before_the_ladder = METHODS.keys() - later | {"tuned_probe", "self_training"}
-    assert found == dict.fromkeys(before_the_ladder, 45 + 3) | {"probe": 45 + 6}
+    of_images = dict.fromkeys(("same_labels", "augmented", "dpt_paper", "dpt"), 45 + 3)
+    assert found == of_images | dict.fromkeys(("probe", *RUNGS), 45 + 6)
 
 
 def test_a_row_is_read_by_its_key_whatever_is_displayed():
