@@ -31,12 +31,8 @@ lint: $(VENV)/.installed-dev
 test: lint
 	$(VENV)/bin/pytest -m "not cluster or smoke"
 
-# Tests with clusters wait much of their time; the others, whose output comes at the end, have it meanwhile.
 test-all: lint
-	@log=$$(mktemp); $(VENV)/bin/pytest -m "not cluster" > $$log 2>&1 & others=$$!; \
-	$(VENV)/bin/pytest -m cluster; clusters=$$?; \
-	wait $$others; others=$$?; cat $$log; rm -f $$log; \
-	test $$clusters = 0 && test $$others = 0
+	$(VENV)/bin/pytest
 
 clean:
 	rm -rf $(VENV) outputs
