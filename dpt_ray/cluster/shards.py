@@ -33,8 +33,8 @@ def in_tasks(
 ) -> Iterator[R]:
     """Yield `do` of every shard in order, each computed by a task; `progress` is told after each.
 
-    A task whose process dies is repeated, DEATHS times. Errors are those of `do`. Where the caller stops, what
-    has not begun is cancelled; a task that Ray is just starting may run to its end.
+    A task whose process dies is repeated, DEATHS times. Errors are those of `do`. Where the caller stops,
+    what has not begun is cancelled; a task that Ray is just starting may run to its end.
     """
     connect(compute)
     import ray
