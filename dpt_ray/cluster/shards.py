@@ -18,43 +18,37 @@ AHEAD = 128  # tasks at a time, whose results the cluster holds until their turn
 
 
 class InTasks:
-    """Applies a function to every shard by tasks, see `in_tasks`; a `ForEach` of `data.listing`."""
+    """Applies a function to every shard, each in a task; a `ForEach` of `data.listing`."""
 
     def __init__(self, compute: Compute, progress: Report = silent) -> None:
         self._compute, self._progress = compute, progress
 
     def __call__(self, do: Callable[[str], R], shards: Sequence[str], /) -> Iterator[R]:
-        """Yield `do` of every shard."""
-        return in_tasks(do, shards, self._compute, self._progress)
+        """Yield `do` of every shard in order; progress is told after each.
 
+        A task whose process dies is repeated, DEATHS times. Errors are those of `do`. Where the caller stops,
+        what has not begun is cancelled; a task that Ray is just starting may run to its end.
+        """
+        connect(self._compute)
+        import ray
+        from ray.exceptions import RayTaskError
 
-def in_tasks(
-    do: Callable[[str], R], shards: Sequence[str], compute: Compute, progress: Report
-) -> Iterator[R]:
-    """Yield `do` of every shard in order, each computed by a task; `progress` is told after each.
-
-    A task whose process dies is repeated, DEATHS times. Errors are those of `do`. Where the caller stops,
-    what has not begun is cancelled; a task that Ray is just starting may run to its end.
-    """
-    connect(compute)
-    import ray
-    from ray.exceptions import RayTaskError
-
-    task = ray.remote(do).options(name="list shards", num_cpus=READER_SHARE, max_retries=DEATHS)
-    waiting, running = iter(shards), deque[object]()
-    try:
-        for done in range(len(shards)):
-            while len(running) < AHEAD and (shard := next(waiting, None)) is not None:
-                running.append(task.remote(shard))
-            progress(done, len(shards), "shards")
-            with deaths_told():
-                while not ray.wait([running[0]], timeout=POLL)[0]:
-                    progress(done, len(shards), "shards")  # ends the wait where the run may spend no more
-                found: R = ray.get(running[0])
-            running.popleft()
-            yield found
-    except RayTaskError as error:
-        raise error.cause from error
-    finally:
-        for left in running:
-            ray.cancel(left, force=True)
+        task = ray.remote(do).options(name="list shards", num_cpus=READER_SHARE, max_retries=DEATHS)
+        waiting, running = iter(shards), deque[object]()
+        try:
+            for done in range(len(shards)):
+                while len(running) < AHEAD and (shard := next(waiting, None)) is not None:
+                    running.append(task.remote(shard))
+                self._progress(done, len(shards), "shards")
+                with deaths_told():
+                    while not ray.wait([running[0]], timeout=POLL)[0]:
+                        # Ends the wait where the run may spend no more.
+                        self._progress(done, len(shards), "shards")
+                    found: R = ray.get(running[0])
+                running.popleft()
+                yield found
+        except RayTaskError as error:
+            raise error.cause from error
+        finally:
+            for left in running:
+                ray.cancel(left, force=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -16,9 +15,8 @@ from dpt_ray.cluster.shards import InTasks
 from dpt_ray.config.sections import Compute
 from dpt_ray.data.index import GapsError, read_bytes
 from dpt_ray.data.labels import class_names, read_label_list, unlabelled
-from dpt_ray.data.listing import open_root, walk_files
-from dpt_ray.data.sources import INDEXERS, SHARDED
-from dpt_ray.store.filesystem import is_local
+from dpt_ray.data.listing import SPLIT_NAMES, open_root, walk_files
+from dpt_ray.data.sources import index_source
 
 LOOKED_AT = 64  # number of images whose size is read
 SIDES = (8, 16, 32, 64, 128, 256)
@@ -63,20 +61,14 @@ class Found:
         )
 
 
-def _index(source: str, uri: str, classes: Sequence[str] | None = None) -> tuple[pa.Table, list[str]]:
-    if source in SHARDED and not is_local(uri):
-        return SHARDED[source](uri, classes, each=InTasks(Compute()))
-    return INDEXERS[source](uri, classes)
-
-
 def look(uri: str, labels: str | None) -> Found:
     """Index the images, check the label list (if any) against them and read the sizes of some images."""
-    source = _source(uri)
+    source, each = _source(uri), InTasks(Compute())
     gaps = False
     try:
-        index, classes = _index(source, uri)
+        index, classes = index_source(source, uri, None, SPLIT_NAMES, each)
     except GapsError as error:
-        index, classes = _index(source, uri, error.classes)
+        index, classes = index_source(source, uri, error.classes, SPLIT_NAMES, each)
         gaps = True
     side, mode = _size(index)
     if not labels:

@@ -19,7 +19,7 @@ def index_parquet(
     uri: str,
     classes: Sequence[str] | None = None,
     split_names: Mapping[str, str] = SPLIT_NAMES,
-    each: ForEach = map,
+    each: ForEach | None = None,
 ) -> tuple[pa.Table, list[str]]:
     """Return the index of one Parquet file or of all below a folder, and the class names.
 
@@ -27,7 +27,7 @@ def index_parquet(
     The id is the file's path below `uri` without suffix, the row, and the image's file name where the
     struct has a `path`: "train-00000-000041/n01440764_10026_n01440764". Offset is the row, length -1; no
     image bytes are read. Class names default to those of the file's Hugging Face metadata. The split is
-    part of the file's name, as for tars. `each` applies a function to every file.
+    part of the file's name, as for tars. `each` looks into many files at a time.
     """
     shards = list_shards(uri, ".parquet")
     if classes is None:
@@ -35,8 +35,11 @@ def index_parquet(
     return build_index(_rows(shards, split_names, each), classes)
 
 
-def _rows(shards: Sequence[tuple[str, str]], split_names: Mapping[str, str], each: ForEach) -> Iterator[Row]:
-    listed = each(_listed, [shard for _, shard in shards])
+def _rows(
+    shards: Sequence[tuple[str, str]], split_names: Mapping[str, str], each: ForEach | None
+) -> Iterator[Row]:
+    uris = [shard for _, shard in shards]
+    listed = each(_listed, uris) if each else map(_listed, uris)
     for (name, shard), images in zip(shards, listed, strict=True):
         split = split_of_shard(name, split_names)
         for row, (path, label) in enumerate(images):

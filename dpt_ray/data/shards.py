@@ -107,11 +107,13 @@ def read_image_shard(artifact: Artifact, shard: Shard) -> pa.Table:
     return pq.read_table(artifact.local_file(shard["file"]))
 
 
-def read_columns(artifact: Artifact, columns: Sequence[str]) -> pa.Table:
-    """Return some columns of all Parquet shards (of the extent), without what else the shards hold."""
+def read_columns(
+    artifact: Artifact, columns: Sequence[str], shards: Sequence[Shard] | None = None
+) -> pa.Table:
+    """Return some columns of Parquet shards (all of the extent), without what else the shards hold."""
     read = partial(read_shard_columns, artifact, columns=columns)
     with ThreadPoolExecutor(THREADS) as threads:  # a remote shard is a wait for each of its row groups
-        return pa.concat_tables(threads.map(read, artifact.listed_shards()))
+        return pa.concat_tables(threads.map(read, artifact.listed_shards() if shards is None else shards))
 
 
 def read_shard_columns(artifact: Artifact, shard: Shard, columns: Sequence[str]) -> pa.Table:

@@ -23,7 +23,7 @@ def index_tar(
     uri: str,
     classes: Sequence[str] | None = None,
     split_names: Mapping[str, str] = SPLIT_NAMES,
-    each: ForEach = map,
+    each: ForEach | None = None,
 ) -> tuple[pa.Table, list[str]]:
     """Return the index of one tar or of all .tar files under a folder, and the class names.
 
@@ -31,16 +31,17 @@ def index_tar(
     files are read: a .cls has a class name or number, a .json an object with it under "label" or "cls".
     The split is the first part of the shard's name in `split_names`. Raises ValueError for a compressed,
     damaged or truncated tar, where dots in a name hide an image, and for a member that is a link, is
-    sparse, has a name that leads out of the tar, or is a label of more than a MiB. `each` applies a function
-    to every shard; where it is not `map`, many at a time, little more than headers is read of remote ones.
+    sparse, has a name that leads out of the tar, or is a label of more than a MiB. `each` looks into many
+    shards at a time, by little more than their headers; without it all of a remote one is read.
     """
     return build_index(_rows(uri, split_names, each), classes)
 
 
-def _rows(uri: str, split_names: Mapping[str, str], each: ForEach) -> Iterator[Row]:
+def _rows(uri: str, split_names: Mapping[str, str], each: ForEach | None) -> Iterator[Row]:
     shards = list_shards(uri, ".tar")
+    uris = [shard for _, shard in shards]
     # One after the other, a request for each header takes longer than the images between them.
-    listed = each(_listed if each is map else _listed_by_headers, [shard for _, shard in shards])
+    listed = each(_listed_by_headers, uris) if each else map(_listed, uris)
     for (name, shard), samples in zip(shards, listed, strict=True):
         split = split_of_shard(name, split_names)
         for key, offset, size, label in samples:

@@ -40,9 +40,14 @@ def agree(
 
     `features` (n, dim) are row-normalised, `labels` (n,) class ids and `W` (C, dim).
     """
+    return agreed(probabilities(features, W, temperature), labels, min_confidence)
+
+
+def agreed(p: np.ndarray, labels: np.ndarray, min_confidence: float) -> np.ndarray:
+    """Return which rows of probabilities `p` (n, C) have their own label with at least this confidence."""
     # y = argmax p and max p >= c, with p = softmax(W f / T)
-    p = probabilities(features, W, temperature)
-    return (p.argmax(axis=1) == labels) & (p.max(axis=1) >= min_confidence)
+    own: np.ndarray = (p.argmax(axis=1) == labels) & (p.max(axis=1) >= min_confidence)
+    return own
 
 
 def images_text(min_confidence: float | None, samples: str = "") -> str:

@@ -11,9 +11,10 @@ from PIL import Image
 
 from dpt_ray.config.sections import Resample, ResolvedPrecision
 from dpt_ray.data.crops import crop
-from dpt_ray.data.rows import row_normalise
-from dpt_ray.learners.linear_classifier import load_classifier, probabilities
+from dpt_ray.learners.agreement import agreed
+from dpt_ray.learners.linear_classifier import load_classifier
 from dpt_ray.models.encoder import load_encoder
+from dpt_ray.models.served import Served
 from dpt_ray.store.artifact import Artifact
 
 Sample = Callable[[Sequence[int], int], np.ndarray]  # (places in the batch, attempt) -> images
@@ -39,9 +40,9 @@ class EncoderJudge:
         device: str,
     ) -> None:
         """`inputs` has the artifacts encoder, judge (a classifier) and judge_labels (its temperature)."""
-        self.encoder = load_encoder(inputs["encoder"].uri, precision).to(device)
-        self.W = load_classifier(inputs["judge"])
-        self.temperature = inputs["judge_labels"].manifest["calibration"]["temperature"]
+        encoder = load_encoder(inputs["encoder"].uri, precision)
+        temperature = inputs["judge_labels"].manifest["calibration"]["temperature"]
+        self.served = Served(encoder, load_classifier(inputs["judge"]), temperature).to(device)
         self.min_confidence, self.device = min_confidence, device
 
     def __call__(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -49,12 +50,9 @@ class EncoderJudge:
 
         `images` (n, H, W, C) are uint8, `labels` (n,) class ids.
         """
-        pixels = np.stack([crop(_picture(image), self.encoder.crop) for image in images])
-        features = self.encoder(torch.from_numpy(pixels).to(self.device)).cpu().numpy()
-        # p = softmax(W f / T); an image of class y passes if y = argmax p and p_y >= c
-        p = probabilities(row_normalise(features), self.W, self.temperature)
-        own = p[np.arange(len(labels)), labels]
-        return own, (p.argmax(axis=1) == labels) & (own >= self.min_confidence)
+        pixels = np.stack([crop(_picture(image), self.served.encoder.crop) for image in images])
+        p = self.served(torch.from_numpy(pixels).to(self.device)).cpu().numpy()
+        return p[np.arange(len(labels)), labels], agreed(p, labels, self.min_confidence)
 
 
 def resample(sample: Sample, judge: Judge, labels: np.ndarray, how: Resample) -> Resampled:

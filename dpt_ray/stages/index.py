@@ -13,11 +13,10 @@ from dpt_ray.config.sections import Data, ListFormat
 from dpt_ray.data.digits import write_digits
 from dpt_ray.data.labels import read_label_list
 from dpt_ray.data.listing import SPLIT_NAMES
-from dpt_ray.data.sources import INDEXERS, SHARDED
+from dpt_ray.data.sources import index_source
 from dpt_ray.data.splits import assign_splits
 from dpt_ray.data.units import write_index
 from dpt_ray.engine.node import Stage, Task
-from dpt_ray.store.filesystem import is_local
 from dpt_ray.store.records import Facts
 
 
@@ -52,11 +51,8 @@ def _build(data: IndexSettings, task: Task[IndexSettings]) -> tuple[pa.Table, li
     if data.source == "digits":
         return write_digits(task.out.uri)
     assert data.uri is not None  # checked by Data
-    given = data.uri, data.classes or None, SPLIT_NAMES | data.splits
-    if data.source in SHARDED and not is_local(data.uri):
-        table, classes = SHARDED[data.source](*given, InTasks(task.compute, task.progress))
-    else:
-        table, classes = INDEXERS[data.source](*given)
+    splits, each = SPLIT_NAMES | data.splits, InTasks(task.compute, task.progress)
+    table, classes = index_source(data.source, data.uri, data.classes or None, splits, each)
     if data.validation or data.test:
         list_format = data.list_format or "csv"
         lists = [read_label_list(uri, list_format, table, classes) for uri in data.keep_in_train]

@@ -21,7 +21,7 @@ import pyarrow as pa
 from dpt_ray.cluster.units import Result, peak_memory, run_actors, unit_call
 from dpt_ray.config.sections import Compute, Resample, SampleSettings
 from dpt_ray.data.class_ranges import ClassRange, class_ranges, image_columns, items
-from dpt_ray.data.shards import read_shard_columns
+from dpt_ray.data.shards import read_columns
 from dpt_ray.data.units import collect_shards
 from dpt_ray.engine.node import Node, RunsOn, Stage, Task, one_of, reads
 from dpt_ray.models.saved import CONFIG
@@ -43,7 +43,7 @@ class Samples(Stage[SampleSettings]):
         {
             "denoiser": one_of("denoiser"),
             "autoencoder": one_of("autoencoder"),
-            # With `resample`: the classifier that decides, and the temperature of its confidences.
+            # With `resample`: of the classifier that decides the features, it, and its temperature.
             "encoder": one_of("encoder", optional=True),
             "judge": one_of("classifier", "rung", optional=True),
             "judge_labels": one_of("pseudo_labels", "rung", optional=True),
@@ -94,8 +94,9 @@ def _resampled(name: str, out: Artifact, found: Facts, resample: Resample, class
     """Return how many images were sampled, and how many of those taken pass; warn of those that do not."""
     from dpt_ray.learners.resampling import sampled_in_all
 
-    tables = [read_shard_columns(out, shard, ["class", *RESAMPLED]) for shard in found["shards"]]
-    label, attempt, passes = (pa.concat_tables(tables)[key].to_numpy() for key in ("class", *RESAMPLED))
+    columns = ("class", *RESAMPLED)
+    table = read_columns(out, columns, found["shards"])
+    label, attempt, passes = (table[key].to_numpy() for key in columns)
     short = np.bincount(label[~passes], minlength=len(classes))
     if short.any():
         worst = int(short.argmax())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from functools import cache
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import fsspec
 import fsspec.core
+from fsspec.caching import BaseCache, register_cache
 
 from dpt_ray.store.transient import is_transient
 
@@ -33,66 +33,47 @@ def open_exact(uri: str) -> IO[bytes]:
 
     Without this s3fs reads 50 MB ahead of each of them.
     """
-    fs, path = url_to_fs(uri)
-    file: IO[bytes] = fs.open(path, "rb", cache_type="none")
-    return file
+    return _opened(uri, "none")
 
 
 def open_skipping(uri: str) -> IO[bytes]:
-    """Open a file of which parts are read in order; see `SkippingFile`, where it is a remote one."""
-    if not is_local(uri):
-        return cast(IO[bytes], SkippingFile(uri))
+    """Open a file of which parts are read in order, with much between some of them; see `SkippingCache`."""
+    return _opened(uri, SkippingCache.name)
+
+
+def _opened(uri: str, cache_type: str) -> IO[bytes]:
     fs, path = url_to_fs(uri)
-    file: IO[bytes] = fs.open(path, "rb")
+    file: IO[bytes] = fs.open(path, "rb", cache_type=cache_type)  # of a local file nothing is cached
     return file
 
 
-class SkippingFile(io.RawIOBase):
-    """Read a remote file from its start on, in small parts where much is skipped between them.
+class SkippingCache(BaseCache):
+    """Moves small parts of a remote file where much is skipped before them, else large ones.
 
     What reads the headers of a tar of photographs moves a few kilobytes of each, and what reads one of small
-    images gets it in large blocks, since a request takes as long as a megabyte.
+    images gets it in large parts, since a request takes as long as a megabyte.
     """
 
+    name = "skipping"
     SMALL, LARGE, FAR = 4 << 10, 1 << 20, 64 << 10  # bytes of a part, and of what is skipped
 
-    def __init__(self, uri: str) -> None:
-        self._fs, self._path = url_to_fs(uri)
-        self._size = int(self._fs.size(self._path))
-        self._place = self._start = 0
-        self._part = b""
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._start, self._part = 0, b""
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the place of the next read."""
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the place of the next read."""
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        return self._place
-
-    def read(self, size: int = -1) -> bytes:
-        """Return the next bytes, fewer than asked for at the end of the file."""
-        stop = self._size if size < 0 else min(self._place + size, self._size)
-        if stop <= self._place:
+    def _fetch(self, start: int | None, stop: int | None) -> bytes:
+        start, stop = start or 0, self.size if stop is None else min(stop, self.size)
+        if start >= stop:
             return b""
         end = self._start + len(self._part)
-        if not self._start <= self._place < stop <= end:
-            far = not 0 <= self._place - end < self.FAR
-            wanted = max(stop, self._place + (self.SMALL if far else self.LARGE))
-            self._part = self._fs.cat_file(self._path, start=self._place, end=min(wanted, self._size))
-            self._start = self._place
-        found = self._part[self._place - self._start : stop - self._start]
-        self._place += len(found)
-        return found
+        if not self._start <= start < stop <= end:
+            far = not 0 <= start - end < self.FAR
+            wanted = max(stop, start + (self.SMALL if far else self.LARGE))
+            self._start, self._part = start, self.fetcher(start, min(wanted, self.size))
+        return self._part[start - self._start : stop - self._start]
+
+
+register_cache(SkippingCache)
 
 
 @cache

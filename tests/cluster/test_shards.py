@@ -12,17 +12,11 @@ from dpt_ray.config.sections import Compute
 NAMES = [f"{number}.tar" for number in range(7)]
 
 
-def silent(*numbers):
-    pass
-
-
 def test_the_results_come_in_order_and_are_told(cluster, monkeypatch):
     monkeypatch.setattr(shards, "AHEAD", 3)
     told = []
-    found = shards.in_tasks(
-        lambda name: (name, os.getpid()), NAMES, Compute(), lambda done, *rest: told.append((done, *rest))
-    )
-    names, processes = zip(*found, strict=True)
+    each = shards.InTasks(Compute(), lambda done, *rest: told.append((done, *rest)))
+    names, processes = zip(*each(lambda name: (name, os.getpid()), NAMES), strict=True)
     assert list(names) == NAMES and os.getpid() not in processes
     assert sorted(set(told)) == [(number, 7, "shards") for number in range(7)]
 
@@ -33,7 +27,7 @@ def test_an_error_is_that_of_the_function(cluster):
             raise ValueError(f"{name} is not a complete tar")
         return name
 
-    found = shards.in_tasks(do, NAMES, Compute(), silent)
+    found = shards.InTasks(Compute())(do, NAMES)
     assert next(found) == NAMES[0]
     with pytest.raises(ValueError, match=r"^1.tar is not a complete tar"):
         next(found)
@@ -47,7 +41,7 @@ def test_a_task_whose_process_dies_is_repeated(cluster, tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         return name
 
-    assert list(shards.in_tasks(do, NAMES[:2], Compute(), silent)) == NAMES[:2]
+    assert list(shards.InTasks(Compute())(do, NAMES[:2])) == NAMES[:2]
 
 
 def test_what_has_not_begun_is_cancelled_where_nobody_wants_it(cluster, tmp_path):
@@ -57,7 +51,7 @@ def test_what_has_not_begun_is_cancelled_where_nobody_wants_it(cluster, tmp_path
             time.sleep(3)
         return name
 
-    found = shards.in_tasks(do, [str(number) for number in range(60)], Compute(), silent)
+    found = shards.InTasks(Compute())(do, [str(number) for number in range(60)])
     assert next(found) == "0"
     found.close()
     end = time.monotonic() + 60

@@ -14,7 +14,7 @@ from dpt_ray.data.parquet import index_parquet
 from dpt_ray.data.shards import read_shard_columns, write_images
 from dpt_ray.data.tar import index_tar
 from dpt_ray.store.artifact import Store
-from dpt_ray.store.filesystem import SkippingFile, open_exact
+from dpt_ray.store.filesystem import SkippingCache, open_exact, open_skipping
 
 random = np.random.default_rng(0)
 
@@ -93,8 +93,9 @@ def test_a_file_is_read_as_it_is_whatever_parts_are_moved(s3_bucket, moved, monk
     data = random.bytes(5_000)
     fs.pipe_file(f"{uri}/a", data)
     for name, value in (("SMALL", 64), ("LARGE", 256), ("FAR", 128)):
-        monkeypatch.setattr(SkippingFile, name, value)
-    with SkippingFile(f"{uri}/a") as file, open_exact(f"{uri}/a") as exact, io.BytesIO(data) as expected:
+        monkeypatch.setattr(SkippingCache, name, value)
+    opened = (open_skipping(f"{uri}/a"), open_exact(f"{uri}/a"), io.BytesIO(data))
+    with opened[0] as file, opened[1] as exact, opened[2] as expected:
         for place, size in ((0, 10), (200, 300), (3, 7), (4_000, 1), (4_001, 900), (4_990, 50), (6_000, 4)):
             found = [(each.seek(place) and None) or each.read(size) for each in (file, exact, expected)]
             assert found[0] == found[1] == found[2]
