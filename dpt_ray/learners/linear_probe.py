@@ -20,7 +20,7 @@ from torch import Tensor
 from dpt_ray.data.rows import Rows
 
 # Rows are converted to double precision a chunk at a time: the only copy besides the features.
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 8 * 2**20
 GPU_CHUNK_BYTES = 2**30
 
 
