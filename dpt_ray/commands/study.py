@@ -1,7 +1,8 @@
 """study: runs over label draws, labels per class, encoder seeds and variants, and their tables.
 
 Runs share every artifact whose identity they share. They are distributed over processes; the lease of an
-artifact decides which process makes what several of them need.
+artifact decides which process makes what several of them need. What no label changes (features, and a trained
+encoder) is made before them, by one process that has the whole machine.
 """
 
 from __future__ import annotations
@@ -11,23 +12,28 @@ import multiprocessing
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from dpt_ray.cluster import session as cluster
 from dpt_ray.commands.study_table import figure, table
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.study import Study, load_study
 from dpt_ray.engine.execute import StageError, code_version
+from dpt_ray.engine.node import needed
 from dpt_ray.engine.progress import Display
 from dpt_ray.evaluation.methods import method_of
 from dpt_ray.evaluation.records import EvaluationResult, StudyResult, StudyRun
+from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.output import open_store
 from dpt_ray.pipeline.run import run
 from dpt_ray.pipeline.run_folder import shown_json
+
+R = TypeVar("R")
 
 
 def run_study(path: Path, overrides: Sequence[str], display: Display) -> str:
@@ -93,17 +99,48 @@ def _publish(study: Study, configs: Mapping[str, Config], summary: StudyResult) 
 
 def _run_all(configs: dict[str, Config], workers: int, display: Display) -> dict[str, StudyRun]:
     results: dict[str, StudyRun] = {}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_the_study) as pool:
+    if workers > 1:  # one run at a time has the whole machine in any case
+        _make_shared(configs, display)
+    with _processes(workers) as pool:
         waiting = {pool.submit(_run_one, _sharing(c, workers)): name for name, c in configs.items()}
         try:
             for number, future in enumerate(as_completed(waiting), 1):
                 name = waiting[future]
-                results[name] = _result(name, future, workers)
+                results[name] = _tested(name, _result(name, future, workers))
                 _show(name, results[name], f"[{number}/{len(configs)}]", display)
         finally:  # after a failure or Ctrl-C no further run starts
             pool.shutdown(cancel_futures=True)
     return {name: results[name] for name in configs}
+
+
+def _processes(number: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(number, mp_context=context, initializer=_end_with_the_study)
+
+
+def _make_shared(configs: Mapping[str, Config], display: Display) -> None:
+    """Make what several runs need and no label changes, in one process: its cluster ends with it."""
+    for name, targets in shared(configs).items():
+        display.console.print(f"for several runs: {', '.join(targets)}", markup=False, highlight=False)
+        with _processes(1) as pool:
+            _result(name, pool.submit(_make, configs[name], targets), 1)
+
+
+def shared(configs: Mapping[str, Config]) -> dict[str, list[str]]:
+    """Return the nodes that several runs need and no label changes, by the first run that has them."""
+    free = {}
+    for name, config in configs.items():
+        nodes = flow(config)
+        wanted = needed([nodes["evaluation"]])
+        if not any(node.missing for node in wanted):  # else the run says what it lacks
+            free[name] = [node for node in wanted if nodes["labels"] not in needed([node])]
+    uses = Counter(node.reference for nodes in free.values() for node in nodes)
+    found: dict[str, list[str]] = {}
+    for name, nodes in free.items():
+        for node in nodes:
+            if uses.pop(node.reference, 0) > 1:
+                found.setdefault(name, []).append(node.name)
+    return found
 
 
 def _end_with_the_study() -> None:
@@ -127,9 +164,9 @@ def _sharing(config: Config, runs: int) -> Config:
     return config.model_copy(update={"compute": compute.model_copy(update={"threads": max(1, threads)})})
 
 
-def _result(name: str, future: Future[StudyRun], workers: int) -> StudyRun:
+def _result(name: str, future: Future[R], workers: int) -> R:
     try:
-        result = future.result()
+        return future.result()
     except BrokenProcessPool as error:  # all waiting runs fail with it, so none is named
         raise StageError(
             "a process of the study was killed, probably for lack of memory: lower study.concurrent_runs "
@@ -139,6 +176,9 @@ def _result(name: str, future: Future[StudyRun], workers: int) -> StudyRun:
         raise ConfigError(f"run {name}: {error}") from error
     except Exception as error:
         raise StageError(f"run {name}: {error}") from error
+
+
+def _tested(name: str, result: StudyRun) -> StudyRun:
     if not result["accuracy"][0]["n_test"]:
         raise ConfigError(
             f"run {name}: no labelled test images to compare methods on; set data.test to how many to draw "
@@ -151,6 +191,11 @@ def _show(name: str, result: StudyRun, count: str, display: Display) -> None:
     accuracy = {method_of(row).short: row["test"] for row in result["accuracy"]}
     shown = ", ".join(f"{key} {value:.3f}" for key, value in accuracy.items())
     display.console.print(f"{count} {name}: {shown}", markup=False, highlight=False)
+
+
+def _make(config: Config, targets: Sequence[str]) -> None:
+    """Make nodes of a run in a process of the study, with progress as that of a run."""
+    run(config, Display(), ["labels", *targets])  # labels first: a bad number of them is told before any work
 
 
 def _run_one(config: Config) -> StudyRun:

@@ -12,10 +12,14 @@ import pytest
 import yaml
 from PIL import Image
 
+from dpt_ray.cluster.session import usable_cpus
 from dpt_ray.commands import study
 from dpt_ray.config import ConfigError
+from dpt_ray.config.study import load_study
 from dpt_ray.engine.execute import StageError
-from tests.helpers.paths import DIGITS
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.pipeline.output import open_store
+from tests.helpers.paths import CONFIGS, DIGITS
 from tests.helpers.processes import kill_session, session_pids, wait_until
 from tests.helpers.runs import quiet
 from tests.helpers.tiny_run import TINY
@@ -37,6 +41,12 @@ def untested(config):
     return {"accuracy": [{"name": "probe", "test": None, "n_test": 0}], "frechet": []}
 
 
+def tells_threads(config):
+    features = flow(config)["features"].artifact(open_store(config))
+    encoder = features.store.artifact(*features.manifest["inputs"]["encoder"].split("/"))
+    raise ConfigError(f"{encoder.manifest['threads']} threads made what {config.compute.threads} go on from")
+
+
 def test_a_study_of_one_run_is_that_runs_table_without_errors(finished, tmp_path):
     run = finished.copy_to(tmp_path / "out")
     text = study.run_study(write(tmp_path), [*run.overrides, f"output={run.output}"], quiet())
@@ -56,6 +66,7 @@ def test_a_study_of_one_run_is_that_runs_table_without_errors(finished, tmp_path
 
 def test_a_killed_process_is_no_runs_fault(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "_run_one", killed)
+    monkeypatch.setattr(study, "_make_shared", lambda configs, display: None)
     path = write(tmp_path, draws=3, concurrent_runs=2)
     with pytest.raises(StageError) as caught:
         study.run_study(path, [f"output={tmp_path}"], quiet())
@@ -80,6 +91,33 @@ def test_results_of_another_study_are_refused_in_one_line(tmp_path, content, wor
         study.show_study(write(tmp_path, draws=2), [f"output={tmp_path / 'out'}"], results, quiet())
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_share_what_no_label_changes():
+    _, configs = load_study(CONFIGS / "digits_study.yaml", ["study.encoder_seeds=[0, 1]", "study.draws=2"])
+    of_encoder, others = {"encoder", "features", "graph"}, {"autoencoder", "moments", "referee"}
+    assert {name: set(nodes) for name, nodes in study.shared(configs).items()} == {
+        "digits-study-n1-e0-d0": of_encoder | others | {"index", "referee_features"},
+        "digits-study-n1-e1-d0": of_encoder,
+    }
+    alone = {"digits-study-n1-e0-d0": configs["digits-study-n1-e0-d0"]}
+    assert not study.shared(alone)
+
+
+def test_what_runs_share_is_made_before_them_with_all_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "_run_one", tells_threads)
+    path = write(tmp_path, draws=2, concurrent_runs=2)
+    settings = [
+        *TINY,
+        "compute.threads=null",
+        "evaluate.referee=null",
+        "generate_in=features",
+        f"output={tmp_path / 'out'}",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        study.run_study(path, settings, quiet())
+    cpus = usable_cpus()
+    assert f"{cpus} threads made what {max(1, cpus // 2)} go on from" in str(caught.value)
 
 
 def test_a_study_without_test_labels_is_refused_after_its_first_run(tmp_path, monkeypatch):
