@@ -36,11 +36,11 @@ from dpt_ray.data.listing import canonical, open_root
 from dpt_ray.engine.progress import duration
 from dpt_ray.models.precision import resolve_precisions
 from dpt_ray.pipeline.cost import costs
-from dpt_ray.pipeline.speed import Rates, machine_rates, training_threads
+from dpt_ray.pipeline.speed import Rates, machine_rates, measure_view, training_threads
 
 HELD_OUT = 1000  # maximum number of validation and of test images
 MINUTES = 60.0  # default time for small images
-VIEW_SECONDS = {"small_images": 0.8e-3, "photographs": 3e-3}  # on one core (benchmarks/views.py)
+LARGE_VIEW = 224  # pixels of the views that a network of photographs trains on
 NO_LABELS, CLASSES = "labels.csv", 10  # where nothing is labelled yet; the number is a guess
 
 SMALL = """\
@@ -228,7 +228,7 @@ def _fitted(
 def _learner(text: str, learner: LearnerName, images: Images, rates: Rates, seconds: float | None) -> str:
     """Return the sections of a learner that trains the encoder, twice in half of `seconds`."""
     small = images.side <= LARGEST_IN_PIXELS
-    views = "small_images" if small else "photographs"
+    views = ("small_images" if small else "photographs") if images.photographs else "digits"
 
     def sections(training: Training) -> str:
         epochs = training.steps * training.batch_size * LEARNER_RATIO / images.train
@@ -238,7 +238,7 @@ def _learner(text: str, learner: LearnerName, images: Images, rates: Rates, seco
             epochs=epochs,
             ratio=LEARNER_RATIO,
             weight=SEMI_VIT_WEIGHT if small and learner == "semi_vit" else "",
-            views=views if images.photographs else "digits",
+            views=views,
         )
 
     first = learner_training(images, None, 0.0)
@@ -246,7 +246,7 @@ def _learner(text: str, learner: LearnerName, images: Images, rates: Rates, seco
     each = (cost.seconds(rates) or 0.0) / first.steps
     if rates.device == "cpu":  # a GPU trains while the cores draw
         drawn = first.batch_size * (1 + 2 * LEARNER_RATIO)
-        each += drawn * VIEW_SECONDS[views]
+        each += drawn * measure_view(views, images.side if small else LARGE_VIEW)
     return sections(learner_training(images, seconds and seconds / 4, each))
 
 

@@ -21,6 +21,7 @@ SECONDS = 0.1  # target of one measured step; on a busy machine short steps are 
 ALL_SECONDS, STEPS = 1.0, 10  # measured per network, at most, with all threads and with one
 GUESS = {"cpu": 120e9, "cuda": 30e12, "fit": 30e9}  # FLOP/s that the size of the first step is chosen by
 LARGEST_SIDE = 32  # of the images for a convolutional network
+VIEWED = 32  # images whose views are drawn to measure
 SHALLOW = 2  # depth of the measured transformer, whose layers are alike
 
 
@@ -137,6 +138,23 @@ def measure_fit(shape: FitShape, threads: int) -> float:
     problem = problem_of([Rows(features, labels)], shape.classes, 0.0025, torch.device("cpu"))
     W = torch.zeros(shape.classes, shape.dim, dtype=torch.float64)
     return per_row * rows / _fastest(lambda: problem.objective_and_gradient(W), _tried(threads, "cpu"))
+
+
+def measure_view(views: str, side: int) -> float:
+    """Return the seconds in which one core draws a view of `side` pixels, the mean of weak and strong ones.
+
+    `views` is one of `semi_supervised.views`.
+    """
+    import torch
+
+    from dpt_ray.learners.encoder_learners import VIEWS
+    from dpt_ray.learners.weak_strong import draw_views
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (VIEWED, 3, side, side), dtype=torch.uint8, generator=generator)
+    both = VIEWS[views](side)
+    drawn = _fastest(lambda: [draw_views(images, view, range(VIEWED)) for view in both], (1,))
+    return drawn / (len(both) * VIEWED)
 
 
 def _images_of(flops: float, batch_size: int, device: str, multiple: int) -> int:

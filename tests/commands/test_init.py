@@ -36,6 +36,7 @@ def rates(monkeypatch):
     """A machine of a speed of its own."""
     rates = Rates(conv=50e9, transformer=80e9, device="cpu")
     monkeypatch.setattr(start, "machine_rates", lambda config, threads: rates)
+    monkeypatch.setattr(start, "measure_view", lambda views, side: 1e-5 * side)
     return rates
 
 
@@ -324,6 +325,19 @@ def test_the_unlabelled_images_weigh_less_where_a_small_network_labels_them(tmp_
     given = str(tmp_path / "images"), str(tmp_path / "labels.csv")
     path, *_ = write_config(*given, tmp_path / "c.yaml", 30, learner)
     assert load_config(path).semi_supervised.unlabelled_weight == weight
+
+
+def test_a_learner_has_fewer_steps_where_its_views_are_slow(tmp_path, monkeypatch):
+    for number in range(400):
+        draw(tmp_path / "images" / f"{number}.png", 32)
+    (tmp_path / "labels.csv").write_text("id,label\n0,tulip\n3,rose\n")
+    given = str(tmp_path / "images"), str(tmp_path / "labels.csv")
+    steps = []
+    for seconds in (0.0, 0.1):
+        monkeypatch.setattr(start, "measure_view", lambda views, side, seconds=seconds: seconds)
+        path, *_ = write_config(*given, tmp_path / f"{seconds}.yaml", 60, "freematch")
+        steps.append(load_config(path).semi_supervised.steps)
+    assert steps[1] < 0.5 * steps[0]
 
 
 def test_a_learners_steps_fit_the_time(rates):

@@ -8,7 +8,7 @@ import torch
 from dpt_ray.config import load_config
 from dpt_ray.config.sections import Denoiser
 from dpt_ray.pipeline import speed
-from dpt_ray.pipeline.speed import FitShape, machine_rates, measure_denoiser, measure_fit
+from dpt_ray.pipeline.speed import FitShape, machine_rates, measure_denoiser, measure_fit, measure_view
 from tests.helpers.paths import CONFIGS, DIGITS
 
 
@@ -33,6 +33,13 @@ def test_the_rate_of_fits_is_measured_on_no_more_rows_than_there_are(monkeypatch
     assert 0.9 * speed.SECONDS * speed.GUESS["fit"] < large <= speed.SECONDS * speed.GUESS["fit"]
     # At W = 0 every class is as likely: the loss is log C.
     assert [float(value) for value, _ in passes] == pytest.approx([math.log(10), math.log(1000)])
+
+
+def test_views_are_measured_on_one_thread_and_leave_the_threads_as_they_were():
+    before = torch.get_num_threads()
+    small, large = measure_view("small_images", 32), measure_view("photographs", 224)
+    assert 1e-6 < small < large < 1
+    assert torch.get_num_threads() == before
 
 
 def test_a_published_network_is_measured_on_few_images_and_layers(monkeypatch):
