@@ -24,7 +24,7 @@ from dpt_ray.commands.study_table import figure, table
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.study import Study, load_study
 from dpt_ray.engine.execute import StageError, code_version
-from dpt_ray.engine.node import needed
+from dpt_ray.engine.node import Node, needed
 from dpt_ray.engine.progress import Display
 from dpt_ray.evaluation.methods import method_of
 from dpt_ray.evaluation.records import EvaluationResult, StudyResult, StudyRun
@@ -128,16 +128,16 @@ def _make_shared(configs: Mapping[str, Config], display: Display) -> None:
 
 def shared(configs: Mapping[str, Config]) -> dict[str, list[str]]:
     """Return the nodes that several runs need and no label changes, by the first run that has them."""
-    free = {}
+    free: dict[str, list[Node]] = {}
     for name, config in configs.items():
         nodes = flow(config)
         wanted = needed([nodes["evaluation"]])
         if not any(node.missing for node in wanted):  # else the run says what it lacks
             free[name] = [node for node in wanted if nodes["labels"] not in needed([node])]
-    uses = Counter(node.reference for nodes in free.values() for node in nodes)
+    uses = Counter(node.reference for unlabelled in free.values() for node in unlabelled)
     found: dict[str, list[str]] = {}
-    for name, nodes in free.items():
-        for node in nodes:
+    for name, unlabelled in free.items():
+        for node in unlabelled:
             if uses.pop(node.reference, 0) > 1:
                 found.setdefault(name, []).append(node.name)
     return found

@@ -286,6 +286,7 @@ class Config(Section):
             images_per_class=(r.images_per_class,),
             real_weight=(r.real_weight,),
             l2=(r.l2,),
+            max_iterations=r.max_iterations,
             min_confidence=(r.min_confidence,),
         )
 

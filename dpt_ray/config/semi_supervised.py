@@ -32,7 +32,9 @@ class SemiSupervised(Optimisation):
       term. A worker has whole groups.
     - `supervised_steps`: how many of the first steps train on the labelled images alone.
     - `layer_decay`: the learning rate of a layer is this times that of the layer above it.
-    - `mixup`: mix labelled images with each other, by mixup or CutMix (semi_vit and supervised).
+    - `mixup`: mix labelled images with each other, by mixup or CutMix (semi_vit and supervised);
+      "after_supervised" leaves it out in the `supervised_steps`.
+    - `erasing`: how often a part of a strong view of "photographs" is erased.
     """
 
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
@@ -46,7 +48,8 @@ class SemiSupervised(Optimisation):
     group: Annotated[int, Field(ge=8, multiple_of=8)] = 16
     supervised_steps: Annotated[int, Field(ge=0)] = 0
     layer_decay: Annotated[Fraction | None, HashedIfSet] = None
-    mixup: bool = False
+    mixup: bool | Literal["after_supervised"] = False
+    erasing: Annotated[Fraction, HashedIfSet] = 0.25
 
     @model_validator(mode="after")
     def _groups(self) -> SemiSupervised:

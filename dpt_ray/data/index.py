@@ -89,10 +89,11 @@ def encode_labels(
 
 def occurring_classes(values: Sequence[str]) -> list[str]:
     """Return the class names of labels that come without them: sorted, or the numbers from 0 up by value."""
-    numbers = [_integer(value) for value in values]
-    if None in numbers:
-        return sorted(set(values))
-    return [str(number) for number in sorted({n for n in numbers if n is not None and n >= 0})]
+    numbers = {value: _integer(value) for value in values}
+    known = {value: number for value, number in numbers.items() if number is None or number >= 0}
+    if None in known.values():
+        return sorted(known)
+    return [str(number) for number in sorted({number for number in known.values() if number is not None})]
 
 
 class GapsError(ValueError):

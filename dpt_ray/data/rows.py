@@ -107,9 +107,13 @@ class RealRows:
         return self.joined(readable)
 
     def pseudo_labelled(self, pseudo_labels: Artifact) -> Rows:
-        """Return the training rows with their pseudo-labels."""
+        """Return the training rows with their pseudo-labels.
+
+        A table from elsewhere has labels of unreadable images too: these are left out.
+        """
         table = pq.read_table(pseudo_labels.local_file(PSEUDO_LABELS_FILE), columns=["id", "split", "label"])
-        return self.joined(table.filter(pc.equal(table["split"], "train")))
+        readable = pc.is_in(table["id"], value_set=self.ids)
+        return self.joined(table.filter(pc.and_(pc.equal(table["split"], "train"), readable)))
 
     def joined(self, table: pa.Table) -> Rows:
         """Return the rows of the ids in `table`, with its labels. Raises ValueError if features lack one."""

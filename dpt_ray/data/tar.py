@@ -63,6 +63,7 @@ def _listed_by_headers(shard: str) -> list[Sample]:
 
 def _samples(shard: str, file: IO[bytes]) -> Iterator[Sample]:
     """Yield a sample per image; its files are consecutive in the tar."""
+    seen, apart = set[str](), set[str]()  # keys of images, and of labels without one beside them
     for key, files in groupby(_members(shard, file), lambda file: _key_and_kind(file[0].name)[0]):
         image: tuple[int, int] | None = None
         label, other = None, ""
@@ -76,6 +77,15 @@ def _samples(shard: str, file: IO[bytes]) -> Iterator[Sample]:
                 label = _label(payload, kind, f"{shard}: {member.name}") or label
             elif kind.endswith(IMAGE_SUFFIXES):
                 other = member.name  # such as the a.mask.png of a.jpg
+        if image:
+            seen.add(key)
+        elif label:
+            apart.add(key)
+        if key in seen and key in apart:
+            raise ValueError(
+                f"{shard}: the label of {key} is not beside its image, as WebDataset needs it; write the tar "
+                "again with --sort=name"
+            )
         if image:
             yield key, *image, label
         elif other:

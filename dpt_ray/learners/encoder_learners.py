@@ -56,12 +56,14 @@ def step_function(settings: LearnerSettings, classes: int) -> StepFn:
     step = LEARNERS[settings.method](settings, classes, mix)
     if not settings.supervised_steps:
         return step
-    return supervised_first(settings.supervised_steps, supervised_step(mix), step)
+    first = supervised_step(None if settings.mixup == "after_supervised" else mix)
+    return supervised_first(settings.supervised_steps, first, step)
 
 
 def draw_function(settings: LearnerSettings, size: int) -> Draw:
     """Return what draws a method's views, of `size` pixels; FreeMatch's of labelled images are weak."""
-    views = VIEWS[settings.views](size)
+    of_photographs = partial(photograph_views, erasing=settings.erasing)
+    views = (of_photographs if settings.views == "photographs" else VIEWS[settings.views])(size)
     return batch_views(views, views.weak if settings.method == "freematch" else views.strong)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dpt_ray.data.rows import PSEUDO_LABELS_FILE
+from dpt_ray.data.rows import LABELS_FILE, PSEUDO_LABELS_FILE
 from dpt_ray.data.units import read_index
 from dpt_ray.evaluation.records import LabelQuality, PseudoLabelQuality
 from dpt_ray.store.artifact import Artifact
@@ -17,7 +17,11 @@ from dpt_ray.store.artifact import Artifact
 
 @dataclass(frozen=True)
 class Given:
-    """The pseudo-labels (n,) of the training images, confidences (n,), and true labels (n,), -1 unknown."""
+    """The pseudo-labels (n,) of the training images, confidences (n,), and true labels (n,), -1 unknown.
+
+    The few labels that the classifier was fitted on count as unknown: what it says of them says nothing of
+    the others.
+    """
 
     labels: np.ndarray
     confidence: np.ndarray
@@ -30,16 +34,18 @@ class Given:
         return self.truth >= 0
 
 
-def read_given(index: Artifact, source: Artifact) -> Given:
-    """Return the training images' pseudo-labels in an artifact `pseudo_labels` or `rung`."""
+def read_given(index: Artifact, labels: Artifact, source: Artifact) -> Given:
+    """Return the training images' pseudo-labels in an artifact made from `labels`."""
     file = source.local_file(PSEUDO_LABELS_FILE)
     table = pq.read_table(file, columns=["id", "label", "confidence"], filters=[("split", "=", "train")])
+    fitted = pq.read_table(labels.local_file(LABELS_FILE), columns=["id"])["id"].combine_chunks()
     truth = read_index(index, ["id", "label"])
     true = truth["label"].take(pc.index_in(table["id"].combine_chunks(), truth["id"].combine_chunks()))
+    true = pc.if_else(pc.is_in(table["id"], value_set=fitted), -1, pc.fill_null(true, -1))
     return Given(
         table["label"].to_numpy().astype(np.int64),
         table["confidence"].to_numpy(),
-        pc.fill_null(true, -1).to_numpy().astype(np.int64),
+        true.to_numpy().astype(np.int64),
         index.read_json("classes.json"),
     )
 

@@ -95,8 +95,10 @@ class Rung:
         prior = None if self.method == "self_training" else class_prior(self.prior, images, scores)
         if self.method == "propagation":
             assert images.graph is not None  # the stage reads it for this method
-            scores = propagate(images.graph, images.positions, images.labels, C)
-            targets = balanced_labels(scores, prior)
+            spread = propagate(images.graph, images.positions, images.labels, C)
+            unreached = ~spread.any(axis=1)  # these keep what the probe says
+            spread[unreached] = scores[unreached]
+            targets = balanced_labels(spread, prior)
         else:
             targets = scores.argmax(axis=1)
         return [

@@ -22,7 +22,7 @@ from dpt_ray.training.random import StepRandom
 from dpt_ray.training.workload import Batch
 
 JITTER = 0.4  # of brightness, contrast and saturation, in Semi-ViT's weak view
-ERASED = 0.25  # probability of random erasing in Semi-ViT's strong view
+ERASING = 0.25  # probability of random erasing in Semi-ViT's strong view
 CUTOUT = 0.25  # area of the square that FixMatch's strong view erases, as a part of the image's
 KEYS = 2**62  # number of different keys of a view
 
@@ -51,18 +51,19 @@ def small_image_views(size: int, mirror: bool = True) -> Views:
     return Views(v2.Compose(weak), v2.Compose([*weak, v2.RandAugment(), cutout]))
 
 
-def photograph_views(size: int) -> Views:
+def photograph_views(size: int, erasing: float = ERASING) -> Views:
     """Return the views of Semi-ViT, `size` pixels wide and high.
 
     Weak: a random part of the image, mirrored with probability 1/2, colours jittered. Strong: RandAugment
-    instead of the jitter, and random erasing (to grey, where the published code erases to noise).
+    instead of the jitter, and a part erased with probability `erasing` (to grey, where the published code
+    erases to noise).
     """
     crop = [
         v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
         v2.RandomHorizontalFlip(),
     ]
     jitter = v2.ColorJitter(JITTER, JITTER, JITTER)
-    erase = v2.RandomErasing(p=ERASED, value=127)
+    erase = v2.RandomErasing(p=erasing, value=127)
     return Views(v2.Compose([*crop, jitter]), v2.Compose([*crop, RandAugment(size), erase]))
 
 

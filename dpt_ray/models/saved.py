@@ -26,6 +26,15 @@ def weight_file(source: str) -> str:
     raise ValueError(f"{source}: none of {', '.join(WEIGHT_FILES)} in this folder; give a denoiser's")
 
 
+def config_beside(source: str, file: str) -> str | None:
+    """Return the config.json of the folder `source`, whose weights are `file`; None for a file of its own."""
+    if source == file:
+        return None
+    found = f"{source.rstrip('/')}/{CONFIG}"
+    fs, path = url_to_fs(found, use_listings_cache=False)
+    return found if fs.isfile(path) else None
+
+
 def check_heads(file: str, heads: int) -> None:
     """Raise ValueError where the folder of `file` says another number of heads: no tensor's shape does."""
     folder = file.rpartition("/")[0] or "."

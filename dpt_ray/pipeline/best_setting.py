@@ -21,7 +21,7 @@ def best_config(config: Config, sweep: Artifact) -> Config | None:
     sampled = {other.name: other for other in (config.sweep.generate if config.sweep else ())}
     other = sampled.get(chosen.get("samples", ""))
     generate = config.generate.model_dump() | (other.changes if other else {})
-    limit = {"max_iterations": config.sweep.max_iterations if config.sweep else None}
+    limit = {"max_iterations": (config.sweep or config.retrain_grid).max_iterations}
     changes = {
         "name": f"{config.name}-best",
         "sweep": None,

@@ -134,7 +134,7 @@ class _Run:
         classifier = self.add("classifier", Classifier, labelled, config.classifier)
         scored = {"index": index, "features": features, "classifier": classifier}
         pseudo_labels = self.add("pseudo_labels", PseudoLabels, scored)
-        self.add("probe", Probe, {**scored, "pseudo_labels": pseudo_labels})
+        self.add("probe", Probe, {**scored, "labels": labels, "pseudo_labels": pseudo_labels})
 
     def learner(self) -> None:
         """Add stage 1's learner that trains the encoder, and its pseudo-labels."""
@@ -189,7 +189,7 @@ class _Run:
         stage_1 = {key: nodes[key] for key in ("classifier", "pseudo_labels")}
         if "best" in (self.config.labels_from, self.config.teacher):
             self.add("best", BestRung, {**stage_1, **rungs}, BestRungSettings(choose_on=ladder.choose_on))
-        sources = {key: nodes[key] for key in ("index", "features", "probe")}
+        sources = {key: nodes[key] for key in ("index", "features", "labels", "probe")}
         self.add("ladder", LadderResults, {**sources, **stage_1, **rungs, "graph": graph})
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.sections import SampleSettings, Sampling
 from dpt_ray.config.student import StudentTraining
@@ -9,7 +11,7 @@ from dpt_ray.data.fingerprint import fingerprint
 from dpt_ray.data.listing import canonical
 from dpt_ray.evaluation.inception_files import WHERE, check_reference
 from dpt_ray.models.precision import resolved
-from dpt_ray.models.saved import weight_file
+from dpt_ray.models.saved import config_beside, weight_file
 from dpt_ray.pipeline.encoders import check_network
 from dpt_ray.stages.augmented import AugmentSettings
 from dpt_ray.stages.autoencoder import AutoencoderSettings
@@ -108,7 +110,11 @@ def index_settings(config: Config) -> IndexSettings:
 def content(key: str, source: str) -> str:
     """Return the digest of a user's file. Raises ConfigError where it cannot be used."""
     try:
-        digest = sha256(weight_file(source))
+        file = weight_file(source)
+        digest = sha256(file)
+        if key == "autoencoder.weights" and (described := config_beside(source, file)):
+            # Its scale and layout decide the latents, and no tensor's shape has them.
+            digest = hashlib.sha256(f"{digest} {sha256(described)}".encode()).hexdigest()
         if key == "evaluate.reference":
             check_reference(source)
     except Exception as error:  # each storage raises errors of its own

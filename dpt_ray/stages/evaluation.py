@@ -102,6 +102,7 @@ class Evaluation(Stage[EvaluationSettings]):
             **{f"{name}_features": one_of("features", optional=True) for name in LEARNERS.values()},
             **{f"{name}_classifier": one_of("classifier", optional=True) for name in LEARNERS.values()},
             **{name: one_of("encoder", optional=True, hashed=False) for name in LEARNERS.values()},
+            "labels": one_of("labels", hashed=False),
             "learner_labels": one_of("pseudo_labels", optional=True, hashed=False),
             "generated_features": one_of("classifier", optional=True),
             # Not hashed: the identities of the features contain those of their encoders.
@@ -116,8 +117,8 @@ class Evaluation(Stage[EvaluationSettings]):
 
     @classmethod
     def version(cls, settings: EvaluationSettings) -> int:
-        """Return 4; raised whenever the content of an evaluation changes."""
-        return 4
+        """Return 5; raised whenever the content of an evaluation changes."""
+        return 5
 
     @classmethod
     def make(cls, task: Task[EvaluationSettings]) -> Facts:
@@ -293,7 +294,7 @@ def _last_rows(task: Task[EvaluationSettings], methods: Mapping[str, Classified]
             seconds = _seconds(task, method)
             labels = None
             if method == "semi_supervised":
-                labels = quality(read_given(task.inputs["index"], task.inputs["learner_labels"]))
+                labels = quality(read_given(*(task.inputs[n] for n in ("index", "labels", "learner_labels"))))
             climbers.append(Climber(method, classified, chosen_on, score, len(validation), seconds, labels))
     rows = {row["method"]: row for row in ladder_rows(climbers)}
     return [rows[method] for method in last]

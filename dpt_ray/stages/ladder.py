@@ -38,6 +38,7 @@ class LadderResults(Stage[NoSettings]):
             **{name: one_of("rung", optional=True) for name in RUNGS},
             # Of the pilot; the other two are for their seconds.
             "generated_features": one_of("classifier", optional=True),
+            "labels": one_of("labels", hashed=False),  # the classifier's identity has them
             "feature_denoiser": one_of("feature_denoiser", optional=True, hashed=False),
             "feature_samples": one_of("feature_samples", optional=True, hashed=False),
         }
@@ -45,8 +46,8 @@ class LadderResults(Stage[NoSettings]):
 
     @classmethod
     def version(cls, settings: NoSettings) -> int:
-        """Return 3; raised whenever the content of a ladder changes."""
-        return 3
+        """Return 4; raised whenever the content of a ladder changes."""
+        return 4
 
     @classmethod
     def make(cls, task: Task[NoSettings]) -> Facts:
@@ -71,7 +72,7 @@ class LadderResults(Stage[NoSettings]):
 
 def _climbers(inputs: Mapping[str, Artifact], real: RealRows) -> list[Climber]:
     """Return the probe and the rungs, in their order."""
-    index, labels = inputs["index"], inputs["pseudo_labels"]
+    index, few, labels = inputs["index"], inputs["labels"], inputs["pseudo_labels"]
     classifier = inputs["classifier"].manifest
     seconds = classifier["seconds"] + labels.manifest["seconds"]
     found = [
@@ -82,7 +83,7 @@ def _climbers(inputs: Mapping[str, Artifact], real: RealRows) -> list[Climber]:
             classifier["validation_top1"],
             classifier["n_validation"],
             seconds,
-            quality(read_given(index, labels)),
+            quality(read_given(index, few, labels)),
         )
     ]
     for name in (*RUNGS, "generated_features"):
@@ -90,7 +91,7 @@ def _climbers(inputs: Mapping[str, Artifact], real: RealRows) -> list[Climber]:
             manifest = inputs[name].manifest
             rung = manifest["rung"]
             seconds = sum(inputs[source].manifest["seconds"] for source in (*OWN.get(name, ()), name))
-            labelled = quality(read_given(index, inputs[name])) if name in RUNGS else None
+            labelled = quality(read_given(index, few, inputs[name])) if name in RUNGS else None
             classified = Classified(load_classifier(inputs[name]), real)
             found.append(
                 Climber(name, classified, rung["chosen_on"], rung["top1"], rung["n"], seconds, labelled)

@@ -22,8 +22,14 @@ class Probe(Stage[NoSettings]):
             "features": one_of("features"),
             "classifier": one_of("classifier"),
             "pseudo_labels": one_of("pseudo_labels"),
+            "labels": one_of("labels", hashed=False),  # the classifier's identity has them
         }
     )
+
+    @classmethod
+    def version(cls, settings: NoSettings) -> int:
+        """Return 2; in version 1 the few labels were among the pseudo-labels that are judged."""
+        return 2
 
     @classmethod
     def make(cls, task: Task[NoSettings]) -> Facts:
@@ -33,7 +39,7 @@ class Probe(Stage[NoSettings]):
         torch.set_num_threads(threads(task.compute))
         real = RealRows(task.inputs["index"], task.inputs["features"], ("validation", "test"))
         classifier = task.inputs["classifier"]
-        given = read_given(task.inputs["index"], task.inputs["pseudo_labels"])
+        given = read_given(*(task.inputs[name] for name in ("index", "labels", "pseudo_labels")))
         probe = Classified(load_classifier(classifier), real)
         result: ProbeResult = {
             "n_labels": classifier.manifest["labelled"],

@@ -58,8 +58,8 @@ class LadderRung(Stage[RungSettings]):
 
     @classmethod
     def version(cls, settings: RungSettings) -> int:
-        """Return 2; raised whenever the content of a rung changes."""
-        return 2
+        """Return the version; in version 2 propagation gave images that no label reaches the first class."""
+        return 3 if settings.method == "propagation" else 2
 
     @classmethod
     def make(cls, task: Task[RungSettings]) -> Facts:

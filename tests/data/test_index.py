@@ -45,6 +45,7 @@ def test_an_index_of_more_rows_than_one_chunk_keeps_their_order() -> None:
         (["900000000001", "007"], None, [1, 0], ["7", "900000000001"]),
         (["20", "3"], None, [1, 0], ["3", "20"]),
         (["2", "1"], ["1", "2"], [1, 0], ["1", "2"]),
+        (["dog", "-1", "cat", "7"], None, [2, None, 1, 0], ["7", "cat", "dog"]),
     ],
 )
 def test_labels_are_class_names_or_numbers(values, classes, ids, names) -> None:

@@ -45,6 +45,15 @@ def test_tar_labels_as_numbers_name_themselves(tmp_path) -> None:
     assert table["label"].to_pylist() == [1, None, 0]
 
 
+@pytest.mark.parametrize("order", [["a.jpg", "b.jpg", "a.cls"], ["a.cls", "b.jpg", "b.cls", "a.jpg"]])
+def test_a_label_that_is_not_beside_its_image_is_refused_and_one_without_an_image_is_not(tmp_path, order):
+    write(f"{tmp_path}/a.tar", tar_of(dict.fromkeys([*order, "info.json"], b"0")))
+    with pytest.raises(ValueError, match=r"the label of a is not beside its image.* --sort=name"):
+        index_tar(f"{tmp_path}/a.tar")
+    write(f"{tmp_path}/a.tar", tar_of(dict.fromkeys(sorted([*order, "lost.cls", "info.json"]), b"0")))
+    assert index_tar(f"{tmp_path}/a.tar")[0]["id"].to_pylist() == ["a", "b"]
+
+
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_other_files_of_a_sample_and_hidden_ones_are_passed_over(tmp_path, format) -> None:
     members = {

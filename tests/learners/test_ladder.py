@@ -1,5 +1,7 @@
 """The rungs of the ladder: weights against scikit-learn, what is chosen on, and what balance does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from dpt_ray.data.rows import Rows, row_normalise
 from dpt_ray.learners import ladder
 from dpt_ray.learners.ladder import SHARES, Images, Rung, class_prior, climb, folds
+from dpt_ray.learners.linear_probe import fit
 from dpt_ray.learners.neighbours import centre_and_normalise, nearest
 from dpt_ray.learners.propagation import affinity
 from dpt_ray.learners.self_training import class_blocks, self_train
@@ -129,6 +132,20 @@ def test_a_label_that_is_held_out_is_not_fitted_on(monkeypatch):
     for part, fits in zip(parts, np.split(np.array(given[:12], dtype=object), 3), strict=True):
         for rows in fits:
             assert not set(rows) & set(found.positions[part])
+
+
+def test_what_no_label_reaches_keeps_the_probes_class(monkeypatch):
+    found, _ = images(graph=True)
+    alone = np.setdiff1d(np.arange(60, N), found.positions)[:40]
+    S = found.graph.tolil()
+    S[alone], S[:, alone] = 0, 0
+    cut = replace(found, graph=S.tocsr())
+    given = []
+    monkeypatch.setattr(ladder, "self_train", lambda matrix, rows, targets, *_, **__: given.append(targets))
+    Rung("propagation", 0.0025, "none").classifiers(cut, [0.1])
+    probe = fit([cut.labelled], C).weights
+    np.testing.assert_array_equal(given[0][alone], (found.matrix[alone] @ probe.T).argmax(axis=1))
+    assert len(set(given[0][alone])) > 1
 
 
 def test_folds_leave_every_class_a_label_and_hold_out_each_label_once():

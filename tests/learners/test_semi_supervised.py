@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dpt_ray.config.semi_supervised import LearnerSettings
+from dpt_ray.learners.encoder_learners import step_function
 from dpt_ray.learners.labelled_mixup import batch_mixup
 from dpt_ray.learners.semi_supervised import (
     StudentTeacher,
@@ -169,6 +171,18 @@ def test_the_first_steps_are_supervised():
     assert [chosen(None, {}, StepRandom(0, step, 0, 8)) for step in range(4)] == [
         *("supervised", "supervised", "then", "then")
     ]
+
+
+@pytest.mark.parametrize(("mixup", "first"), [(False, None), (True, MIX), ("after_supervised", None)])
+def test_labelled_images_are_mixed_in_all_steps_or_after_the_supervised_ones(mixup, first):
+    steps = {"steps": 4, "supervised_steps": 2, "batch_size": 16, "group": GROUP, "learning_rate": 1e-3}
+    settings = LearnerSettings(method="semi_vit", mixup=mixup, threshold=0.4, unlabelled_weight=5.0, **steps)
+    of, given, step = model(), batch(), step_function(settings, CLASSES)
+    then = semi_vit_step(CLASSES, GROUP, threshold=0.4, mix=MIX if mixup else None)
+    for number, expected in ((1, supervised_step(first)), (2, then)):
+        random = StepRandom(0, number, 0, 16)
+        seen = drawn(given, random)
+        assert step(of, seen, random).item() == expected(of, seen, random).item()
 
 
 @pytest.mark.parametrize(("prediction", "entropy"), [([1.0, 0, 0, 0], 0.0), ([0.25] * 4, 1.0)])

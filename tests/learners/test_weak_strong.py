@@ -77,6 +77,16 @@ def test_a_strong_small_view_erases_a_quarter_of_a_black_image_at_least():
     assert ((strong == 127).all(1).sum((1, 2)) >= 64).all()
 
 
+def test_as_many_strong_views_of_photographs_have_a_part_erased_as_asked():
+    white = torch.full((40, 3, 32, 32), 255, dtype=torch.uint8)
+
+    def erased(erasing):
+        transform = photograph_views(32, erasing).strong.transforms[-1]
+        return int((draw_views(white, transform, range(40)) == 127).flatten(1).any(1).sum())
+
+    assert (erased(0.0), erased(1.0)) == (0, 40) and 3 <= erased(0.25) <= 20
+
+
 def test_floats_are_refused_and_pixels_span_the_networks_range():
     with pytest.raises(ValueError, match="uint8"):
         draw_views(torch.zeros(1, 3, 16, 16), small_image_views(16).weak, [0])

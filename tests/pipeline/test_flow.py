@@ -157,7 +157,7 @@ def test_what_a_training_is_watched_by_is_there_before_it():
 
 def test_the_encoders_that_measure_are_handed_to_the_evaluation():
     evaluation = flow(load_config(DIGITS))["evaluation"]
-    assert unhashed(evaluation) == {"encoder", "referee", "samples", "moments", "denoiser"}
+    assert unhashed(evaluation) == {"labels", "encoder", "referee", "samples", "moments", "denoiser"}
 
 
 def test_a_run_without_conditions_ends_with_its_images():

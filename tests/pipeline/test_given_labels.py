@@ -1,9 +1,11 @@
 """Stage 2 on pseudo-labels that the user brings."""
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dpt_ray.config import ConfigError, load_config
+from dpt_ray.data.rows import RealRows
 from tests.helpers.paths import DIGITS
 from tests.helpers.runs import make
 
@@ -39,6 +41,20 @@ def test_a_table_that_lacks_an_image_is_refused_before_any_training(finished, tm
     run = finished.copy_to(tmp_path / "run", *TINY, f"pseudo_labels_file={tmp_path}/mine.csv")
     with pytest.raises(ConfigError, match=r"pseudo_labels_file: .*1 of \d+ training images have no row"):
         make(run.config, "feature_denoiser")
+
+
+def test_the_table_has_a_row_of_an_unreadable_image_too(finished, tmp_path):
+    rows = table(finished, tmp_path / "mine.csv")
+    run = finished.copy_to(tmp_path / "run", *TINY, f"pseudo_labels_file={tmp_path}/mine.csv")
+    make(run.config, "given_labels")
+    real = RealRows(run.artifact("index"), run.artifact("features"), ("train",))
+    whole = len(real.pseudo_labelled(run.artifact("given_labels")))
+    real.ids, real.features = real.ids[1:], real.features[1:]  # as where the first one cannot be read
+    found = real.pseudo_labelled(run.artifact("given_labels"))
+    assert (whole, len(found)) == (len(rows), len(rows) - 1)
+    ids = real.ids.take(pa.array(found.index)).to_pylist()
+    truth = dict(row.split(",")[:2] for row in rows)
+    assert found.labels.tolist() == [int(truth[name]) for name in ids]
 
 
 @pytest.mark.parametrize("changes", [["labels_from=file"], ["pseudo_labels_file=x.csv"]])

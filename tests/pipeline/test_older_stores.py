@@ -20,6 +20,8 @@ from tests.helpers.runs import quiet
 
 OLDER = GOLDEN / "older_store"
 CONFIG = OLDER / "config.yaml"
+# Measured anew, in seconds: the few labels no longer judge the pseudo-labels.
+AGAIN = {"probe", "evaluation", "report"}
 
 
 @pytest.fixture
@@ -37,12 +39,13 @@ def test_a_plan_shows_each_node_as_done(output):
     assert result.exit_code == 0, result.output
     rows = [line.split("│") for line in result.output.splitlines() if line.startswith("│")]
     states = {row[1].strip(): row[4].strip() for row in rows if len(row) == 7}
-    assert states == dict.fromkeys(flow(load_config(CONFIG)), "done")
+    done = {name for name, state in states.items() if state == "done"}
+    assert done == flow(load_config(CONFIG)).keys() - AGAIN
 
 
 def test_the_engine_makes_none_of_them_again(output):
     config = load_config(CONFIG)
-    nodes = flow(config)
+    nodes = {name: node for name, node in flow(config).items() if name not in AGAIN}
     outcome = execute(list(nodes.values()), Store(str(output)), config.compute, quiet(), {})
     assert (outcome.made, set(outcome.reused)) == ([], set(nodes))
 
@@ -50,4 +53,4 @@ def test_the_engine_makes_none_of_them_again(output):
 def test_a_changed_setting_is_told_from_what_was_published(output):
     rows = {row.name: row for row in status(load_config(CONFIG, [f"output={output}", "retrain.l2=0.01"]))}
     assert rows["retrained"].why == "l2 is 0.01, published with 0.0025"
-    assert {name for name, row in rows.items() if not row.manifest} == {"retrained", "evaluation", "report"}
+    assert {name for name, row in rows.items() if not row.manifest} == {"retrained"} | AGAIN

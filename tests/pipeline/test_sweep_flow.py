@@ -19,6 +19,12 @@ def test_the_controls_choose_the_probes_penalty_from_the_configured_one_and_thre
     assert "probe_l2" not in sweep("evaluate.controls=false")
 
 
+def test_without_a_sweep_the_controls_have_the_cap_of_stage_3():
+    nodes = flow(load_config(DIGITS, ["sweep=null", "retrain.max_iterations=100"]))
+    assert nodes["sweep"].settings.max_iterations == nodes["retrained"].settings.max_iterations == 100
+    assert "max_iterations" not in flow(load_config(DIGITS, ["sweep=null"]))["sweep"].hashed
+
+
 def test_the_probe_has_trials_only_where_there_are_validation_images():
     settings = SweepSettings(images_per_class=(4,), l2=(0.1,), probe_l2=(0.1, 0.01))
     inputs = ("index", "features", "labels", "sample_features", "samples")

@@ -198,9 +198,9 @@ def test_the_pilot_has_the_gain_over_balanced_self_training_and_the_seconds_of_a
     samples = draw(store, denoiser, 20)
     classifier = make(Classifier, store, {key: made[key] for key in LABELLED}, ClassifierSettings(), "first")
     labels = made["balanced_self_training"]
-    probe = {"index": made["index"], "features": made["features"], "classifier": classifier}
+    probe = {key: made[key] for key in ("index", "features", "labels")} | {"classifier": classifier}
     inputs = {
-        **{key: made[key] for key in ("index", "features", "balanced_self_training")},
+        **{key: made[key] for key in ("index", "features", "labels", "balanced_self_training")},
         "classifier": classifier,
         "pseudo_labels": labels,
         "probe": make(Probe, store, {**probe, "pseudo_labels": labels}, NoSettings(), "first"),

@@ -115,6 +115,21 @@ def test_an_autoencoders_folder_in_diffusers_format_is_read_as_its_file_is(confi
     assert_same_weights(load_autoencoder(made.uri), given)
 
 
+def test_the_scale_in_an_autoencoders_folder_is_part_of_its_identity(config, tmp_path):
+    from dpt_ray.models.autoencoder import open_autoencoder
+
+    folder = tmp_path / "vae"
+    open_autoencoder("kl", GOLDEN / "autoencoder_kl.pth", size=16).vae.save_pretrained(folder)
+
+    def digest():
+        return flow(load_config(config, [f"autoencoder.weights={folder}"]))["autoencoder"].digest
+
+    before, said = digest(), json.loads((folder / "config.json").read_text())
+    assert digest() == before
+    (folder / "config.json").write_text(json.dumps({**said, "scaling_factor": 0.13025}))
+    assert digest() != before
+
+
 def test_an_msn_file_has_the_heads_and_blocks_that_are_set(config):
     """The golden network is 48 wide: too narrow for heads of 64, which are all that a file does not say."""
     from dpt_ray.models.encoder import load_encoder
