@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from dpt_ray.cluster.resources import memory_of_fit
 from dpt_ray.cluster.session import connect
-from dpt_ray.cluster.units import DEATHS, deaths_told, peak_memory
+from dpt_ray.cluster.units import DEATHS, check_deaths, deaths_told, peak_memory
 from dpt_ray.config.hashing import Settings
 from dpt_ray.engine.node import Task
 from dpt_ray.engine.progress import POLL, silent
@@ -63,6 +63,7 @@ def run_fit(task: Task[S], fit: Fit[S], held: int = 0) -> Facts:
 
 def _heard(fit: Fit[S], task: Task[S]) -> tuple[Facts, list[str]]:
     """Return the facts of a fit and what it warned of, which a worker's log would bury."""
+    check_deaths()
     messages: list[str] = []
 
     class Keep(logging.Handler):

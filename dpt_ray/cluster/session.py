@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dpt_ray.cluster.ray_internals import native_output_hidden, quiet, set_switches
 from dpt_ray.cluster.resources import check_actors, nodes
+from dpt_ray.config import ConfigError
 from dpt_ray.config.sections import Compute
 
 # By default glibc returns large blocks to the kernel at once, and the next tensor page-faults them in again:
@@ -49,7 +50,11 @@ def connect(compute: Compute) -> float:
         # "local": without an address Ray would join a cluster that an earlier `ray start` left running.
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     quiet()
-    check_actors(compute)
+    try:
+        check_actors(compute)
+    except ConfigError:
+        ray.shutdown()  # else the next call would take the refused cluster for one that fits
+        raise
     if note := unused_gpus(compute, sum(node.get("GPU", 0.0) for node in nodes())):
         Console(stderr=True).print(note, highlight=False, soft_wrap=True)
     return time.perf_counter() - started

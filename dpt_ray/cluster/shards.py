@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from dpt_ray.cluster.resources import READER_SHARE
 from dpt_ray.cluster.session import connect
-from dpt_ray.cluster.units import DEATHS, deaths_told
+from dpt_ray.cluster.units import DEATHS, check_deaths, deaths_told
 from dpt_ray.config.sections import Compute
 from dpt_ray.engine.progress import POLL, Report, silent
 
@@ -33,7 +33,11 @@ class InTasks:
         import ray
         from ray.exceptions import RayTaskError
 
-        task = ray.remote(do).options(name="list shards", num_cpus=READER_SHARE, max_retries=DEATHS)
+        def once_more(shard: str) -> R:
+            check_deaths()
+            return do(shard)
+
+        task = ray.remote(once_more).options(name="list shards", num_cpus=READER_SHARE, max_retries=DEATHS)
         waiting, running = iter(shards), deque[object]()
         try:
             for done in range(len(shards)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dpt_ray.cluster.resources import memory_of_fit
 from dpt_ray.cluster.session import connect, startup_seconds, threads
+from dpt_ray.cluster.units import DEATHS
 from dpt_ray.config.hashing import Settings
 from dpt_ray.engine.allowance import Allowance
 from dpt_ray.engine.errors import StageError
@@ -16,7 +17,7 @@ from dpt_ray.engine.node import Task
 from dpt_ray.engine.progress import POLL, REMOTE_POLL, Reached, following
 
 if TYPE_CHECKING:
-    from ray.tune import Stopper
+    from ray.tune import ResultGrid, Stopper
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Settings)
@@ -32,9 +33,9 @@ def run_trials(
     """Run every trial, each publishing a shard of the task; return the start-up time in seconds.
 
     `run_trial(trial, threads)` returns the metrics for Tune. `total` includes trials that are already done.
-    `held` are the bytes of features that a trial's process holds: it asks for so much memory. Raises
-    RuntimeError where a trial fails, and StageError where the task's allowance is over: what was published
-    by then stays.
+    `held` are the bytes of features that a trial's process holds: it asks for so much memory. Trials whose
+    process was lost are run again, DEATHS times. Raises RuntimeError where a trial fails, and StageError
+    where the task's allowance is over: what was published by then stays.
     """
     compute, out = task.compute, task.out
     started, clock = time.time(), time.monotonic()
@@ -56,22 +57,45 @@ def run_trials(
         tempfile.TemporaryDirectory(prefix="dpt_ray-tune-") as scratch,
         following(task.progress, total, "trials", done, POLL if out.is_local else REMOTE_POLL),
     ):
-        found = tune.Tuner(
-            tune.with_resources(trainable, resources),
-            param_space={"trial": tune.grid_search(list(trials))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=compute.concurrent_trials, reuse_actors=True),
-            run_config=tune.RunConfig(
-                name=task.node.digest, storage_path=scratch, verbose=0, stop=_stopper(task.allowance)
-            ),
-        ).fit()
-    if found.errors:
-        raise RuntimeError(f"{len(found.errors)} trials failed") from found.errors[0]
-    began = [result.metrics["began"] for result in found if result.metrics and "began" in result.metrics]
+
+        def run(some: Sequence[T], name: str) -> ResultGrid:
+            return tune.Tuner(
+                tune.with_resources(trainable, resources),
+                param_space={"trial": tune.grid_search(list(some))},
+                tune_config=tune.TuneConfig(
+                    max_concurrent_trials=compute.concurrent_trials, reuse_actors=True
+                ),
+                run_config=tune.RunConfig(
+                    name=name, storage_path=scratch, verbose=0, stop=_stopper(task.allowance)
+                ),
+            ).fit()
+
+        began = _all_that_began(run, trials, task.node.digest)
     if len(began) < len(trials) and task.allowance.is_over:
         raise StageError(task.allowance.error)
     if len(began) < len(trials):  # Tune returns as usual where an interrupt ended it
         raise RuntimeError(f"{len(trials) - len(began)} trials did not end")
     return startup_seconds(min(began) - started, time.monotonic() - clock)
+
+
+def _all_that_began(
+    run: Callable[[Sequence[T], str], ResultGrid], trials: Sequence[T], name: str
+) -> list[float]:
+    """Run trials, and again those that lost their process; return when each that ended had begun."""
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    began: list[float] = []
+    for attempt in range(DEATHS + 1):
+        found = run(trials, f"{name}-{attempt}")
+        began += [result.metrics["began"] for result in found if result.metrics and "began" in result.metrics]
+        errors = [result.error for result in found if result.error]
+        own = [error for error in errors if not isinstance(error, RayActorError | OutOfMemoryError)]
+        if own or (errors and attempt == DEATHS):
+            raise RuntimeError(f"{len(errors)} trials failed") from (own or errors)[0]
+        if not errors:
+            break
+        trials = [result.config["trial"] for result in found if result.error and result.config]
+    return began
 
 
 def _stopper(allowance: Allowance) -> Stopper:

@@ -181,6 +181,15 @@ def deaths_told() -> Iterator[None]:
         raise StageError(_too_many(DEATHS + 1)) from error
 
 
+def check_deaths(where: str = "") -> None:
+    """Raise StageError where the present task has lost DEATHS processes.
+
+    Ray itself repeats for ever what its memory monitor kills.
+    """
+    if (deaths := lost_processes()) >= DEATHS:
+        raise StageError(where + _too_many(deaths))
+
+
 def _too_many(deaths: int) -> str:
     return (
         f"{deaths} processes ended while they worked on it: a crash in the code of a model, or too little "
@@ -260,8 +269,7 @@ def unit_call(call: Callable[[Self, UnitT], R]) -> Callable[[Self, UnitT], R]:
             stop=stop_after_attempt(ATTEMPTS),
             reraise=True,
         )
-        if (deaths := lost_processes()) >= DEATHS:
-            raise StageError(f"shard {unit['shard']}: {_too_many(deaths)}")
+        check_deaths(f"shard {unit['shard']}: ")
         try:
             return retrying(call, self, unit)
         except Exception as error:

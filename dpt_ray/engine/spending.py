@@ -116,4 +116,12 @@ def gpus_of(stage: AnyStage, compute: Compute) -> float:
         return compute.concurrent_trials * compute.actor_gpus
     if stage.runs_on is RunsOn.WORKERS and compute.train_gpus:
         return max(1, compute.train_workers)
+    if stage.runs_on is RunsOn.WORKERS and not compute.train_workers:
+        return float(_driver_has_gpu())  # which trains on it
     return 0.0
+
+
+def _driver_has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -34,6 +34,15 @@ def expanded(output: str) -> str:
 
 
 def _output(config: Config) -> str:
+    output = _place(config)
+    if pattern := next((sign for sign in "[*?" if sign in output), ""):
+        raise ConfigError(
+            f"output: {output!r} has {pattern!r}, which storages take for a pattern; give a folder without it"
+        )
+    return output
+
+
+def _place(config: Config) -> str:
     output = config.output
     if output is None:
         return _output_of_job(config) if in_job() else str(Path("outputs").absolute())

@@ -19,10 +19,10 @@ SHORT = 300.0  # seconds: measuring the machine for a shorter run would be a not
 
 
 def rates_for(
-    config: Config, images: Mapping[str, int] | None, classes: int | None, missing: Collection[str]
+    config: Config, images: Mapping[str, int] | None, classes: int | None, missing: Mapping[str, Cost]
 ) -> Rates:
     """Return this machine's rates, measured now; that of the fits only where there are some to make."""
-    shape = fit_shape(config, images, classes) if {"sweep", "generated_features"} & {*missing} else None
+    shape = fit_shape(config, images, classes) if total(missing).fit else None
     return machine_rates(resolve_precisions(config), training_threads(config), shape)
 
 

@@ -68,17 +68,24 @@ def remove_copies(out: Artifact) -> None:
 
 
 def _remove_torn(out: Artifact) -> None:
-    """Remove files under temporary names, and tensors without JSON."""
+    """Remove files under temporary names, tensors without JSON and JSON without tensors."""
     whole = checkpoint_names(out)
-    files = out.fs.ls(out.path(CHECKPOINTS), detail=False) if out.exists(CHECKPOINTS) else []
-    for file in map(Path, files):
-        if file.name.startswith(".") or (file.suffix == ".safetensors" and file.stem not in whole):
+    for file in _files(out):
+        if file.name.startswith(".") or file.stem not in whole:
             out.fs.rm_file(out.path(f"{CHECKPOINTS}/{file.name}"))
 
 
 def checkpoint_names(out: Artifact) -> list[str]:
-    """Return the names (zero-padded steps) of the complete checkpoints, oldest first."""
-    if not out.exists(CHECKPOINTS):
-        return []
-    files = out.fs.ls(out.path(CHECKPOINTS), detail=False)
-    return sorted(Path(file).stem for file in files if file.endswith(".json"))
+    """Return the names (zero-padded steps) of the complete checkpoints, oldest first.
+
+    JSON alone is no checkpoint: a writer that has lost its lease may publish it after the next one has
+    removed the tensors.
+    """
+    files = {file.name for file in _files(out)}
+    found = (Path(name).stem for name in files if name.endswith(".json"))
+    return sorted(name for name in found if f"{name}.safetensors" in files)
+
+
+def _files(out: Artifact) -> list[Path]:
+    files = out.fs.ls(out.path(CHECKPOINTS), detail=False) if out.exists(CHECKPOINTS) else []
+    return list(map(Path, files))

@@ -2,7 +2,7 @@
 
 A lease is acquired by a conditional put (create if absent). Its holder rewrites it every few seconds. A
 waiting process takes it over when its content has not changed for `LIFETIME` by the waiter's own clock,
-or at once when the holder was a process of this machine that is dead.
+or at once when the holder was a process of this machine, and of the same container, that is dead.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Lease:
 
     def __init__(self, artifact: Artifact, on_wait: Callable[[str], None] = lambda holder: None) -> None:
         self._artifact, self._on_wait = artifact, on_wait
-        self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+        process = {"host": socket.gethostname(), "pid": os.getpid(), "processes": _processes()}
+        self._owner = {**process, "token": uuid.uuid4().hex}
         self._stop = threading.Event()
         self._beats = 0
 
@@ -106,7 +107,7 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
             with suppress(Exception):  # retry; each storage raises errors of its own
-                if not self.held:  # taken over; shards are atomic, so two writers do no harm
+                if not self.held:  # taken over; all that is published is whole, so two writers do no harm
                     return
                 self._artifact.write_bytes(NAME, self._content())
 
@@ -145,12 +146,24 @@ def _holder(content: bytes) -> str:
     return f"process {holder['pid']} on {holder['host']}"
 
 
+def _processes() -> str:
+    """Return what those have in common to whom a pid means the same process.
+
+    A host's name is not enough: containers share it, and clones of a machine have it.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # not Linux
+        return socket.gethostname()
+
+
 def _is_dead(content: bytes) -> bool:
     try:
         holder = json.loads(content)
     except ValueError:
         return False  # still being written: it will be complete, or expire
-    if holder["host"] != socket.gethostname():
+    if holder.get("processes") != _processes():
         return False
     try:
         os.kill(holder["pid"], 0)

@@ -55,6 +55,24 @@ def test_more_training_workers_than_there_is_room_for_are_refused_when_training_
     assert not started
 
 
+def test_a_cluster_that_was_refused_is_not_joined_by_the_next_call(monkeypatch):
+    import ray
+
+    joined = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(joined))
+    monkeypatch.setattr(ray, "init", lambda **given: joined.append(given))
+    monkeypatch.setattr(ray, "shutdown", joined.clear)
+    monkeypatch.setattr(stage_cluster, "check_actors", refuse)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="no GPU"):
+            stage_cluster.connect(Compute())
+    assert not joined
+
+
+def refuse(compute):
+    raise ConfigError("no GPU")
+
+
 @pytest.mark.parametrize(
     ("compute", "processes", "expected"),
     [

@@ -120,6 +120,7 @@ OVERRIDES = {
     "no YAML": ("sweep.l2=[1", "sweep.l2"),
     "does not fit another": ("diffusion.model.patch_size=3", "diffusion.model.patch_size"),
     "unknown output": ("output=nosuch://x", "nosuch"),
+    "output with a pattern": ("output=/tmp/run [2]", "'[', which storages take for a pattern"),
     "output of nobody": ("output=s3://bucket/x", "s3://bucket/x"),
     "images gone": ("data={source: folder, uri: gone, image_size: 16}", "gone"),
     "images of nobody": ("data={source: folder, uri: 's3://bucket/x', image_size: 16}", "s3://bucket/x"),
@@ -127,7 +128,7 @@ OVERRIDES = {
 
 
 # A job's output is that of the cluster's nodes, with their credentials: who submits cannot look at it.
-SEEN_BY_NODES = {("submit", "unknown output"), ("submit", "output of nobody")}
+SEEN_BY_NODES = {("submit", kind) for kind in ("unknown output", "output of nobody", "output with a pattern")}
 
 
 @pytest.mark.parametrize(

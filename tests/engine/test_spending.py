@@ -1,9 +1,12 @@
 """What a run spends of GPUs, and where its cap ends it."""
 
+import os
+import signal
 import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from dpt_ray.cluster.trials import run_trials
 from dpt_ray.config import ConfigError, load_config
@@ -59,6 +62,7 @@ def spend(store, hours_spent, made=("toy/0",)):
         (RunsOn.WORKERS, TWO_GPUS, 0),
         (RunsOn.WORKERS, Compute(train_gpus=True, train_workers=8), 8),
         (RunsOn.WORKERS, Compute(train_gpus=True, train_workers=0), 1),  # in the driver
+        (RunsOn.WORKERS, Compute(actor_gpus=1, train_workers=0), 0),
         (RunsOn.FIT, TWO_GPUS, 0.5),
         (RunsOn.TRIALS, Compute(actor_gpus=0.5, concurrent_trials=3), 1.5),
         (RunsOn.DRIVER, TWO_GPUS, 0),
@@ -68,6 +72,14 @@ def test_a_stage_counts_with_the_gpus_that_it_asks_for(runs_on, compute, gpus):
     node = toy_node("toy")
     node.stage.runs_on = runs_on
     assert gpus_of(node.stage, compute) == gpus
+
+
+def test_a_training_in_the_driver_counts_the_gpu_that_it_finds_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    node = toy_node("toy")
+    node.stage.runs_on = RunsOn.WORKERS
+    assert gpus_of(node.stage, Compute(actor_gpus=1, train_workers=0)) == 1
+    assert gpus_of(node.stage, Compute(actor_gpus=1, train_workers=2)) == 0
 
 
 def test_what_a_stage_spent_is_in_its_manifest_and_in_the_record_of_the_run(make, store):
@@ -166,3 +178,25 @@ def test_a_sweep_over_its_allowance_ends_before_all_trials_and_goes_on_with_the_
     missing = [number for number in range(12) if f"trial-{number}" not in made]
     run_trials(task, missing, run_trial, 12, 0)
     assert len(out.shards()) == 12
+
+
+def test_a_trial_that_loses_its_process_is_run_again_and_one_that_fails_is_not(tmp_path, cluster):
+    task = make_latents(tmp_path).task()
+    out = task.out
+
+    def run_trial(number, threads):
+        tried = tmp_path / f"tried-{number}-{time.time_ns()}"
+        tried.touch()
+        if number == 1 and len(list(tmp_path.glob("tried-1-*"))) < 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number == 5:
+            raise ValueError("no such trial")
+        out.publish_shard(f"trial-{number}", ".txt", 1, lambda path: path.write_text(str(number)))
+        return {"validation_top1": 0.5}
+
+    run_trials(task, range(4), run_trial, 4, 0)
+    assert sorted(out.shards()) == [f"trial-{number}" for number in range(4)]
+    assert [len(list(tmp_path.glob(f"tried-{number}-*"))) for number in (0, 1)] == [1, 3]
+    with pytest.raises(RuntimeError, match="1 trials failed"):
+        run_trials(task, [5], run_trial, 5, 0)
+    assert len(list(tmp_path.glob("tried-5-*"))) == 1

@@ -10,8 +10,9 @@ from dpt_ray.engine import progress
 from dpt_ray.engine.execute import execute
 from dpt_ray.engine.progress import Display
 from dpt_ray.pipeline import time_left
+from dpt_ray.pipeline.cost import costs
 from dpt_ray.pipeline.flow import flow
-from dpt_ray.pipeline.speed import Rates
+from dpt_ray.pipeline.speed import FitShape, Rates
 from dpt_ray.pipeline.time_left import TimeLeft
 from dpt_ray.store.artifact import Store
 from tests.helpers.paths import DIGITS
@@ -53,6 +54,14 @@ def test_on_a_cluster_that_was_there_before_nothing_is_told(left, monkeypatch):
     monkeypatch.setattr(time_left, "SHORT", 0.0)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert left(list(left.nodes.values())) is None
+
+
+@pytest.mark.parametrize(("missing", "measured"), [("balanced_self_training", True), ("features", False)])
+def test_the_speed_of_fits_is_measured_where_there_are_some_to_make(missing, measured, monkeypatch):
+    monkeypatch.setattr(time_left, "machine_rates", lambda config, threads, shape: shape)
+    config, images = load_config(DIGITS, ["ladder={}"]), {"train": 1290, "validation": 100}
+    found = time_left.rates_for(config, images, 10, {missing: costs(config, images, 10)[missing]})
+    assert found == (FitShape(1300, 64, 10) if measured else None)
 
 
 def test_the_time_left_is_that_of_the_nodes_and_grows_on_a_slow_machine(left, monkeypatch):

@@ -67,6 +67,15 @@ def test_the_next_checkpoint_removes_what_a_killed_writer_left(tmp_path, node):
         assert names(out) == ["000000006.json", "000000006.safetensors"]
 
 
+def test_json_that_a_late_writer_published_without_its_tensors_is_no_checkpoint(tmp_path):
+    out = Artifact(f"{tmp_path}/it")
+    save_checkpoint(out, 5, {"w": torch.zeros(9)}, {"step": 5})
+    out.write_json("checkpoints/000000006.json", {"step": 6})
+    assert checkpoint_names(out) == ["000000005"] and load_checkpoint(out)[1] == {"step": 5}
+    save_checkpoint(out, 6, {"w": torch.ones(9)}, {"step": 6})
+    assert load_checkpoint(out)[0]["w"].tolist() == [1.0] * 9
+
+
 def test_the_next_writer_to_a_remote_store_removes_what_killed_ones_left_on_the_node(node):
     killed_at("memory://gone", node, "written")
     assert [path.name[:11] for path in cache.folder().glob("scratch/*/.*")] == [".000000005."]

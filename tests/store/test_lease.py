@@ -40,6 +40,12 @@ def dead_pid():
     return process.pid
 
 
+def dead(**changes):
+    """The lease of a process of this machine that is gone."""
+    there = {"host": socket.gethostname(), "processes": lease._processes()}
+    return {**there, "pid": dead_pid(), "token": "t", "beat": 1, **changes}
+
+
 def waited(artifact, seconds=10.0):
     """The holders that a waiter was told of before it got the lease."""
     told = []
@@ -208,6 +214,14 @@ def test_a_lease_that_was_taken_over_is_not_removed_by_who_lost_it(artifact):
     assert artifact.read_json(NAME) == ELSEWHERE
 
 
+def test_a_pid_of_another_container_says_nothing_of_its_process(artifact):
+    for elsewhere in (dead(processes="another boot pid:[1]"), dead(processes=None)):
+        artifact.write_json(NAME, elsewhere)
+        assert not lease._is_dead(artifact.read_bytes(NAME))
+    artifact.write_json(NAME, dead())
+    assert lease._is_dead(artifact.read_bytes(NAME))
+
+
 def test_only_a_lease_with_a_heartbeat_is_alive(artifact, monkeypatch):
     assert live_holders({"it": artifact}) == {}
     with Lease(artifact):
@@ -215,7 +229,7 @@ def test_only_a_lease_with_a_heartbeat_is_alive(artifact, monkeypatch):
     artifact.write_json(NAME, ELSEWHERE)
     assert live_holders({"it": artifact}) == {}  # after its lifetime
     monkeypatch.setattr(lease, "LIFETIME", 1000.0)
-    artifact.write_json(NAME, {"host": socket.gethostname(), "pid": dead_pid(), "token": "t", "beat": 1})
+    artifact.write_json(NAME, dead())
     assert live_holders({"it": artifact}) == {}  # at once
 
 
@@ -241,5 +255,5 @@ def test_two_who_judge_a_holder_dead_at_the_same_moment_still_exclude_each_other
 
     monkeypatch.setattr(Lease, "_remove", remove)
     monkeypatch.setattr(Lease, "_create", create)
-    artifact.write_json(NAME, {"host": socket.gethostname(), "pid": dead_pid(), "token": "t", "beat": 1})
+    artifact.write_json(NAME, dead())
     assert most_inside(artifact, workers=2, seconds=0.6) == 1
