@@ -111,6 +111,7 @@ def check_training(compute: Compute) -> None:
             f"compute.{key}: {least} training workers need one {kind} each, and the Ray cluster has room for "
             f"{room}{_may_add(adds)}; "
             + ("lower it, or raise max_workers of a node type" if adds else f"lower it, or {_ON_DEMAND}")
+            + (", or compute.train_gpus=false to train without GPUs" if compute.train_gpus else "")
         )
 
 

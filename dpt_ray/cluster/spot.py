@@ -8,10 +8,10 @@ ends once Ray has accepted the notice. What a training does with it is in docs/c
 
 from __future__ import annotations
 
+import http.client
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 
@@ -33,7 +33,7 @@ def notice(metadata: str = METADATA) -> bool:
     try:
         token = _read(f"{metadata}/api/token", "PUT", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
         _read(f"{metadata}/meta-data/spot/instance-action", "GET", {"X-aws-ec2-metadata-token": token})
-    except (urllib.error.URLError, TimeoutError):  # 404: nothing is announced
+    except (OSError, http.client.HTTPException):  # 404: nothing is announced; or no whole answer
         return False
     return True
 

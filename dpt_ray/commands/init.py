@@ -130,6 +130,12 @@ compute: {train_gpus: true, actor_gpus: 1}
 """
 
 
+NO_GPU = """\
+# This machine has no GPU. On one, or on a cluster with GPUs:
+# compute: {train_gpus: true, actor_gpus: 1}
+"""
+
+
 def write_config(
     uri: str,
     labels: str | None,
@@ -297,7 +303,8 @@ def _large_text(recipe: LatentRecipe, images: Images, encoder: str) -> str:
     training = recipe.denoising
     epochs = training.steps * training.batch_size / images.train
     shape = _shape(recipe.denoiser)
-    return LARGE.format(encoder=encoder, model=shape, denoising=training, epochs=epochs) + GPU
+    text = LARGE.format(encoder=encoder, model=shape, denoising=training, epochs=epochs)
+    return text + (GPU if has_gpu() else NO_GPU)
 
 
 def _shape(model: Denoiser) -> str:

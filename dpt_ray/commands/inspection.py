@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -22,6 +23,9 @@ LOOKED_AT = 64  # number of images whose size is read
 SIDES = (8, 16, 32, 64, 128, 256)
 
 
+SHOWN = 5  # classes whose names are told
+
+
 @dataclass(frozen=True)
 class Found:
     """The result of inspecting the images and the label list."""
@@ -35,11 +39,17 @@ class Found:
     mode: str
     warning: str = ""  # of classes without a label
     gaps: bool = False  # the classes are the numbers that occur, and others below them do not
+    folders: Sequence[str] = ()  # that are taken for no classes, since the list names others
 
     @property
     def notes(self) -> list[str]:
         """What the labels lack, a line each; none before the first label."""
         found = [self.warning] if self.warning else []
+        if self.folders:
+            found.append(
+                f"note: no class of the list is one of the folders ({_first(self.folders)}), so these are "
+                "taken for no classes"
+            )
         if self.gaps:
             found.append(
                 "note: the images' labels are numbers, and not all from 0 up; data.classes lists those that "
@@ -55,10 +65,15 @@ class Found:
     def __str__(self) -> str:
         splits = pc.value_counts(self.index["split"]).to_pylist()
         counts = ", ".join(f"{entry['counts']} {entry['values']}" for entry in splits)
+        names = _first(self.classes)
         return (
-            f"{counts} images as {self.source}; {self.labelled} labels of {len(self.classes)} classes; "
-            f"{self.side} pixels, {self.mode}"
+            f"{counts} images as {self.source}; {self.labelled} labels of {len(self.classes)} classes"
+            f"{names and f' ({names})'}; {self.side} pixels, {self.mode}"
         )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def look(uri: str, labels: str | None) -> Found:
@@ -70,18 +85,32 @@ def look(uri: str, labels: str | None) -> Found:
     except GapsError as error:
         index, classes = index_source(source, uri, error.classes, SPLIT_NAMES, each)
         gaps = True
+    if not pc.any(pc.equal(index["split"], "train")).as_py():
+        raise ValueError(f"{uri} has no training images; name their split train, or leave the split out")
     side, mode = _size(index)
     if not labels:
         return Found(source, index, classes, False, 0, side, mode, gaps=gaps)
     fs, path = open_root(labels)
     if not fs.exists(path):
         raise ValueError(f"--labels: {labels!r} does not exist; give the path or URI of the label list")
+    listed_classes = class_names(labels)
     named_by_list = not classes
+    folders = classes if source == "folder" and _are_others(listed_classes, classes) else []
+    if folders:
+        index, named_by_list = index_source(source, uri, listed_classes, SPLIT_NAMES, each)[0], True
     if named_by_list:
-        classes = class_names(labels)
+        classes = listed_classes
+    if len(classes) == 1:
+        raise ValueError(f"{labels}: one class, {classes[0]}; label images of at least two")
     listed = read_label_list(labels, "csv", index, classes)
     warning = unlabelled(listed, classes)
-    return Found(source, index, classes, named_by_list, listed.num_rows, side, mode, warning, gaps)
+    return Found(source, index, classes, named_by_list, listed.num_rows, side, mode, warning, gaps, folders)
+
+
+def _are_others(listed: Sequence[str], folders: Sequence[str]) -> bool:
+    """Return whether folders are those of years or cameras, say: a list has other names of classes."""
+    numbers = any(name.isdigit() for name in listed)  # which may be ranks of the folders
+    return len(listed) > 1 and not numbers and set(listed).isdisjoint(folders)
 
 
 def _source(uri: str) -> str:

@@ -29,6 +29,7 @@ def submit_run(path: Path, overrides: Sequence[str], until: str | None, waits: b
         "stage": target,
         "identity": until_node(config, target).digest,
         "output": config.output or "",
+        "compute": config.compute.model_dump_json(exclude_defaults=True),  # its cap among it
         "code": code_version(),
     }
     folder = Path.cwd()

@@ -349,7 +349,8 @@ class Compute(Section):
     - `autoscaling`: the cluster adds nodes on demand, so do not require that the work fits at the start.
     - `max_gpu_hours`: the most GPU hours that this run may spend, over all its attempts. It then stops, a
       training at a checkpoint, and continues once this is raised. What stages ask for counts (GPUs of
-      actors, training workers, fits and trials x seconds, start-up included), not nodes that boot or idle.
+      actors, training workers, fits and trials x seconds, with start-up and the wait for nodes), not nodes
+      that idle.
     """
 
     cpus: Count | None = None

@@ -25,9 +25,10 @@ def index_folder(
     """Return the index of the image files below `uri` and the class names (sorted folder names).
 
     The layout is CLASS/**/NAME.jpg, or SPLIT/CLASS/**/NAME.jpg where every top folder is one of
-    `split_names`. Images outside the class folders have no label. The id is the path below `uri`
-    without suffix. Hidden files and files without an image suffix are skipped. Raises ValueError where
-    other folders lie beside those of splits, unless `classes` says that all of them are classes.
+    `split_names`. Images outside the class folders have no label, nor has any image where no folder is one
+    of `classes`: folders are years or cameras then. The id is the path below `uri` without suffix. Hidden
+    files and files without an image suffix are skipped. Raises ValueError where other folders lie beside
+    those of splits, unless `classes` says that all of them are classes.
     """
     fs, root = open_root(uri)
     if not fs.isdir(root):
@@ -37,9 +38,10 @@ def index_folder(
     if not has_splits and not set(top) <= set(classes or ()):
         _refuse_mixture(uri, top, split_names)
     splits = {name: split_names[name.lower()] for name in top} if has_splits else {"": "train"}
-    if classes is None:
-        classes = sorted({name for split in splits for name in _folders(fs, f"{root}/{split}")})
-    return build_index(_rows(fs, root, splits), classes)
+    folders = sorted({name for split in splits for name in _folders(fs, f"{root}/{split}")})
+    classes = folders if classes is None else classes
+    of_classes = not set(folders).isdisjoint(classes)
+    return build_index(_rows(fs, root, splits, of_classes), classes)
 
 
 def _refuse_mixture(uri: str, top: Sequence[str], split_names: Mapping[str, str]) -> None:
@@ -59,12 +61,12 @@ def _folders(fs: AbstractFileSystem, directory: str) -> list[str]:
     return [name for name, is_folder, *_ in list_directory(fs, directory) if is_folder]
 
 
-def _rows(fs: AbstractFileSystem, root: str, splits: Mapping[str, str]) -> Iterator[Row]:
+def _rows(fs: AbstractFileSystem, root: str, splits: Mapping[str, str], of_classes: bool) -> Iterator[Row]:
     for folder, split in splits.items():
         for path, size in walk_files(fs, root, folder):
             stem, dot, suffix = path.rpartition(".")
             if f"{dot}{suffix}".lower() not in IMAGE_SUFFIXES:
                 continue
             inside = path.removeprefix(f"{folder}/").split("/")
-            label = inside[0] if len(inside) > 1 else None
+            label = inside[0] if of_classes and len(inside) > 1 else None
             yield stem, fs.unstrip_protocol(f"{root}/{path}"), 0, size, split, label

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from dpt_ray.data.listing import IMAGE_SUFFIXES
 from dpt_ray.store.filesystem import open_exact, url_to_fs
 
 SPLITS = ("train", "validation", "test")
@@ -165,7 +166,10 @@ def validate_index(table: pa.Table, classes: Sequence[str] | None = None) -> Non
         found, needed = (", ".join(f"{f.name} {f.type}" for f in s) for s in (table.schema, SCHEMA))
         raise ValueError(f"the index has columns {found}; it needs {needed}")
     if table.num_rows == 0:
-        raise ValueError("the index has no images; check the uri and the kind of the source")
+        raise ValueError(
+            "the index has no images; check the uri and the kind of the source (files of images end in "
+            f"{', '.join(IMAGE_SUFFIXES)})"
+        )
     for name in SCHEMA.names[:5]:
         if table[name].null_count:
             raise ValueError(f"the index has {table[name].null_count} nulls in column {name}")

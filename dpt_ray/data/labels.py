@@ -138,7 +138,10 @@ def _read_entries(uri: str, format: str) -> list[Entry]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     if not {"id", "label"} <= set(reader.fieldnames or ()):
         raise ValueError(f"label list {uri} line 1: columns {reader.fieldnames}; it needs id,label")
-    entries = [Entry(reader.line_num, row["id"] or "", row["label"] or "") for row in reader]
+    entries = []
+    for row in reader:
+        entries.append(Entry(reader.line_num, row["id"] or "", (row["label"] or "").strip()))
+        _refuse_misread(row, f"label list {uri} line {reader.line_num}")
     for entry in entries:
         if not entry.key.strip():
             raise ValueError(
@@ -149,6 +152,16 @@ def _read_entries(uri: str, format: str) -> list[Entry]:
                 f"label list {uri} line {entry.line}: {entry.key} has no label; give one or remove the line"
             )
     return entries
+
+
+def _refuse_misread(row: Mapping[str | None, object], where: str) -> None:
+    """Raise ValueError where a comma or a quotation mark has cut a row in other fields than were meant."""
+    if None in row:
+        raise ValueError(
+            f"{where}: more fields than the first line has; put a value that has a comma in quotation marks"
+        )
+    if "\n" in f"{row['id']}{row['label']}":
+        raise ValueError(f"{where}: a value goes over several lines; close its quotation mark")
 
 
 def _label(entry: Entry, by_name: Mapping[str, int], format: str, where: str) -> int:

@@ -62,11 +62,16 @@ def _read(fs: AbstractFileSystem, path: str) -> pa.Table:
             types = dict.fromkeys(TEXT_COLUMNS, pa.string())
             options = pyarrow.csv.ConvertOptions(column_types=types)
             table = pyarrow.csv.read_csv(file, convert_options=options)
+            found = table.column_names
         elif path.endswith(".parquet"):
-            names = [name for name in pq.read_schema(file).names if name in COLUMNS]
+            found = pq.read_schema(file).names
+            names = [name for name in found if name in COLUMNS]
             table = pq.read_table(file, columns=names)
         else:
             raise ValueError(f"manifest {path} is neither .csv nor .parquet; write it as one of them")
+    meant = {name: name.strip().lower() for name in found if name not in COLUMNS}
+    if wrong := next((name for name, known in meant.items() if known in COLUMNS), None):
+        raise ValueError(f"manifest {path} has a column {wrong!r}; write it {meant[wrong]!r}")
     if not {"id", "uri"} & set(table.column_names):
         raise ValueError(f"manifest {path} has columns {table.column_names}; it needs uri or id")
     for i, name in enumerate(table.column_names):

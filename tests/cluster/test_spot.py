@@ -1,6 +1,7 @@
 """Passing AWS's spot notice on to Ray, against a metadata service as EC2 documents it."""
 
 import json
+import socket
 import threading
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -68,6 +69,20 @@ def test_a_notice_is_passed_on_until_it_is_accepted_whatever_this_machines_clock
 
 def test_a_machine_that_is_not_aws_has_no_notice():
     assert not spot.notice("http://127.0.0.1:9/latest")  # nobody listens there
+
+
+@pytest.mark.parametrize("sent", [b"", b"nonsense\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"])
+def test_a_service_that_breaks_off_has_no_notice(sent):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            asked, _ = listening.accept()
+            asked.recv(1000)
+            asked.sendall(sent)
+            asked.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        assert not spot.notice(f"http://127.0.0.1:{listening.getsockname()[1]}/latest")
 
 
 def test_ray_has_the_command_and_its_options():

@@ -12,6 +12,7 @@ from dpt_ray.cli import app
 from dpt_ray.cluster.session import unused_gpus
 from dpt_ray.commands import init as start
 from dpt_ray.commands.init import write_config
+from dpt_ray.commands.inspection import look
 from dpt_ray.commands.recipe import START, Images, learner_training
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.config.ladder import Ladder
@@ -60,7 +61,7 @@ def test_a_folder_for_each_class_gives_a_run_that_passes_its_first_stages(classe
     assert (config.data.validation, config.data.test) == (3, 3)  # a tenth of the other 36
     assert (config.pretrain.network, config.pretrain.augmentation) == ("resnet", "photographs")
     assert config.evaluate.augmentation == "photographs"
-    assert str(found) == "40 train images as folder; 4 labels of 2 classes; 16 pixels, RGB"
+    assert str(found) == "40 train images as folder; 4 labels of 2 classes (rose, tulip); 16 pixels, RGB"
     assert f"`dpt init`: {found}" in path.read_text()
     assert make(config, "labels") == ["index", "labels"]
 
@@ -268,8 +269,12 @@ def test_the_file_is_yaml_with_the_words_of_the_configuration(classes):
     assert tree["labels"]["file"] == str(classes / "labels.csv")
 
 
-@pytest.mark.parametrize(("side", "gpu", "used"), [(20, False, False), (20, True, True), (300, False, True)])
-def test_gpus_are_used_for_large_images_and_where_there_are_some(tmp_path, monkeypatch, side, gpu, used):
+@pytest.mark.parametrize(
+    ("side", "gpu", "used"), [(20, False, False), (20, True, True), (300, False, False), (300, True, True)]
+)
+def test_gpus_are_used_where_there_are_some_and_named_for_large_images(
+    tmp_path, monkeypatch, side, gpu, used
+):
     monkeypatch.setattr(start, "has_gpu", lambda: gpu)
     for number in range(5):
         draw(tmp_path / "images" / f"{number}.png", side)
@@ -277,6 +282,7 @@ def test_gpus_are_used_for_large_images_and_where_there_are_some(tmp_path, monke
     path, *_ = write_config(str(tmp_path / "images"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
     compute = load_config(path).compute
     assert (compute.train_gpus, compute.actor_gpus) == ((True, 1) if used else (False, 0))
+    assert ("compute: {train_gpus: true, actor_gpus: 1}" in path.read_text()) is (used or side == 300)
 
 
 def test_a_gpu_is_seen_by_the_file_of_its_driver(tmp_path):
@@ -293,6 +299,42 @@ def test_a_run_tells_of_gpus_that_it_leaves_idle():
     assert unused_gpus(Compute(train_gpus=True), 2) == f"{idle}compute.actor_gpus=1"
     assert unused_gpus(Compute(actor_gpus=0.5, train_workers=0), 2) == ""
     assert unused_gpus(Compute(train_gpus=True, actor_gpus=1), 2) == ""
+
+
+def test_folders_of_years_are_no_classes_where_the_list_names_others(tmp_path):
+    for number in range(20):
+        draw(tmp_path / "dated" / ("2021" if number % 2 else "2022") / f"{number}.png")
+    (tmp_path / "labels.csv").write_text("id,label\n2022/0,cat \n2021/3,dog\n")
+    path, found, _ = write_config(str(tmp_path / "dated"), str(tmp_path / "labels.csv"), tmp_path / "c.yaml")
+    assert str(found).startswith("20 train images as folder; 2 labels of 2 classes (cat, dog); ")
+    assert found.notes[0].startswith("note: no class of the list is one of the folders (2021, 2022), so ")
+    config = load_config(path, [f"output={tmp_path}/out"])
+    assert config.data.classes == ("cat", "dog") and (config.data.validation, config.data.test) == (0, 0)
+    make(config, "labels")
+    index = flow(config)["index"].artifact(Store(config.output))
+    assert read_index(index)["label"].null_count == 20
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("0,oak, red", "line 2: more fields than the first line has; put a value that has a comma in quot"),
+        ('0,"oak\n1,ash', "line 3: a value goes over several lines; close its quotation mark"),
+        ("0,oak\n1,oak", "one class, oak; label images of at least two"),
+    ],
+)
+def test_a_label_list_that_would_be_misread_is_refused(tmp_path, rows, said):
+    for number in range(4):
+        draw(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "labels.csv").write_text(f"id,label\n{rows}\n")
+    with pytest.raises(ValueError, match=said):
+        look(str(tmp_path / "images"), str(tmp_path / "labels.csv"))
+
+
+def test_images_without_any_to_train_on_are_refused(tmp_path):
+    draw(tmp_path / "images" / "test" / "cat" / "0.png")
+    with pytest.raises(ValueError, match="has no training images; name their split train"):
+        look(str(tmp_path / "images"), None)
 
 
 @pytest.mark.parametrize("side", [32, 300])

@@ -36,4 +36,4 @@ def test_the_images_are_counted_for_a_plan_of_gpus_that_this_machine_lacks(s3_bu
 def test_init_looks_at_all_of_them(s3_bucket):
     look = "from dpt_ray.commands.inspection import look; import sys; print(look(sys.argv[1], None))"
     said = python("-c", look, write_tars(s3_bucket[0]))
-    assert said.startswith("7 train, 3 validation images as tar; 0 labels of 2 classes; ")
+    assert said.startswith("7 train, 3 validation images as tar; 0 labels of 2 classes (")

@@ -45,6 +45,17 @@ def test_a_manifest_without_rows_is_refused(tmp_path) -> None:
             index_manifest(f"{tmp_path}/{name}")
 
 
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_a_column_that_is_nearly_one_of_a_manifests_is_refused(tmp_path, name) -> None:
+    write(f"{tmp_path}/x.png", b"xx")
+    write(f"{tmp_path}/m.csv", b"uri,label, Split,camera\nx.png,cat,test,1\n")
+    pq.write_table(pa.table({"uri": ["x.png"], " Split": ["test"], "camera": ["1"]}), tmp_path / "m.parquet")
+    with pytest.raises(
+        ValueError, match=rf"manifest {tmp_path}/{name} has a column ' Split'; write it 'split'"
+    ):
+        index_manifest(f"{tmp_path}/{name}")
+
+
 def test_rows_of_a_manifest_without_uri_are_told(tmp_path) -> None:
     write(f"{tmp_path}/a.png", b"1")
     write(f"{tmp_path}/m.csv", b"uri,label\na.png,x\n,y\n,z\n")
