@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpt_ray.cluster.ray_internals import in_job
-from dpt_ray.cluster.session import alive_nodes
+from dpt_ray.cluster.session import alive_nodes, joins_another
+from dpt_ray.cluster.shared_folder import node_without
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.store.artifact import Artifact, Store
 
@@ -88,3 +89,12 @@ def open_store(config: Config) -> Store:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return store
+
+
+def check_shared(config: Config, store: Store) -> None:
+    """Raise ConfigError where a node of the cluster that a run joins does not see its local output."""
+    folder = Artifact(store.uri)
+    if joins_another() and folder.is_local and (node := node_without(folder.path(""), config.compute)):
+        raise ConfigError(
+            f"output: what is written to {store.uri!r} here is not seen on the cluster's node {node}; {_GIVE}"
+        )

@@ -18,7 +18,7 @@ from dpt_ray.models.precision import emulation_note
 from dpt_ray.pipeline.cost import Cost, costs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.lacking import OF_IMAGES, remedy
-from dpt_ray.pipeline.output import open_store
+from dpt_ray.pipeline.output import check_shared, open_store
 from dpt_ray.pipeline.run_folder import PLANNED, link, node_references
 from dpt_ray.pipeline.time_left import TimeLeft
 from dpt_ray.stages.rung import check_ladder
@@ -41,6 +41,7 @@ def run(
     `check_index` is called with the index before any later stage starts.
     """
     store, display.watch = open_store(config), StageGauges(config.name)
+    check_shared(config, store)
     if note := emulation_note(config):
         display.console.print(note, highlight=False, soft_wrap=True)
     nodes = flow(config)

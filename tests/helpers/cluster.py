@@ -37,12 +37,20 @@ class Cluster:
         return [pid for pid in session_pids(self.session) if title in command_line(pid)]
 
 
-def ray_start(*options, **environment):
-    """`ray start --block` in a session of its own: the process, once its node runs."""
+def ray_start(*options, within=(), **environment):
+    """`ray start --block` in a session of its own, by a command `within`: the process, once the node runs."""
     log = Path(tempfile.mkstemp(".log", "ray-", SCRATCH)[1])
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+            *(
+                *within,
+                sys.executable,
+                "-m",
+                "ray.scripts.scripts",
+                "start",
+                "--block",
+                "--disable-usage-stats",
+            ),
             *("--node-ip-address=127.0.0.1", *options),
         ],
         env=os.environ | {"PATH": PATH} | environment,
