@@ -14,8 +14,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -101,15 +102,24 @@ def _run_all(configs: dict[str, Config], workers: int, display: Display) -> dict
     results: dict[str, StudyRun] = {}
     if workers > 1:  # one run at a time has the whole machine in any case
         _make_shared(configs, display)
+    left, going = iter(configs.items()), dict[Future[StudyRun], str]()
     with _processes(workers) as pool:
-        waiting = {pool.submit(_run_one, _sharing(c, workers)): name for name, c in configs.items()}
         try:
-            for number, future in enumerate(as_completed(waiting), 1):
-                name = waiting[future]
-                results[name] = _tested(name, _result(name, future, workers))
-                _show(name, results[name], f"[{number}/{len(configs)}]", display)
-        finally:  # after a failure or Ctrl-C no further run starts
-            pool.shutdown(cancel_futures=True)
+            while True:
+                # No more than can start: a pool cannot call back what waits, and a run may fail.
+                for name, config in islice(left, workers - len(going)):
+                    going[pool.submit(_run_one, _sharing(config, workers))] = name
+                if not going:
+                    break
+                for future in wait(going, return_when=FIRST_COMPLETED).done:
+                    name = going.pop(future)
+                    results[name] = _tested(name, _result(name, future, workers))
+                    _show(name, results[name], f"[{len(results)}/{len(configs)}]", display)
+        except (ConfigError, StageError) as error:
+            if going:
+                others = ", ".join(going.values())
+                display.console.print(f"{error}; {others} will end first", markup=False, highlight=False)
+            raise
     return {name: results[name] for name in configs}
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,11 @@ def tells_threads(config):
     raise ConfigError(f"{encoder.manifest['threads']} threads made what {config.compute.threads} go on from")
 
 
+def fails(config):
+    (Path(config.output) / config.name).touch()
+    raise ConfigError("cannot be")
+
+
 def test_a_study_of_one_run_is_that_runs_table_without_errors(finished, tmp_path):
     run = finished.copy_to(tmp_path / "out")
     text = study.run_study(write(tmp_path), [*run.overrides, f"output={run.output}"], quiet())
@@ -72,6 +78,13 @@ def test_a_killed_process_is_no_runs_fault(tmp_path, monkeypatch):
         study.run_study(path, [f"output={tmp_path}"], quiet())
     assert "killed" in str(caught.value) and "lower study.concurrent_runs (2)" in str(caught.value)
     assert "s-n1" not in str(caught.value)
+
+
+def test_after_a_run_that_fails_no_further_one_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "_run_one", fails)
+    with pytest.raises(ConfigError, match="run s-n1-e0-d0: cannot be"):
+        study.run_study(write(tmp_path, draws=5), [f"output={tmp_path}"], quiet())
+    assert [path.name for path in tmp_path.glob("s-n1*")] == ["s-n1-e0-d0"]
 
 
 @pytest.mark.parametrize(
