@@ -206,7 +206,9 @@ def study(
 @app.command()
 def predict(
     config: ConfigPath,
-    images: Annotated[str, typer.Argument(help="A folder or URI of images (or one image).")],
+    images: Annotated[
+        str, typer.Argument(help="A folder or URI of images, tar or Parquet shards; or one of them.")
+    ],
     out: Annotated[Path, typer.Option(help="The table to write: .csv or .parquet.")] = Path(
         "predictions.csv"
     ),

@@ -26,6 +26,7 @@ from dpt_ray.data.decode import Mode, decode
 from dpt_ray.data.index import read_bytes
 from dpt_ray.data.listing import IMAGE_SUFFIXES, open_root, walk_files
 from dpt_ray.data.manifest import index_manifest
+from dpt_ray.data.parquet import has_images, index_parquet
 from dpt_ray.data.rows import row_normalise
 from dpt_ray.data.tar import index_tar
 from dpt_ray.learners.linear_classifier import load_classifier, probabilities
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from dpt_ray.models.encoder import Encoder
 
 WRITERS = {".csv": pyarrow.csv.write_csv, ".parquet": pq.write_table}
-TABLES = {".tar": index_tar, ".csv": index_manifest, ".parquet": index_manifest}
+SHARDS = {".tar": index_tar, ".parquet": index_parquet}
+TABLES = {".tar": index_tar, ".csv": index_manifest}
 
 SCHEMA = pa.schema(
     {
@@ -146,18 +148,21 @@ def load_labeller(config: Config, method: str | None = None) -> Labeller:
 def list_images(images: str) -> pa.Table:
     """Return id, uri, offset and length of the images at a path or URI, in sorted or listed order.
 
-    It is an image, a folder of images or tar shards (searched recursively), a tar, or a manifest (.csv or
-    .parquet with a column `uri` or `id`). The id of a file is its path below the folder without suffix.
-    Raises ConfigError where there is no image, or the tar or manifest is broken.
+    It is an image, a folder of images, or of tar or Parquet shards (searched recursively), a shard, or a
+    manifest (.csv or .parquet with a column `uri` or `id`). The id of a file is its path below the folder
+    without suffix. Raises ConfigError where there is no image, or a shard or the manifest is broken.
     """
     try:
         fs, root = open_root(images)
         if fs.isdir(root):
             files = list(walk_files(fs, root))
-            if not any(map(_is_image, files)) and any(path.endswith(".tar") for path, _ in files):
-                return index_tar(images)[0]
+            for suffix, of_shards in SHARDS.items():
+                if not any(map(_is_image, files)) and any(path.endswith(suffix) for path, _ in files):
+                    return of_shards(images)[0]
         elif fs.isfile(root):
             path = PurePosixPath(root)
+            if path.suffix.lower() == ".parquet":
+                return (index_parquet if has_images(images) else index_manifest)(images)[0]
             if index := TABLES.get(path.suffix.lower()):
                 return index(images)[0]
             root, files = str(path.parent), [(path.name, int(fs.size(root)))]

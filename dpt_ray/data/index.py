@@ -282,7 +282,7 @@ def read_row_group(uri: str, group: int) -> pa.ChunkedArray:
     metadata = _parquet_metadata(uri)
     with open_exact(uri) as file:
         parquet = pq.ParquetFile(file, metadata=metadata)
-        if not _image_structs(parquet.schema_arrow) and OF_SHARD in list(parquet.schema_arrow):
+        if not image_structs(parquet.schema_arrow) and OF_SHARD in list(parquet.schema_arrow):
             return parquet.read_row_group(group, columns=[OF_SHARD.name])[OF_SHARD.name]
         name = image_column(parquet.schema_arrow)
         column = parquet.read_row_group(group, columns=[f"{name}.bytes"])[name]
@@ -294,7 +294,7 @@ _last_row_group = lru_cache(maxsize=1)(read_row_group)
 
 def image_column(schema: pa.Schema) -> str:
     """Return the name of the image column, a struct with a field `bytes`."""
-    names = _image_structs(schema)
+    names = image_structs(schema)
     if len(names) != 1:
         raise ValueError(
             f"expected one image column, a struct with a field bytes, among {schema.names}, "
@@ -303,7 +303,8 @@ def image_column(schema: pa.Schema) -> str:
     return names[0]
 
 
-def _image_structs(schema: pa.Schema) -> list[str]:
+def image_structs(schema: pa.Schema) -> list[str]:
+    """Return the names of the columns that are structs with a field `bytes`."""
     return [
         field.name
         for field in schema

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dpt_ray.data.index import Row, build_index, image_column
+from dpt_ray.data.index import Row, build_index, image_column, image_structs
 from dpt_ray.data.listing import SPLIT_NAMES, ForEach, file_stem, list_shards, split_of_shard
 from dpt_ray.store.filesystem import open_exact
 
@@ -33,6 +33,12 @@ def index_parquet(
     if classes is None:
         classes = _published_classes(shards[0][1])
     return build_index(_rows(shards, split_names, each), classes)
+
+
+def has_images(file: str) -> bool:
+    """Return whether a Parquet file contains images, and not what a manifest says of images elsewhere."""
+    with _opened(file) as parquet:
+        return bool(image_structs(parquet.schema_arrow))
 
 
 def _rows(

@@ -181,6 +181,17 @@ def test_the_best_classifier_on_validation_is_used_and_named(
     assert said.endswith("90.0% right on 1,234 validation images")
 
 
+@pytest.mark.parametrize("given", ["new/all.parquet", "new"])
+def test_images_in_parquet_files_are_labelled_as_those_in_files(tmp_path: Path, given: str) -> None:
+    config = publish_run(tmp_path, "dpt")
+    images = [{"bytes": encoded(image), "path": f"{name}.png"} for name, image in IMAGES.items()]
+    (tmp_path / "new").mkdir()
+    pq.write_table(pa.table({"img": images}), tmp_path / "new" / "all.parquet", row_group_size=3)
+    assert predict_images(config, str(tmp_path / given), tmp_path / "p.parquet").labelled == len(IMAGES)
+    for key, row in read(tmp_path / "p.parquet").items():
+        check(row, IMAGES[key.rpartition("/")[2]], "dpt")
+
+
 def test_the_classifier_of_a_named_method_is_used(tmp_path: Path) -> None:
     config = publish_run(tmp_path, "dpt", "probe", dpt=(0.9, 0.5), probe=(0.8, None))
     folder = str(write_folder(tmp_path / "new"))
