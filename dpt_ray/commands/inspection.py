@@ -40,11 +40,17 @@ class Found:
     warning: str = ""  # of classes without a label
     gaps: bool = False  # the classes are the numbers that occur, and others below them do not
     folders: Sequence[str] = ()  # that are taken for no classes, since the list names others
+    deep: bool = False  # some images have more than 8 bits a value
 
     @property
     def notes(self) -> list[str]:
         """What the labels lack, a line each; none before the first label."""
         found = [self.warning] if self.warning else []
+        if self.deep:
+            found.append(
+                "note: some images have 16 bits a value, of which all above 255 are read as white; convert "
+                "them to 8 bits"
+            )
         if self.folders:
             found.append(
                 f"note: no class of the list is one of the folders ({_first(self.folders)}), so these are "
@@ -87,9 +93,9 @@ def look(uri: str, labels: str | None) -> Found:
         gaps = True
     if not pc.any(pc.equal(index["split"], "train")).as_py():
         raise ValueError(f"{uri} has no training images; name their split train, or leave the split out")
-    side, mode = _size(index)
+    side, mode, deep = _size(index)
     if not labels:
-        return Found(source, index, classes, False, 0, side, mode, gaps=gaps)
+        return Found(source, index, classes, False, 0, side, mode, gaps=gaps, deep=deep)
     fs, path = open_root(labels)
     if not fs.exists(path):
         raise ValueError(f"--labels: {labels!r} does not exist; give the path or URI of the label list")
@@ -104,7 +110,9 @@ def look(uri: str, labels: str | None) -> Found:
         raise ValueError(f"{labels}: one class, {classes[0]}; label images of at least two")
     listed = read_label_list(labels, "csv", index, classes)
     warning = unlabelled(listed, classes)
-    return Found(source, index, classes, named_by_list, listed.num_rows, side, mode, warning, gaps, folders)
+    return Found(
+        *(source, index, classes, named_by_list, listed.num_rows, side, mode), warning, gaps, folders, deep
+    )
 
 
 def _are_others(listed: Sequence[str], folders: Sequence[str]) -> bool:
@@ -124,8 +132,8 @@ def _source(uri: str) -> str:
     return next((kind for kind in ("tar", "parquet") if f".{kind}" in suffixes), "folder")
 
 
-def _size(index: pa.Table) -> tuple[int, str]:
-    """Return the largest of SIDES that at least half of the images fill, and "L" if all are greyscale."""
+def _size(index: pa.Table) -> tuple[int, str, bool]:
+    """Return the largest of SIDES that at least half of the images fill, "L" if all are grey, and `deep`."""
     step = max(1, index.num_rows // LOOKED_AT)
     shorter, modes = [], set()
     for data in read_bytes(index.take(list(range(0, index.num_rows, step))[:LOOKED_AT])):
@@ -139,4 +147,5 @@ def _size(index: pa.Table) -> tuple[int, str]:
         raise ValueError("none of the inspected images can be read; check the source")
     median = statistics.median(shorter)
     side = max((side for side in SIDES if side <= median), default=SIDES[0])
-    return side, "L" if modes <= {"1", "L"} else "RGB"
+    deep = {mode for mode in modes if mode.startswith(("I", "F"))}
+    return side, "L" if modes <= {"1", "L"} | deep else "RGB", bool(deep)

@@ -331,6 +331,16 @@ def test_a_label_list_that_would_be_misread_is_refused(tmp_path, rows, said):
         look(str(tmp_path / "images"), str(tmp_path / "labels.csv"))
 
 
+def test_images_of_16_bits_are_told(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        values = np.full((20, 20), 20_000 + number, np.uint16)
+        Image.fromarray(values).save(tmp_path / "images" / f"{number}.png")
+    found = look(str(tmp_path / "images"), None)
+    [note] = found.notes
+    assert found.mode == "L" and note.startswith("note: some images have 16 bits a value, of which all above")
+
+
 def test_images_without_any_to_train_on_are_refused(tmp_path):
     draw(tmp_path / "images" / "test" / "cat" / "0.png")
     with pytest.raises(ValueError, match="has no training images; name their split train"):
