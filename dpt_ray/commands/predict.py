@@ -5,7 +5,7 @@ Everything runs in this process. An unreadable image is a row with its reason in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from dpt_ray.models.batches import Batches
     from dpt_ray.models.encoder import Encoder
 
+Index = Callable[[str], tuple[pa.Table, list[str]]]
+
 WRITERS = {".csv": pyarrow.csv.write_csv, ".parquet": pq.write_table}
-SHARDS = {".tar": index_tar, ".parquet": index_parquet}
-TABLES = {".tar": index_tar, ".csv": index_manifest}
+SHARDS: dict[str, Index] = {".tar": index_tar, ".parquet": index_parquet}
 
 SCHEMA = pa.schema(
     {
@@ -156,15 +157,16 @@ def list_images(images: str) -> pa.Table:
         fs, root = open_root(images)
         if fs.isdir(root):
             files = list(walk_files(fs, root))
-            for suffix, of_shards in SHARDS.items():
+            for suffix, index in SHARDS.items():
                 if not any(map(_is_image, files)) and any(path.endswith(suffix) for path, _ in files):
-                    return of_shards(images)[0]
+                    return index(images)[0]
         elif fs.isfile(root):
             path = PurePosixPath(root)
-            if path.suffix.lower() == ".parquet":
-                return (index_parquet if has_images(images) else index_manifest)(images)[0]
-            if index := TABLES.get(path.suffix.lower()):
-                return index(images)[0]
+            suffix = path.suffix.lower()
+            if suffix == ".csv" or (suffix == ".parquet" and not has_images(images)):
+                return index_manifest(images)[0]
+            if suffix in SHARDS:
+                return SHARDS[suffix](images)[0]
             root, files = str(path.parent), [(path.name, int(fs.size(root)))]
         else:
             raise ValueError("does not exist; check the path and the credentials")

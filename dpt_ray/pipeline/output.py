@@ -36,9 +36,11 @@ def expanded(output: str) -> str:
 
 def _output(config: Config) -> str:
     output = _place(config)
-    if pattern := next((sign for sign in "[*?" if sign in output), ""):
+    pattern = next((sign for sign in "[*?" if sign in output), "") if "://" in output else ""
+    if pattern:  # what is removed there may be more than what is meant
         raise ConfigError(
-            f"output: {output!r} has {pattern!r}, which storages take for a pattern; give a folder without it"
+            f"output: {output!r} has {pattern!r}, which object stores take for a pattern; give a prefix "
+            "without it"
         )
     return output
 

@@ -284,7 +284,7 @@ def _paired_gains(improved: str, methods: Mapping[str, Classified]) -> dict[str,
 
 def _last_rows(task: Task[EvaluationSettings], methods: Mapping[str, Classified]) -> list[LadderRow]:
     """Return the ladder's last rows, learners and DPT, whose seconds are those of stages 2 and 3."""
-    dpt, climbers = _dpt(methods), []
+    dpt, climbers, inputs = _dpt(methods), [], task.inputs
     last = [name for name in ("semi_supervised", dpt, "semi_supervised_dpt") if name and name in methods]
     for method, classified in methods.items():
         if method in ("probe", BALANCED, *last):
@@ -294,7 +294,7 @@ def _last_rows(task: Task[EvaluationSettings], methods: Mapping[str, Classified]
             seconds = _seconds(task, method)
             labels = None
             if method == "semi_supervised":
-                labels = quality(read_given(*(task.inputs[n] for n in ("index", "labels", "learner_labels"))))
+                labels = quality(read_given(inputs["index"], inputs["labels"], inputs["learner_labels"]))
             climbers.append(Climber(method, classified, chosen_on, score, len(validation), seconds, labels))
     rows = {row["method"]: row for row in ladder_rows(climbers)}
     return [rows[method] for method in last]

@@ -39,7 +39,7 @@ class Probe(Stage[NoSettings]):
         torch.set_num_threads(threads(task.compute))
         real = RealRows(task.inputs["index"], task.inputs["features"], ("validation", "test"))
         classifier = task.inputs["classifier"]
-        given = read_given(*(task.inputs[name] for name in ("index", "labels", "pseudo_labels")))
+        given = read_given(task.inputs["index"], task.inputs["labels"], task.inputs["pseudo_labels"])
         probe = Classified(load_classifier(classifier), real)
         result: ProbeResult = {
             "n_labels": classifier.manifest["labelled"],

@@ -242,9 +242,10 @@ class Artifact:
         """Return the published shards in the folder by key."""
         if not self.fs.exists(self.path(SHARDS)):
             return {}
-        names = [n for n in self.fs.ls(self.path(SHARDS), detail=False) if n.endswith(".json")]
-        contents = self.fs.cat(names) if names else {}
-        entries = [json.loads(data) for _, data in sorted(contents.items())]
+        names = sorted(n for n in self.fs.ls(self.path(SHARDS), detail=False) if n.endswith(".json"))
+        # Not `cat`, which takes the [ ] of a folder's name for a pattern.
+        contents = self.fs.cat_ranges(names, None, None, on_error="raise")
+        entries = [json.loads(data) for data in contents]
         return {entry["shard"]: entry for entry in entries}
 
     def listed_shards(self) -> list[Shard]:

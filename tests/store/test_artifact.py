@@ -135,6 +135,13 @@ def test_a_shard_has_a_manifest_that_describes_its_payload(uri):
     assert (entry["bytes"], entry["sha256"]) == (7, hashlib.sha256(b"payload").hexdigest())
 
 
+def test_shards_are_found_below_a_folder_whose_name_looks_like_a_pattern(tmp_path):
+    artifact = Artifact(f"{tmp_path}/run [2]?*")
+    for name in "ab":
+        artifact.publish_shard(name, ".bin", 1, writer(b"payload"))
+    assert sorted(artifact.shards()) == ["a", "b"]
+
+
 def test_the_first_complete_shard_stays(uri):
     artifact = Store(uri).artifact("stage", "abc")
     first = artifact.publish_shard("0", ".bin", 1, writer(b"first"))
