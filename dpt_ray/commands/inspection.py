@@ -21,8 +21,6 @@ from dpt_ray.data.sources import index_source
 
 LOOKED_AT = 64  # number of images whose size is read
 SIDES = (8, 16, 32, 64, 128, 256)
-
-
 SHOWN = 5  # classes whose names are told
 
 
