@@ -29,7 +29,7 @@ SHAPES = (
 ENCODER_EPOCHS, MOST_ENCODER_EPOCHS, ENCODED = 20, 100, 64_000
 DENOISER_EPOCHS, MOST_DENOISER_EPOCHS, DENOISED = 40, 200, 256_000
 FEWEST_STEPS, STEPS_BEFORE_BATCHES = 100, 1000
-PER_CLASS = (128, 64, 32, 16, 8)  # generated images
+PER_CLASS = (128, 64, 32, 16)  # generated images; a unit has 16
 NFE = 25
 # A two-core processor; its networks are the ones with which any machine is measured first.
 AVERAGE = Rates(conv=80e9, transformer=120e9, device="cpu")

@@ -297,7 +297,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError: one line naming the key, the value and what is allowed.
     """
     tree = merge(read_yaml(path), parse_overrides(overrides))
-    if tree.get("study") is not None:
+    if tree.pop("study", None) is not None:
         raise ConfigError(
             f"{path}: study: describes a study of several runs; make them with `dpt study {path}`"
         )

@@ -82,6 +82,10 @@ class Labels(Settings):
             )
         if self.per_class is None and self.file is None:
             raise ValueError("give either per_class (draw) or file (a label list)")
+        if self.file is not None and self.seed:
+            raise ValueError(
+                f"seed {self.seed} draws labels and file {self.file!r} lists them: leave seed out"
+            )
         return self
 
 

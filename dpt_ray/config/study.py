@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dpt_ray.config.run import Config
 from dpt_ray.config.sections import Count, Encoder, Section, Seed
-from dpt_ray.config.values import Counts
+from dpt_ray.config.values import Counts, Distinct
 from dpt_ray.config.yaml_file import ConfigError, build, merge, parse_overrides, read_yaml
 
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
@@ -27,7 +27,7 @@ class Study(Section):
     """
 
     labels_per_class: Counts
-    encoder_seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)]
+    encoder_seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1), Distinct]
     draws: Count
     variants: dict[VariantName, dict[str, Any]] = Field(default_factory=dict)
     references: Annotated[tuple[Literal["none", "true_labels"], ...], Field(strict=False)] = ()
@@ -43,6 +43,10 @@ class Study(Section):
     @model_validator(mode="after")
     def _sections(self) -> Study:
         varied = {key for changes in self.variants.values() for key in changes}
+        if fixed := varied & {"name", "output"}:
+            raise ValueError(
+                f"variants change {', '.join(sorted(fixed))}, which the study gives its runs; remove it"
+            )
         if unknown := varied - Config.model_fields.keys():
             raise ValueError(
                 f"variants change {', '.join(sorted(unknown))}, which is not a section of a run; remove it"
@@ -121,7 +125,8 @@ def _repeat(tree: dict[str, Any], name: str, per_class: int, seed: int, draw: in
 
 
 def _seeded(run: dict[str, Any], seed: int, draw: int) -> dict[str, Any]:
-    """Return a run whose feature denoiser, if it has one, has a seed of its draw."""
-    if run.get("generate_in", "images") == "images":
-        return run
-    return merge(run, {"feature_diffusion": {"seed": 1000 * seed + draw}})
+    """Return a run whose further trainings (features, learner, student) have a seed of its draw."""
+    found = [section for section in ("semi_supervised", "student") if run.get(section) is not None]
+    if run.get("generate_in", "images") != "images":
+        found.append("feature_diffusion")
+    return merge(run, {section: {"seed": 1000 * seed + draw} for section in found})

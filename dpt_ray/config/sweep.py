@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from dpt_ray.config.hashing import HashedIfSet, NotHashed, Section, Settings
 from dpt_ray.config.sections import RealWeight, Solver
-from dpt_ray.config.values import Count, Counts, Fraction, Positive, Seed
+from dpt_ray.config.values import Count, Counts, Distinct, Fraction, Positive, Seed
 
 
 class OtherSampling(Section):
@@ -67,11 +67,11 @@ class Sweep(Settings):
     """
 
     images_per_class: Counts
-    real_weight: Annotated[tuple[RealWeight, ...], Field(strict=False, min_length=1)] = (1.0,)
-    l2: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (0.0025,)
+    real_weight: Annotated[tuple[RealWeight, ...], Field(strict=False, min_length=1), Distinct] = (1.0,)
+    l2: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1), Distinct] = (0.0025,)
     max_iterations: Annotated[Count | None, HashedIfSet] = None
     min_confidence: Annotated[
-        Annotated[tuple[Fraction | None, ...], Field(strict=False, min_length=1)], HashedIfSet
+        Annotated[tuple[Fraction | None, ...], Field(strict=False, min_length=1), Distinct], HashedIfSet
     ] = (None,)
     trials: Annotated[Count | None, HashedIfSet] = None
     seeds: Annotated[Count, HashedIfSet] = 1

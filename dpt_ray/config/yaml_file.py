@@ -140,6 +140,8 @@ def _expected(model: type[BaseModel], path: list[str], problem: Any) -> str:
     """Return what a value should be, in YAML's words."""
     if problem["type"] == "model_type":
         return f"Input should be a section with keys {', '.join(_keys(model, path))}"
+    if problem["type"] == "string_type":
+        return f"{problem['msg']}; put it in quotation marks"
     return str(problem["msg"]).replace("tuple", "list").replace("dictionary", "mapping")
 
 

@@ -38,6 +38,11 @@ def class_ranges(images_per_class: int, indices_per_shard: int, classes: int) ->
     ]
 
 
+def made_per_class(images_per_class: int, indices_per_shard: int) -> int:
+    """Return how many images of a class the units hold: the last one is whole."""
+    return -(-images_per_class // indices_per_shard) * indices_per_shard
+
+
 def items(unit: ClassRange) -> list[tuple[int, int]]:
     """Return (class, index) of each image of a unit in order."""
     return [(label, index) for index in range(*unit["indices"]) for label in range(*unit["classes"])]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import platform
 import resource
+import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
+from threading import main_thread
 
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import Settings
@@ -22,8 +24,11 @@ from dpt_ray.engine.node import Node, Task, needed
 from dpt_ray.engine.progress import Display, Report
 from dpt_ray.engine.spending import Spending
 from dpt_ray.store.artifact import Artifact, Store
-from dpt_ray.store.lease import Lease
+from dpt_ray.store.lease import LIFETIME, Lease
 from dpt_ray.store.records import Facts, Manifest
+
+# Called with a published artifact before any later step starts; raises ConfigError.
+Check = Callable[[Artifact], None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def execute(
     store: Store,
     compute: Compute,
     display: Display,
-    checks: Mapping[str, Callable[[Artifact], None]],
+    checks: Mapping[str, Sequence[Check]],
     room: Callable[[Node], float] = lambda node: 0.0,
     left: Callable[[Sequence[Node]], float | None] = lambda nodes: None,
     spending: Spending | None = None,
@@ -106,9 +111,10 @@ def execute(
         display.expect(left(to_do))
         to_do = [node for node in to_do if node not in step.nodes]
         remaining = partial(left, to_do)
-        with display.step(number, len(plan), step.name, remaining) as progress, ExitStack() as leases:
-            for node in sorted(missing, key=lambda node: node.digest):  # a fixed order avoids deadlocks
-                leases.enter_context(Lease(node.artifact(store), display.waiting))
+        with (
+            display.step(number, len(plan), step.name, remaining) as progress,
+            _only_writer(step.name, [node.artifact(store) for node in missing], display.waiting),
+        ):
             missing = [node for node in missing if not node.artifact(store).published]
             if missing:
                 _check_room(step.name, missing, store, room)
@@ -118,10 +124,33 @@ def execute(
     return outcome
 
 
-def _check(step: Step, store: Store, checks: Mapping[str, Callable[[Artifact], None]]) -> None:
+@contextmanager
+def _only_writer(name: str, artifacts: Sequence[Artifact], on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Hold the leases of artifacts; end the work, as Ctrl-C does, where another process takes one over."""
+    taken_by: list[str] = []
+
+    def give_up(holder: str) -> None:
+        taken_by.append(holder)
+        signal.pthread_kill(main_thread().ident or 0, signal.SIGINT)
+
+    try:
+        with ExitStack() as leases:
+            for artifact in sorted(artifacts, key=lambda found: found.uri):  # a fixed order avoids deadlocks
+                leases.enter_context(Lease(artifact, on_wait, give_up))
+            yield
+    except KeyboardInterrupt:
+        if not taken_by:
+            raise
+        raise StageError(
+            f"{name}: {taken_by[0]} has taken this over, since this process did not renew its lease for "
+            f"{LIFETIME:g} s (the machine was suspended, or the storage away); it goes on there"
+        ) from None
+
+
+def _check(step: Step, store: Store, checks: Mapping[str, Sequence[Check]]) -> None:
     for node in step.nodes:
-        if node.name in checks:
-            checks[node.name](node.artifact(store))
+        for check in checks.get(node.name, ()):
+            check(node.artifact(store))
 
 
 def _check_room(name: str, nodes: Sequence[Node], store: Store, room: Callable[[Node], float]) -> None:

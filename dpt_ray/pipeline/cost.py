@@ -12,6 +12,7 @@ from pathlib import Path
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.sweep import set_name
 from dpt_ray.config.training import NetworkTraining, SelfSupervised
+from dpt_ray.data.class_ranges import made_per_class
 from dpt_ray.pipeline.speed import FitShape, Rates
 from dpt_ray.pipeline.stage_settings import sweep_settings
 from dpt_ray.stages.inception_statistics import KEPT_FEATURES, PART
@@ -76,7 +77,8 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     """
     everything = sum(images.values()) if images else None
     train = images.get("train", 0) if images else None
-    generated = classes * config.generate.images_per_class if classes else None
+    each = made_per_class(config.generate.images_per_class, config.generate.indices_per_shard)
+    generated = classes * each if classes else None
     features = _Encoder.of(config)
     found = {}
     if config.pretrain and config.encoder.kind == "pretrain":

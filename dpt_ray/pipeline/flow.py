@@ -341,7 +341,7 @@ class _Run:
         retrain = config.retrain if "retrained" in nodes else None
         self.add("evaluation", Evaluation, measured, EvaluationSettings(retrain=retrain))
         settings = ReportSettings(title=config.name, config=self.text, labels_from=config.labels_from)
-        shown = {key: nodes.get(key) for key in Report.inputs}
+        shown = {key: node for key, node in nodes.items() if key.partition(":")[0] in Report.inputs}
         self.add("report", Report, shown, settings)
 
     def inception_metrics(self) -> None:

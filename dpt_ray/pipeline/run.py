@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from dpt_ray.cluster.gauges import StageGauges
+from dpt_ray.cluster.resources import check_training
+from dpt_ray.cluster.session import connect
 from dpt_ray.config import Config, ConfigError
-from dpt_ray.engine.execute import Outcome, execute
-from dpt_ray.engine.node import Node, needed
+from dpt_ray.config.sections import Compute
+from dpt_ray.engine.errors import StageError
+from dpt_ray.engine.execute import Check, Outcome, execute
+from dpt_ray.engine.node import Node, RunsOn, needed
 from dpt_ray.engine.progress import Display
 from dpt_ray.engine.spending import Spending
 from dpt_ray.evaluation.advice import advice
@@ -34,7 +38,7 @@ def run(
     config: Config,
     display: Display,
     targets: Sequence[str] = ("report",),
-    check_index: Callable[[Artifact], None] | None = None,
+    check_index: Check | None = None,
 ) -> tuple[Outcome, Store]:
     """Make the missing nodes for `targets` (node names) and link the results in the run's folder.
 
@@ -56,25 +60,45 @@ def run(
         if nodes[name].missing:
             raise ConfigError(nodes[name].missing)
     wanted = [nodes[name] for name in targets if name in nodes]
-    required, checks = needed(wanted), {"index": check_index} if check_index else {}
+    required, checks = needed(wanted), defaultdict[str, list[Check]](list)
+    if check_index:
+        checks["index"].append(check_index)
+    first = "index"
     if nodes["labels"] in required:  # report a bad label list before any work
-        wanted = [nodes["labels"], *wanted]
+        first, wanted = "labels", [nodes["labels"], *wanted]
     if "sweep" in nodes and nodes["sweep"] in required:  # and missing validation images
-        checks["index"] = partial(check_choice, nodes["sweep"])
+        checks["index"].append(partial(check_choice, nodes["sweep"]))
     if config.ladder and {nodes[name] for name in config.ladder.rungs} & set(required):
         index = nodes["index"].artifact(store)
-        checks["labels"] = partial(check_ladder, config.ladder.prior, index)
+        checks["labels"].append(partial(check_ladder, config.ladder.prior, index))
+    if config.compute.train_workers and any(_trains(node, store) for node in required):
+        checks[first].append(partial(_check_training, config.compute))
     if "pilot" in nodes:
-        checks["pilot"] = partial(_tell_pilot, display)
-    # From here on every artifact of this run counts as used, even if the run fails.
-    folder = store.run_folder(config.name)
-    folder.write_json(PLANNED, node_references(nodes))
+        checks["pilot"].append(partial(_tell_pilot, display))
     to_write = partial(_bytes_to_write, config, nodes, store)
     left = TimeLeft(config, nodes["index"], store)
-    spending = Spending(folder, config.compute)
-    outcome = execute(wanted, store, config.compute, display, checks, to_write, left, spending)
-    link(config, nodes, store)
+    folder = store.run_folder(config.name)
+    try:
+        # From here on every artifact of this run counts as used, even if the run fails.
+        folder.write_json(PLANNED, node_references(nodes))
+        spending = Spending(folder, config.compute)
+        outcome = execute(wanted, store, config.compute, display, checks, to_write, left, spending)
+        link(config, nodes, store)
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:  # a full disk, a folder of somebody else, a storage that is away
+        raise StageError(f"output: {' '.join(str(error).split())}") from error
     return outcome, store
+
+
+def _trains(node: Node, store: Store) -> bool:
+    return node.stage.runs_on is RunsOn.WORKERS and not node.artifact(store).published
+
+
+def _check_training(compute: Compute, made: Artifact) -> None:
+    """Raise ConfigError for more training workers than there is room for, which hours of features precede."""
+    connect(compute)
+    check_training(compute)
 
 
 def _tell_pilot(display: Display, pilot: Artifact) -> None:

@@ -19,7 +19,7 @@ from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.output import find_store
 from dpt_ray.store.artifact import Artifact, Store, local_copy
 
-# STAGE/IDENTITY of the artifacts of a run by node: while it runs, and after it.
+# STAGE/IDENTITY of the artifacts of a run by node: all of them until they are made, and those made.
 PLANNED = "planned.json"
 MADE = "artifacts.json"
 BEST = "best.yaml"
@@ -51,7 +51,8 @@ def link(config: Config, nodes: dict[str, Node], store: Store) -> Artifact:
     published = {name: node for name, node in nodes.items() if is_published(node, store)}
     folder.write_bytes("config.yaml", to_yaml(config).encode())
     folder.write_json(MADE, node_references(published))
-    if folder.exists(PLANNED):
+    # The unfinished artifacts of an interrupted run stay in use when a part of it runs again.
+    if len(published) == len(nodes) and folder.exists(PLANNED):
         folder.fs.rm_file(folder.path(PLANNED))
     _write_best(folder, config, published.get("sweep"), store)
     shown_nodes = [name for name in SHOWN if name in published]

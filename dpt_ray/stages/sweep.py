@@ -250,9 +250,20 @@ def _take_over(task: Task[SweepSettings], trials: Sequence[Trial]) -> None:
             trial = missing.get(shard["shard"])
             if trial is None or any(shard.get(key) != value for key, value in trial.items()):
                 continue
-            if all(manifest["inputs"].get(name) == node.references[name] for name in _made_from(trial)):
+            made_from = _made_from(trial)
+            if all(_same(manifest["inputs"].get(name), node.references[name], trial) for name in made_from):
                 _copy(shard, earlier, task.out)
                 del missing[shard["shard"]]
+
+
+def _same(before: str | None, now: str, trial: Trial) -> bool:
+    """Return whether a trial has what it is made from in both: of images that grew it adds the first ones.
+
+    A filter takes the first that pass, which more images may change.
+    """
+    if before is None or "min_confidence" in trial:
+        return before == now
+    return before.partition("@")[0] == now.partition("@")[0]
 
 
 def _made_from(trial: Trial) -> list[str]:

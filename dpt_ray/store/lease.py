@@ -13,8 +13,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -29,11 +29,18 @@ NAME = "lease.json"
 class Lease:
     """Context manager that makes this process the only writer of an artifact; blocks until it is.
 
-    `on_wait(holder)` is called at every poll while another process holds the lease.
+    `on_wait(holder)` is called at every poll while another process holds the lease. `on_lost(holder)` is
+    called, in a thread of its own, when another process has taken it over: this one was suspended, or away
+    from the storage, for longer than `LIFETIME`, and must write no more.
     """
 
-    def __init__(self, artifact: Artifact, on_wait: Callable[[str], None] = lambda holder: None) -> None:
-        self._artifact, self._on_wait = artifact, on_wait
+    def __init__(
+        self,
+        artifact: Artifact,
+        on_wait: Callable[[str], None] = lambda holder: None,
+        on_lost: Callable[[str], None] = lambda holder: None,
+    ) -> None:
+        self._artifact, self._on_wait, self._on_lost = artifact, on_wait, on_lost
         process = {"host": socket.gethostname(), "pid": os.getpid(), "processes": _processes()}
         self._owner = {**process, "token": uuid.uuid4().hex}
         self._stop = threading.Event()
@@ -89,8 +96,9 @@ class Lease:
         try:
             if self._artifact.is_local:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-                with Path(path).open("xb") as file:
+                with Path(path).open("xb") as file, _removed_if_unfinished(Path(path)):
                     file.write(self._content())
+                    file.flush()
             else:  # S3 and GCS: a put that fails if the object exists
                 self._artifact.fs.pipe_file(path, self._content(), mode="create")
         except FileExistsError:
@@ -107,9 +115,11 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
             with suppress(Exception):  # retry; each storage raises errors of its own
-                if not self.held:  # taken over; all that is published is whole, so two writers do no harm
+                if self.held:
+                    self._artifact.write_bytes(NAME, self._content())
+                elif (other := self._read()) or not self._create():  # a removed lease is taken again
+                    self._on_lost(_holder(other))
                     return
-                self._artifact.write_bytes(NAME, self._content())
 
 
 def live_holders(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
@@ -128,6 +138,16 @@ def live_holders(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
         holders |= {key: _holder(now[key]) for key in waiting if now[key] not in (b"", waiting[key])}
         waiting = {key: content for key, content in waiting.items() if now[key] == content}
     return holders
+
+
+@contextmanager
+def _removed_if_unfinished(path: Path) -> Iterator[None]:
+    """Remove a lease that a full disk has left empty: its process would be waited for."""
+    try:
+        yield
+    except OSError:
+        path.unlink()
+        raise
 
 
 def _content(artifact: Artifact) -> bytes:

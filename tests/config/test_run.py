@@ -50,7 +50,9 @@ def test_every_configuration_in_the_repository_is_valid(path):
         ("pretrain.steps=true", ["pretrain.steps: True", "valid integer"]),
         ("pretrain.steps='20'", ["pretrain.steps: '20'", "valid integer"]),
         ("pretrain.steps=0", ["pretrain.steps: 0", "greater than or equal to 1"]),
-        ("name=3", ["name: 3", "valid string"]),
+        ("name=3", ["name: 3", "valid string; put it in quotation marks"]),
+        ("sweep.l2=[0.1, 0.2, 0.1]", ["sweep.l2: ", "[0.1, 0.2, 0.1] has 0.1 twice; leave one out"]),
+        ("sweep.images_per_class=[16, 16]", ["sweep.images_per_class: ", "has 16 twice"]),
         ("name=a/b", ["name: 'a/b'"]),
         ("diffusion=[]", ["diffusion: []", "should be a section with keys steps, batch_size, "]),
         ("labels=2", ["labels: 2: input should be a section with keys per_class, seed, file, format"]),
@@ -126,6 +128,10 @@ def test_a_missing_section_is_named(tmp_path):
         (["pretrain.augmentation=photographs"], ["pretrain.augmentation photographs", "data.mode RGB"]),
         (["evaluate.referee.objective=msn"], ["evaluate.referee.objective", "unknown key"]),
         (["labels.file=list.csv"], ["labels: per_class 1 ", "labels.per_class=null or labels.file=null"]),
+        (
+            ["labels={file: a.csv, seed: 2, per_class: null}"],
+            ["labels: seed 2 draws labels"],
+        ),
         (["labels.per_class="], ["labels: give either per_class", "or file"]),
         (["data.uri=/images"], ["data: digits comes with scikit-learn", "leave out uri"]),
         (["data.source=tar"], ["data: source tar needs uri"]),
@@ -173,6 +179,27 @@ def test_a_study_whose_name_is_null_has_the_default_name(tmp_path, name):
     assert list(load_study(study(tmp_path), [name])[1]) == ["study-n1-e4-d0", "study-n1-e4-d1"]
 
 
+def test_every_training_of_a_draw_has_a_seed_of_its_own(tmp_path):
+    own = {
+        "classifier": {"learner": "freematch"},
+        "semi_supervised": {"steps": 5, "batch_size": 8, "group": 8, "learning_rate": 1e-3},
+        "student": {"width": 8, "dim": 8, "steps": 5, "batch_size": 8, "learning_rate": 1e-3},
+        "generate_in": "both",
+    }
+    section = {"labels_per_class": [1], "encoder_seeds": [4], "draws": 2}
+    runs = load_study(write(tmp_path, base=str(DIGITS), name="s", study=section, **own))[1].values()
+    names = ("labels", "diffusion", "generate", "feature_diffusion", "semi_supervised", "student")
+    for draw, run in enumerate(runs):
+        assert {name: getattr(run, name).seed for name in names} == dict.fromkeys(names, 4000 + draw)
+        assert run.pretrain.seed == 4
+
+
+def test_a_study_with_an_encoder_seed_listed_twice_is_refused(tmp_path):
+    section = {"labels_per_class": [1], "encoder_seeds": [4, 4], "draws": 2}
+    with pytest.raises(ConfigError, match=r"study: encoder_seeds: .* has 4 twice; leave one out$"):
+        load_study(write(tmp_path, base=str(DIGITS), name="s", study=section))
+
+
 def test_a_variant_that_is_null_is_left_out(tmp_path):
     path = study(tmp_path, wide={"diffusion": {}}, deep={"diffusion": {}})
     found, runs = load_study(path, ["study.variants.wide=null"])
@@ -187,6 +214,7 @@ def test_a_variant_that_is_null_is_left_out(tmp_path):
             {"a": {"difusion": {}}},
             "study: variants change difusion, which is not a section of a run; remove it",
         ),
+        ({"a": {"name": "x"}}, "study: variants change name, which the study gives its runs; remove it"),
         ({"A b": {}}, "study: variants"),
         ({"a": {"diffusion": {"dim": 3}}}, "s-a-n1-e4-d0: diffusion.dim: 3: unknown key"),
     ],

@@ -1,6 +1,8 @@
 """How a step is made and published, with a maker that is the test's."""
 
+import json
 import subprocess
+import time
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
@@ -10,6 +12,7 @@ from dpt_ray.config.sections import Compute
 from dpt_ray.engine.code_version import code_version
 from dpt_ray.engine.errors import StageError
 from dpt_ray.engine.execute import execute
+from dpt_ray.store import lease
 from dpt_ray.store.artifact import Store
 from tests.helpers.runs import quiet
 from tests.helpers.toy import toy_node
@@ -32,6 +35,30 @@ def test_a_manifest_that_cannot_be_written_fails_its_stage_in_one_line(made):
         made(loss=float("nan"))
     assert "\n" not in str(caught.value)
     assert made(loss=0.5).manifest["loss"] == 0.5
+
+
+def test_a_step_that_another_process_took_over_ends_and_leaves_the_lease_to_it(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.05)
+    other = json.dumps({"host": "another-machine", "pid": 1, "token": "t", "beat": 1})
+
+    def lose():
+        (held,) = tmp_path.rglob(lease.NAME)
+        held.write_text(other)
+        time.sleep(10)  # what a suspended process goes on with
+
+    started = time.monotonic()
+    with pytest.raises(StageError, match=r"^toy: process 1 on another-machine has taken this over, since "):
+        made(lose)
+    assert time.monotonic() - started < 5
+    assert [held.read_text() for held in tmp_path.rglob(lease.NAME)] == [other]
+
+
+def test_ctrl_c_is_no_lost_lease(made):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made(interrupt)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import pytest
 
 from dpt_ray.config import load_config
+from dpt_ray.data.class_ranges import class_ranges, items
 from dpt_ray.pipeline.cost import FIT_PASSES, Cost, costs, fit_shape, total_seconds
 from dpt_ray.pipeline.speed import FitShape, Rates
 from tests.helpers.paths import DIGITS
@@ -35,6 +36,16 @@ def test_the_small_networks_cost_what_their_layers_do():
     assert found["referee"].flops == 300 * 128 * 3 * small_network(16, 64)
     assert found["referee_features"].rows == 1797
     assert found["augmented"].bytes == 1280 * 64
+
+
+def test_whole_units_of_images_are_counted():
+    few = ["generate.images_per_class=20", "retrain.images_per_class=20", "sweep.images_per_class=[20]"]
+    found = costs(load_config(DIGITS, few), IMAGES, 10)
+    units = class_ranges(20, load_config(DIGITS, few).generate.indices_per_shard, 10)
+    made = sum(len(items(unit)) for unit in units)
+    assert made == 320
+    for name in ("samples", "sample_features", "augmented_features"):
+        assert found[name].rows == made, name
 
 
 def test_a_student_costs_three_passes_of_its_own_network():

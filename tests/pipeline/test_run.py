@@ -6,9 +6,16 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
+from dpt_ray.config import ConfigError, load_config
 from dpt_ray.data.rows import RealRows
+from dpt_ray.engine.errors import StageError
 from dpt_ray.evaluation.methods import METHODS
+from dpt_ray.pipeline import run
+from dpt_ray.pipeline.flow import flow
+from dpt_ray.pipeline.run_folder import node_references, references
+from dpt_ray.store.artifact import Store
 from dpt_ray.training.log import read_log
+from tests.helpers.runs import make
 from tests.helpers.tiny_run import files, shard_files
 
 
@@ -108,3 +115,39 @@ def test_two_processes_with_the_same_run_share_the_work(finished, tmp_path):
     assert sorted(waited) == [False, True], ends
     assert idle == waited
     assert run.artifact("denoiser").published
+
+
+def test_too_many_training_workers_are_refused_before_any_work_but_labels(tmp_path, monkeypatch):
+    checked = []
+
+    def refuse(compute):
+        checked.append(compute.train_workers)
+        raise ConfigError("compute.train_workers: no room")
+
+    monkeypatch.setattr(run, "connect", lambda compute: 0.0)
+    monkeypatch.setattr(run, "check_training", refuse)
+    config = load_config("configs/digits.yaml", [f"output={tmp_path}"])
+    make(config, "labels")  # nothing is trained for them
+    assert not checked
+    with pytest.raises(ConfigError, match="no room"):
+        make(config, "features")
+    assert checked == [1]
+    assert {path.name for path in (tmp_path / "store").iterdir()} == {"index", "labels"}
+
+
+def test_what_an_interrupted_run_has_begun_stays_in_use_when_a_part_of_it_runs_again(tmp_path):
+    config = load_config("configs/digits.yaml", [f"output={tmp_path}"])
+    store, denoiser = Store(str(tmp_path)), flow(config)["denoiser"]
+    # A run that was stopped amid its denoiser leaves its plan and a checkpoint.
+    store.run_folder("digits").write_json("planned.json", node_references({"denoiser": denoiser}))
+    denoiser.artifact(store).write_bytes("checkpoints/000000100.json", b"{}")
+    make(config, "labels")
+    assert references(store)[f"denoiser/{denoiser.digest}"] == ["digits"]
+
+
+def test_an_output_that_fails_beside_the_stages_is_one_line(tmp_path):
+    config = load_config("configs/digits.yaml", [f"output={tmp_path}"])
+    (tmp_path / "runs").write_text("in the way of the folder")
+    with pytest.raises(StageError, match=r"^output: .*runs") as caught:
+        make(config, "labels")
+    assert "\n" not in str(caught.value)

@@ -5,7 +5,7 @@ import pytest
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.pipeline.cost import costs
 from dpt_ray.pipeline.flow import flow
-from dpt_ray.stages.sweep import SweepSettings, grid, trial_key
+from dpt_ray.stages.sweep import SweepSettings, _same, grid, trial_key
 from tests.helpers.identities import changed
 from tests.helpers.paths import DIGITS
 
@@ -107,6 +107,16 @@ def test_trials_are_drawn_at_random_from_the_grid_of_each_method_and_more_of_the
         [{**trial, "method": ""} for trial in few if trial["method"] == m] for m in ("generated", "augmented")
     ]
     assert settings[0] == settings[1]
+
+
+def test_a_trial_on_the_first_images_is_taken_over_when_there_are_more_and_a_filtered_one_is_not():
+    trial = {"method": "generated", "images_per_class": 32, "real_weight": 1.0, "l2": 0.1}
+    assert _same("features/abc@k128", "features/abc@k256", trial)
+    assert not _same("features/abc@k128", "features/abd@k128", trial)
+    assert not _same(None, "features/abc@k128", trial)
+    filtered = trial | {"min_confidence": 0.5}
+    assert _same("features/abc@k128", "features/abc@k128", filtered)
+    assert not _same("features/abc@k128", "features/abc@k256", filtered)
 
 
 def test_the_cost_counts_every_set_of_images():

@@ -52,6 +52,12 @@ def test_the_sweep_reads_all_sets_of_which_it_has_trials():
     assert read == {name for name in node.inputs if name.startswith(tuple(names.values()))}
 
 
+def test_the_report_tells_what_every_set_of_images_took():
+    nodes = flow(load_config(DIGITS, [OTHER, SEEDS]))
+    of_sets = {name for name in nodes if ":" in name}
+    assert of_sets and of_sets <= nodes["report"].inputs.keys()
+
+
 def test_one_seed_is_no_other_sweep_than_without_the_setting():
     assert references("sweep.seeds=1") == references()
 

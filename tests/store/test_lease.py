@@ -214,6 +214,35 @@ def test_a_lease_that_was_taken_over_is_not_removed_by_who_lost_it(artifact):
     assert artifact.read_json(NAME) == ELSEWHERE
 
 
+def test_who_lost_a_lease_is_told_to_whom_and_once(artifact):
+    told = []
+    with Lease(artifact, on_lost=told.append):
+        artifact.write_json(NAME, ELSEWHERE)
+        time.sleep(6 * lease.HEARTBEAT)
+    assert told == ["process 1 on another-machine"]
+
+
+def test_a_removed_lease_is_taken_again(artifact):
+    told = []
+    with Lease(artifact, on_lost=told.append) as held:
+        artifact.fs.rm_file(artifact.path(NAME))
+        time.sleep(6 * lease.HEARTBEAT)
+        assert held.held
+    assert not told
+
+
+def test_a_lease_that_a_full_disk_leaves_empty_is_removed(tmp_path, monkeypatch):
+    artifact = Artifact(str(tmp_path / "artifact"))
+
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Lease, "_content", full)
+    with pytest.raises(OSError, match="No space"), Lease(artifact):
+        pass
+    assert not artifact.exists(NAME)
+
+
 def test_a_pid_of_another_container_says_nothing_of_its_process(artifact):
     for elsewhere in (dead(processes="another boot pid:[1]"), dead(processes=None)):
         artifact.write_json(NAME, elsewhere)
