@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -16,12 +18,15 @@ from dpt_ray.cluster.shards import InTasks
 from dpt_ray.config.sections import Compute
 from dpt_ray.data.index import GapsError, read_bytes
 from dpt_ray.data.labels import class_names, read_label_list, unlabelled
-from dpt_ray.data.listing import SPLIT_NAMES, open_root, walk_files
+from dpt_ray.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES, SPLIT_NAMES, open_root, walk_files
 from dpt_ray.data.sources import index_source
 
 LOOKED_AT = 64  # number of images whose size is read
 SIDES = (8, 16, 32, 64, 128, 256)
 SHOWN = 5  # classes whose names are told
+# Photographs that are not read, and what may be a source of its own beside photographs.
+NOT_READ = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", *SHARD_SUFFIXES)
+NO_CLASS = {"unlabelled", "unlabeled", "unknown", "unsorted"}  # folders that are hardly meant as classes
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Found:
     gaps: bool = False  # the classes are the numbers that occur, and others below them do not
     folders: Sequence[str] = ()  # that are taken for no classes, since the list names others
     deep: bool = False  # some images have more than 8 bits a value
+    not_read: str = ""  # files beside the images that may be meant, by suffix
 
     @property
     def notes(self) -> list[str]:
@@ -48,6 +54,14 @@ class Found:
             found.append(
                 "note: some images have 16 bits a value, of which all above 255 are read as white; convert "
                 "them to 8 bits"
+            )
+        if self.not_read:
+            found.append(f"note: not read are {self.not_read}; convert photographs to JPEG or PNG")
+        if self.source == "folder" and (odd := [name for name in self.classes if name.lower() in NO_CLASS]):
+            others = [name for name in self.classes if name not in odd]
+            found.append(
+                f"note: the folder {odd[0]} is taken for a class; if it is none, set "
+                f"data.classes={json.dumps(others)}"
             )
         if self.folders:
             found.append(
@@ -82,7 +96,7 @@ def _first(names: Sequence[str]) -> str:
 
 def look(uri: str, labels: str | None) -> Found:
     """Index the images, check the label list (if any) against them and read the sizes of some images."""
-    source, each = _source(uri), InTasks(Compute())
+    (source, not_read), each = _source(uri), InTasks(Compute())
     gaps = False
     try:
         index, classes = index_source(source, uri, None, SPLIT_NAMES, each)
@@ -93,7 +107,7 @@ def look(uri: str, labels: str | None) -> Found:
         raise ValueError(f"{uri} has no training images; name their split train, or leave the split out")
     side, mode, deep = _size(index)
     if not labels:
-        return Found(source, index, classes, False, 0, side, mode, gaps=gaps, deep=deep)
+        return Found(source, index, classes, False, 0, side, mode, gaps=gaps, deep=deep, not_read=not_read)
     fs, path = open_root(labels)
     if not fs.exists(path):
         raise ValueError(f"--labels: {labels!r} does not exist; give the path or URI of the label list")
@@ -109,7 +123,8 @@ def look(uri: str, labels: str | None) -> Found:
     listed = read_label_list(labels, "csv", index, classes)
     warning = unlabelled(listed, classes)
     return Found(
-        *(source, index, classes, named_by_list, listed.num_rows, side, mode), warning, gaps, folders, deep
+        *(source, index, classes, named_by_list, listed.num_rows, side, mode),
+        *(warning, gaps, folders, deep, not_read),
     )
 
 
@@ -119,15 +134,24 @@ def _are_others(listed: Sequence[str], folders: Sequence[str]) -> bool:
     return len(listed) > 1 and not numbers and set(listed).isdisjoint(folders)
 
 
-def _source(uri: str) -> str:
-    """Return the kind of a source by the names of its files."""
+def _source(uri: str) -> tuple[str, str]:
+    """Return the kind of a source by the names of its files, and those beside them that may be meant.
+
+    It is a folder where it has more image files than shards: a dataset of shards may show an image, and
+    photographs may have an archive beside them.
+    """
     fs, root = open_root(uri)
     if fs.isfile(root):
-        return "tar" if root.endswith(".tar") else "manifest"
+        return ("tar" if root.lower().endswith(".tar") else "manifest"), ""
     if not fs.exists(root):
         raise ValueError(f"{uri} does not exist; check the path and the credentials")
-    suffixes = {PurePosixPath(name).suffix.lower() for name, _ in walk_files(fs, root)}
-    return next((kind for kind in ("tar", "parquet") if f".{kind}" in suffixes), "folder")
+    suffixes = Counter(PurePosixPath(name).suffix.lower() for name, _ in walk_files(fs, root))
+    images = sum(suffixes[suffix] for suffix in IMAGE_SUFFIXES)
+    shards = {kind: suffixes[f".{kind}"] for kind in ("tar", "parquet")}
+    if images <= sum(shards.values()):
+        return next((kind for kind, count in shards.items() if count), "folder"), ""
+    counts = [f"{suffixes[suffix]} {suffix}" for suffix in NOT_READ if suffixes[suffix]]
+    return "folder", ", ".join(counts)
 
 
 def _size(index: pa.Table) -> tuple[int, str, bool]:

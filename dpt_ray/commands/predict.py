@@ -23,7 +23,7 @@ from dpt_ray.commands.best_classifier import Choice, best_classifier
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.data.crops import Crop, crop
 from dpt_ray.data.decode import Mode, decode
-from dpt_ray.data.index import read_bytes
+from dpt_ray.data.index import GapsError, read_bytes
 from dpt_ray.data.listing import IMAGE_SUFFIXES, open_root, walk_files
 from dpt_ray.data.manifest import index_manifest
 from dpt_ray.data.parquet import has_images, index_parquet
@@ -158,15 +158,15 @@ def list_images(images: str) -> pa.Table:
         if fs.isdir(root):
             files = list(walk_files(fs, root))
             for suffix, index in SHARDS.items():
-                if not any(map(_is_image, files)) and any(path.endswith(suffix) for path, _ in files):
-                    return index(images)[0]
+                if not any(map(_is_image, files)) and any(path.lower().endswith(suffix) for path, _ in files):
+                    return _located(index, images)
         elif fs.isfile(root):
             path = PurePosixPath(root)
             suffix = path.suffix.lower()
             if suffix == ".csv" or (suffix == ".parquet" and not has_images(images)):
-                return index_manifest(images)[0]
+                return index_manifest(images, images_alone=True)[0]
             if suffix in SHARDS:
-                return SHARDS[suffix](images)[0]
+                return _located(SHARDS[suffix], images)
             root, files = str(path.parent), [(path.name, int(fs.size(root)))]
         else:
             raise ValueError("does not exist; check the path and the credentials")
@@ -182,6 +182,14 @@ def list_images(images: str) -> pa.Table:
             f"images: {images} has no image ({', '.join(IMAGE_SUFFIXES)}), .tar, .csv or .parquet"
         )
     return pa.table(dict(zip(("id", "uri", "offset", "length"), zip(*found, strict=True), strict=True)))
+
+
+def _located(index: Callable[..., tuple[pa.Table, list[str]]], images: str) -> pa.Table:
+    """Return the images of shards, whatever their splits and labels are."""
+    try:
+        return index(images, split_names={})[0]
+    except GapsError as error:
+        return index(images, error.classes, {})[0]
 
 
 def _is_image(file: tuple[str, int]) -> bool:

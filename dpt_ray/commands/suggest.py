@@ -23,7 +23,7 @@ from dpt_ray.data.units import find_rows, read_index
 from dpt_ray.engine.progress import Display
 from dpt_ray.pipeline.run import run
 from dpt_ray.pipeline.run_folder import sets_made
-from dpt_ray.report.label_page import LabelPage, render_label_page
+from dpt_ray.report.label_page import PICTURE_PIXELS, LabelPage, render_label_page
 from dpt_ray.store.artifact import Artifact, Store
 from dpt_ray.store.records import IndexUnit
 
@@ -145,17 +145,21 @@ def _choose(
 
 
 def _pictures(index: Artifact, ids: Sequence[str]) -> list[tuple[str, Image.Image]]:
-    """Return (id, whole picture) of each image, in the order of `ids`."""
+    """Return (id, picture) of each image, in the order of `ids`, no larger than the page shows it.
+
+    They are read one at a time: photographs of full size would take some 50 MB each.
+    """
     rows, mode, found = find_rows(index, ids), index.manifest["mode"], {}
-    try:
-        files = read_bytes(rows)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"data: an image to label is gone: {error}") from error
-    for identifier, data in zip(rows["id"].to_pylist(), files, strict=True):
+    for row, identifier in enumerate(rows["id"].to_pylist()):
         try:
-            found[identifier] = decode(data, mode)
+            picture = decode(read_bytes(rows.slice(row, 1))[0], mode)
         except BadImage as error:
             raise ConfigError(f"data: image {identifier} is not what it was: {error}; restore it") from error
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"data: an image to label is gone: {error}") from error
+        if max(picture.size) > PICTURE_PIXELS:
+            picture.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
+        found[identifier] = picture
     return [(identifier, found[identifier]) for identifier in ids]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
@@ -26,7 +26,8 @@ def index_folder(
 
     The layout is CLASS/**/NAME.jpg, or SPLIT/CLASS/**/NAME.jpg where every top folder is one of
     `split_names`. Images outside the class folders have no label, nor has any image where no folder is one
-    of `classes`: folders are years or cameras then. The id is the path below `uri` without suffix. Hidden
+    of `classes`: folders are years or cameras then. Where each of `classes` has a folder, images in other
+    folders have no label either. The id is the path below `uri` without suffix. Hidden
     files and files without an image suffix are skipped. Raises ValueError where other folders lie beside
     those of splits, unless `classes` says that all of them are classes.
     """
@@ -40,8 +41,11 @@ def index_folder(
     splits = {name: split_names[name.lower()] for name in top} if has_splits else {"": "train"}
     folders = sorted({name for split in splits for name in _folders(fs, f"{root}/{split}")})
     classes = folders if classes is None else classes
-    of_classes = not set(folders).isdisjoint(classes)
-    return build_index(_rows(fs, root, splits, of_classes), classes)
+    if set(classes) <= set(folders):
+        labelled = set(classes)
+    else:  # a class folder that is not among them is named as an error
+        labelled = set() if set(folders).isdisjoint(classes) else set(folders)
+    return build_index(_rows(fs, root, splits, labelled), classes)
 
 
 def _refuse_mixture(uri: str, top: Sequence[str], split_names: Mapping[str, str]) -> None:
@@ -61,12 +65,12 @@ def _folders(fs: AbstractFileSystem, directory: str) -> list[str]:
     return [name for name, is_folder, *_ in list_directory(fs, directory) if is_folder]
 
 
-def _rows(fs: AbstractFileSystem, root: str, splits: Mapping[str, str], of_classes: bool) -> Iterator[Row]:
+def _rows(fs: AbstractFileSystem, root: str, splits: Mapping[str, str], labelled: Set[str]) -> Iterator[Row]:
     for folder, split in splits.items():
         for path, size in walk_files(fs, root, folder):
             stem, dot, suffix = path.rpartition(".")
             if f"{dot}{suffix}".lower() not in IMAGE_SUFFIXES:
                 continue
             inside = path.removeprefix(f"{folder}/").split("/")
-            label = inside[0] if of_classes and len(inside) > 1 else None
+            label = inside[0] if len(inside) > 1 and inside[0] in labelled else None
             yield stem, fs.unstrip_protocol(f"{root}/{path}"), 0, size, split, label

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -242,7 +243,7 @@ def _unreadable(uri: str, error: Exception) -> OSError:
 
 
 def _is_parquet(uri: str) -> bool:
-    return uri.endswith(".parquet")
+    return uri.lower().endswith(".parquet")
 
 
 def _read_ranges(uri: str, ranges: list[tuple[int, int, int]]) -> Iterator[bytes]:
@@ -289,7 +290,13 @@ def read_row_group(uri: str, group: int) -> pa.ChunkedArray:
     return pc.struct_field(column, "bytes")
 
 
-_last_row_group = lru_cache(maxsize=1)(read_row_group)
+_of_last_row_group = lru_cache(maxsize=1)(read_row_group)
+_one_reader = Lock()
+
+
+def _last_row_group(uri: str, group: int) -> pa.ChunkedArray:
+    with _one_reader:  # else each of several threads would read and hold the row group
+        return _of_last_row_group(uri, group)
 
 
 def image_column(schema: pa.Schema) -> str:

@@ -33,6 +33,8 @@ IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suf
 SHARD_SUFFIXES = (".tar", ".parquet")  # files that hold many images
 MAC_FOLDER = "__MACOSX"  # what macOS adds to a zip: hidden files that are no images
 
+SEPARATORS = r"[-_./]+"  # of the parts of a shard's name
+
 # How sources name the splits. ImageNet's "val" is this project's test set: pass {"val": "test"}.
 SPLIT_NAMES = {
     "train": "train",
@@ -60,7 +62,7 @@ def list_directory(fs: Any, directory: str) -> list[tuple[str, bool, int, str]]:
     """Return (name, is a folder, bytes, version) of what a folder holds, by name, without hidden files.
 
     A symlink to nothing is a file of 0 bytes: as an image, one that cannot be read. So is one to a folder
-    that it lies in, whose files are listed already.
+    that it lies in, whose files are listed already. Raises ValueError for a name that is not UTF-8.
     """
     if isinstance(fs, LocalFileSystem):  # no dictionary per file for a flat million
         with os.scandir(directory) as entries:
@@ -77,7 +79,11 @@ def list_directory(fs: Any, directory: str) -> list[tuple[str, bool, int, str]]:
             for entry in fs.ls(directory, detail=True)
             if entry["name"].startswith(prefix)  # object stores may list the folder itself
         ]
-    return sorted(e for e in found if e[0] and not e[0].startswith(".") and e[0] != MAC_FOLDER)
+    shown = sorted(e for e in found if e[0] and not e[0].startswith(".") and e[0] != MAC_FOLDER)
+    for name, *_ in shown:
+        if not name.isascii() and "\udc80" <= max(name) <= "\udcff":  # bytes that Python could not decode
+            raise ValueError(f"the name of {name!a} in {directory} is not UTF-8; rename it")
+    return shown
 
 
 def _local_entry(entry: os.DirEntry[str]) -> tuple[str, bool, int, str]:
@@ -130,16 +136,34 @@ def list_shards(uri: str, suffix: str) -> list[tuple[str, str]]:
         return [(PurePosixPath(root).name, fs.unstrip_protocol(root))]
     if not fs.isdir(root):
         raise ValueError(f"{uri} does not exist; check the source's uri and the credentials")
-    names = [name for name, _ in walk_files(fs, root) if name.endswith(suffix)]
+    names = [name for name, _ in walk_files(fs, root) if name.lower().endswith(suffix)]
     if not names:
         raise ValueError(f"{uri} holds no {suffix} files; check the uri and the kind of the source")
     return [(name, fs.unstrip_protocol(f"{root}/{name}")) for name in names]
 
 
-def split_of_shard(name: str, split_names: Mapping[str, str]) -> str:
-    """Return the split named by a part of the shard's path ("val/0.tar", "x-test-01.tar")."""
-    parts = re.split(r"[-_./]+", name.lower())
-    return next((split_names[part] for part in parts if part in split_names), "train")
+def splits_of_shards(names: Sequence[str], split_names: Mapping[str, str]) -> list[str]:
+    """Return the split named by a part of each shard's path ("val/0.tar", "x-test-01.tar"), "train" without.
+
+    Raises ValueError where some name the split train, or several splits, and others none: these would put
+    test images in train.
+    """
+    found = [_split_in(name, split_names) for name in names]
+    known = {split for split in found if split}
+    if None in found and ("train" in known or len(known) > 1):
+        others = [name for name, split in zip(names, found, strict=True) if split is None]
+        shown = ", ".join(others[:3]) + (f" ({len(others)} in all)" if len(others) > 3 else "")
+        part = next(iter(re.split(SEPARATORS, others[0].lower())))
+        raise ValueError(
+            f"some files have a split in their names, and others none: {shown}; move them away, or name "
+            f"their split as in data.splits={{{part}: train}} (or validation, or test)"
+        )
+    return [split or "train" for split in found]
+
+
+def _split_in(name: str, split_names: Mapping[str, str]) -> str | None:
+    parts = re.split(SEPARATORS, name.lower())
+    return next((split_names[part] for part in parts if part in split_names), None)
 
 
 def file_stem(path: str) -> str:

@@ -22,16 +22,20 @@ def index_manifest(
     uri: str,
     classes: Sequence[str] | None = None,
     split_names: Mapping[str, str] = SPLIT_NAMES,
+    *,
+    images_alone: bool = False,
 ) -> tuple[pa.Table, list[str]]:
     """Return the index of the images that a manifest lists, in its order, and the class names.
 
     Column `uri` has URIs, or paths relative to the manifest; it defaults to `id`, and `id` to the uri
     without suffix. `label` is a class name or number, empty where unknown; an empty `split` is train.
     With `length` (and `offset`) a row is a range of its file; otherwise each folder is listed once for
-    the sizes, and missing files raise ValueError.
+    the sizes, and missing files raise ValueError. With `images_alone` labels and splits are not looked at.
     """
     fs, path = open_root(uri)
     table = _read(fs, path)
+    if images_alone:
+        table = table.drop_columns([name for name in ("label", "split") if name in table.column_names])
     key = "uri" if "uri" in table.column_names else "id"
     given = table[key]
     _check_given(given, key, uri)
@@ -51,19 +55,19 @@ def index_manifest(
         "offset": column("offset", pa.scalar(0)),
         "length": table["length"] if has_lengths else _file_sizes(uris, uri),
         "split": column("split", pa.scalar("")),
-        "label": column("label", pa.scalar(None, pa.string())),
+        "label": pc.utf8_trim_whitespace(column("label", pa.scalar(None, pa.string()))),
     }
     return build_index(_rows(pa.table(columns), split_names, uri), classes)
 
 
 def _read(fs: AbstractFileSystem, path: str) -> pa.Table:
     with fs.open(path, "rb") as file:
-        if path.endswith(".csv"):
+        if path.lower().endswith(".csv"):
             types = dict.fromkeys(TEXT_COLUMNS, pa.string())
             options = pyarrow.csv.ConvertOptions(column_types=types)
             table = pyarrow.csv.read_csv(file, convert_options=options)
             found = table.column_names
-        elif path.endswith(".parquet"):
+        elif path.lower().endswith(".parquet"):
             found = pq.read_schema(file).names
             names = [name for name in found if name in COLUMNS]
             table = pq.read_table(file, columns=names)

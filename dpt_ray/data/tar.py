@@ -11,7 +11,7 @@ from typing import IO
 import pyarrow as pa
 
 from dpt_ray.data.index import Row, build_index
-from dpt_ray.data.listing import IMAGE_SUFFIXES, SPLIT_NAMES, ForEach, list_shards, split_of_shard
+from dpt_ray.data.listing import IMAGE_SUFFIXES, SPLIT_NAMES, ForEach, list_shards, splits_of_shards
 from dpt_ray.store.filesystem import open_skipping, url_to_fs
 
 LABEL_KINDS = ("cls", "json")
@@ -39,11 +39,11 @@ def index_tar(
 
 def _rows(uri: str, split_names: Mapping[str, str], each: ForEach | None) -> Iterator[Row]:
     shards = list_shards(uri, ".tar")
+    splits = splits_of_shards([name for name, _ in shards], split_names)
     uris = [shard for _, shard in shards]
     # One after the other, a request for each header takes longer than the images between them.
     listed = each(_listed_by_headers, uris) if each else map(_listed, uris)
-    for (name, shard), samples in zip(shards, listed, strict=True):
-        split = split_of_shard(name, split_names)
+    for shard, split, samples in zip(uris, splits, listed, strict=True):
         for key, offset, size, label in samples:
             yield key, shard, offset, size, split, label
 
@@ -96,8 +96,8 @@ def _samples(shard: str, file: IO[bytes]) -> Iterator[Sample]:
 
 
 def _key_and_kind(name: str) -> tuple[str, str]:
-    """Split a member's name at the first dot of its last part."""
-    folder, slash, file = name.rpartition("/")
+    """Split a member's name at the first dot of its last part; `tar -C` may have written "./a" for "a"."""
+    folder, slash, file = name.removeprefix("./").rpartition("/")
     stem, _, kind = file.partition(".")
     return f"{folder}{slash}{stem}", kind.lower()
 

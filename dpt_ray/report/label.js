@@ -81,13 +81,16 @@ function completions(classes, text, open) {
   return [...known, ...fresh, ...old(inside).slice(0, MOST_COMPLETIONS - known.length)];
 }
 
-/** Map of a key to the class that it gives at once: a name of one character is its own, others have digits. */
-function shortcuts(classes) {
+/**
+ * Map of a key to the class that it gives at once: a name of one character is its own, others have digits.
+ * With open classes no name is: another one may come to begin with its character.
+ */
+function shortcuts(classes, open) {
   const low = classes.map((name) => name.toLowerCase());
   const keys = new Map();
   classes.forEach((name, i) => {
     const alone = low.every((other, j) => i === j || !other.startsWith(low[i]));
-    if ([...name].length === 1 && alone) keys.set(low[i], name);
+    if (!open && [...name].length === 1 && alone) keys.set(low[i], name);
   });
   if (low.some((name) => /^\d/.test(name))) return keys; // there a digit begins a name
   const others = classes.filter((name) => ![...keys.values()].includes(name));
@@ -170,7 +173,7 @@ function start() {
   });
 
   function render() {
-    const [counts, keys] = [countsOf(page, state), shortcuts(classesOf(page, state))];
+    const [counts, keys] = [countsOf(page, state), shortcuts(classesOf(page, state), page.open)];
     const keyOf = new Map([...keys].map(([key, name]) => [name, key]));
     get("progress").textContent = progressText(page, state);
     get("bar").value = state.labels.size;
@@ -289,7 +292,7 @@ function start() {
     const typing = inField && field.value !== "";
     const key = event.key;
     const onButton = event.target.matches("button, summary");
-    const quick = shortcuts(classesOf(page, state)).get(key.toLowerCase());
+    const quick = shortcuts(classesOf(page, state), page.open).get(key.toLowerCase());
     let act;
     if (event.ctrlKey || event.metaKey) {
       if (key === "z" && !typing) act = takeBack;

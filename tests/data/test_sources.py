@@ -1,5 +1,6 @@
 """The same ten images as a folder, tar shards, Parquet files and a manifest, local and remote."""
 
+import os
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -70,6 +71,22 @@ def test_a_flat_folder_is_unlabelled_and_class_folders_may_be_nested_or_links(tm
         "link/c": 2,
         "loose": None,
     }
+
+
+def test_images_in_folders_beside_those_of_the_named_classes_have_no_label(tmp_path) -> None:
+    for name in ("cat", "dog", "unlabelled"):
+        write(f"{tmp_path}/{name}/a.png", IMAGES["image_0"][2])
+    table, classes = index_folder(str(tmp_path), ["cat", "dog"])
+    assert (classes, table["label"].to_pylist()) == (["cat", "dog"], [0, 1, None])
+    with pytest.raises(ValueError, match="unknown class 'dog'"):  # a mistyped class is no unlabelled folder
+        index_folder(str(tmp_path), ["cat", "dgo"])
+
+
+def test_a_name_that_is_not_utf8_is_told_with_its_folder(tmp_path) -> None:
+    write(f"{tmp_path}/cat/a.png", IMAGES["image_0"][2])
+    (Path(os.fsdecode(bytes(tmp_path / "cat") + b"/caf\xe9.png"))).write_bytes(IMAGES["image_0"][2])
+    with pytest.raises(ValueError, match=r"the name of 'caf\\udce9.png' in .*/cat is not UTF-8; rename it"):
+        index_folder(str(tmp_path))
 
 
 @pytest.mark.parametrize(

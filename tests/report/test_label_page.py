@@ -151,6 +151,12 @@ def test_which_key_gives_which_class_at_once(classes, keys):
 
 
 @node
+def test_no_character_is_a_class_at_once_where_classes_are_open():
+    assert js("Object.fromEntries(it.shortcuts(['1', 'a'], true))") == {}
+    assert js("Object.fromEntries(it.shortcuts(['a', 'b'], true))") == {"1": "a", "2": "b"}
+
+
+@node
 def test_undo_takes_back_a_class_a_change_and_a_skip():
     steps = "it.assign(state, 'a', 'cat'), it.assign(state, 'a', 'dog'), it.assign(state, 'b', null)"
     left = "[...state.labels, ...state.skipped]"
