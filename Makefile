@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all the set-up a fresh machine with Python >= 3.11 needs.
+# `make demo` and `make test` are all the set-up a fresh machine with Python 3.11 to 3.14 needs.
 PYTHON ?= python3
 VENV := .venv
 INSTALL := $(VENV)/bin/pip install --disable-pip-version-check -q -c constraints.txt

@@ -62,7 +62,7 @@ STAGES = {
     "pretrain": "Train or import the encoder.",
     "extract": "Compute features and moments of the images; each is decoded once.",
     "fit-classifier": "Fit the stage-1 classifier on the few labels.",
-    "pseudo-label": "Label every image, with a calibrated confidence.",
+    "pseudo-label": "Label every image, with a confidence that is calibrated on validation images.",
     "probe": "Evaluate stage 1 alone: the linear probe and its pseudo-labels.",
     "ladder": "Climb the rungs of stage 1 and measure each, before any stage 2.",
     "train-diffusion": "Train the class-conditional diffusion model (stage 2).",

@@ -93,10 +93,12 @@ def check_training(compute: Compute) -> None:
 
     A worker needs a GPU with `train_gpus`, else a CPU.
     """
-    least, key = compute.train_workers, "train_workers"
-    if compute.min_train_workers:
-        least, key = compute.min_train_workers, "min_train_workers"
     have, adds = _cluster(compute)
+    least, key = compute.train_workers, "train_workers"
+    # Ray Train asks an autoscaler for all workers of an elastic training at once, which adds none of more
+    # than it may.
+    if compute.min_train_workers and adds is None:
+        least, key = compute.min_train_workers, "min_train_workers"
     kind = "GPU" if compute.train_gpus else "CPU"
     if compute.autoscaling and adds is None:
         _ask({kind: 1.0}, have)

@@ -97,6 +97,18 @@ def threads(compute: Compute, processes: int | None = None) -> int:
     return max(1, min(max(cpus, default=1), sum(cpus) // processes))
 
 
+def threads_here(compute: Compute, processes: int) -> int:
+    """Return the threads of each of `processes` training workers of the node that this worker is on.
+
+    Asked in the worker: when a training begins, most of its nodes may not be there yet.
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["NodeID"] == here)
+    return compute.threads or max(1, (cpus or usable_cpus()) // processes)
+
+
 def usable_cpus() -> int:
     """Return how many CPUs this process may use, including the limit of a container."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

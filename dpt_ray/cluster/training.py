@@ -176,15 +176,14 @@ def _attempt(task: Task[S], function: TrainFunction[S]) -> None:
     compute = task.compute
     gpu = compute.train_gpus
     most, least = compute.train_workers, compute.min_train_workers
-    threads = cluster.threads(compute, most)
 
     def loop() -> None:
         import torch
 
         from dpt_ray.training.workload import Worker
 
-        torch.set_num_threads(threads)
         context = ray.train.get_context()
+        torch.set_num_threads(cluster.threads_here(compute, context.get_local_world_size()))
         device = "cuda" if gpu else "cpu"
         worker = Worker(context.get_world_rank(), context.get_world_size(), device, in_ray_train=True)
         _guarded(task, worker, function)
@@ -216,8 +215,9 @@ def fit(
     """Train on this worker, from the newest published checkpoint on; return rank 0's EMA weights by name.
 
     With fewer workers than `compute.train_workers` each accumulates more parts, so that it needs no more
-    memory. `on_watch(step, ema)` is called on rank 0 every `watch_every` steps; the numbers it returns are
-    added to the log record of that step.
+    memory, or twice as much at most where the units do not divide among the workers.
+    `on_watch(step, ema)` is called on rank 0 every `watch_every` steps; the numbers it returns are added to
+    the log record of that step.
     """
     from dpt_ray.training.guards import UnstableTraining
     from dpt_ray.training.loop import train
@@ -228,25 +228,27 @@ def fit(
     workload = _prepared(task.compute, worker, workload, settings.batch_size)
     # Read before the first step, at which all workers meet: all of them see the same.
     rollbacks_left = 0 if task.out.exists(ROLLBACK) else 1
-    resume = load_checkpoint(task.out)
-    with closing(TrainingLog(task.out, resume[1]["step"] if resume else 0)) as log:
+    resume = [load_checkpoint(task.out)]  # taken out when used, so that no variable holds its tensors
+    with closing(TrainingLog(task.out, resume[0][1]["step"] if resume[0] else 0)) as log:
         reporter = _Reporter(task, worker, log, workload.flops_per_image, peak, on_watch)
         hooks = Hooks(
             reporter.log, reporter.checkpoint, reporter.wants_checkpoint, watch_every, reporter.watch
         )
         while True:
             try:
-                result = train(workload, settings, worker, hooks, resume)
+                result = train(workload, settings, worker, hooks, resume.pop())
                 remove_copies(task.out)
                 return result.ema if worker.rank == 0 else None
             except UnstableTraining as error:
-                resume = load_checkpoint(task.out)
-                if resume is None or not rollbacks_left:
-                    tried = "after a rollback" if resume else "before the first checkpoint"
+                found = load_checkpoint(task.out)
+                if found is None or not rollbacks_left:
+                    tried = "after a rollback" if found else "before the first checkpoint"
                     raise type(error)(error.step, error.what, f", {tried}") from error
                 rollbacks_left -= 1
                 if worker.rank == 0:
-                    reporter.rolled_back(error.step, resume[1]["step"])
+                    reporter.rolled_back(error.step, found[1]["step"])
+                resume.append(found)
+                del found
 
 
 def _train_settings(task: Task[Optimisation]) -> TrainSettings:

@@ -75,14 +75,19 @@ def run_tasks(
     """Run `work(threads)(unit)` on every unit in light tasks; return start-up time and memory peaks.
 
     `images` is the number of images of all units, of which progress tells how many are done. `held` are the
-    bytes that each task of the stage `name` holds whatever its unit is: it asks for so much memory.
+    bytes that each task of the stage `name` holds whatever its unit is: it asks for so much memory, and for
+    the GPU of an actor where actors have one. Ray shows a task that asks for none all GPUs of its node.
     """
     started = time.perf_counter()
     connect(compute)
 
     do = work(threads(compute, readers(compute)))
-    memory = {"memory": memory_of_fit(compute, held, name)} if held else {}
-    light = _light(compute, len(units), {"num_cpus": READER_SHARE, **memory})
+    asked: dict[str, float] = {"num_cpus": READER_SHARE}
+    if held:
+        asked["memory"] = memory_of_fit(compute, held, name)
+        if compute.actor_gpus:
+            asked |= {"num_cpus": compute.actor_cpus, "num_gpus": compute.actor_gpus}
+    light = _light(compute, len(units), asked)
     data = _one_a_block(units, compute, light).map(do, **light, max_retries=DEATHS)
     with deaths_told():
         return _follow(data.iter_rows(), images, progress, started)

@@ -14,7 +14,7 @@ from dpt_ray.config import Config
 from dpt_ray.config.study import Study, reference_name, run_name
 from dpt_ray.config.sweep import Sweep
 from dpt_ray.evaluation.methods import BALANCED, METHODS, ON_GENERATED_IMAGES, key_of, method_key
-from dpt_ray.evaluation.paired import PairedGain, paired_gain
+from dpt_ray.evaluation.paired import PairedGain, binomial_stderr, paired_gain
 from dpt_ray.evaluation.records import MetricRow, StudyResult, StudyRun
 from dpt_ray.pipeline.output import open_store
 from dpt_ray.report.study_page import (
@@ -213,8 +213,6 @@ def _ladder(results: Results) -> list[LadderRow]:
 
 
 def _test_error(results: Results, per_class: int) -> TestError:
-    from dpt_ray.evaluation.accuracy import binomial_stderr
-
     gains = [run.gain[2] for run in results.of(per_class).values() if run.gain]
     probe = fmean(results.accuracies(per_class)["probe"].values())
     error = binomial_stderr(probe, results.some.n_test)

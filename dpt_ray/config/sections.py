@@ -388,6 +388,8 @@ class Compute(Section):
 
     @model_validator(mode="after")
     def _elastic(self) -> Compute:
+        if self.actor_gpus > 1 and self.actor_gpus % 1:
+            raise ValueError(f"actor_gpus {self.actor_gpus}: give a whole number, or a part of one GPU")
         if self.min_train_workers and self.min_train_workers > self.train_workers:
             raise ValueError(
                 f"min_train_workers {self.min_train_workers} is more than train_workers "

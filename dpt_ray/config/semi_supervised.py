@@ -30,7 +30,8 @@ class SemiSupervised(Optimisation):
       erasing.
     - `group`: how many neighbouring positions of a batch are mixed with each other, and share a fairness
       term. A worker has whole groups.
-    - `supervised_steps`: how many of the first steps train on the labelled images alone.
+    - `supervised_steps`: how many of the first steps train on the labelled images alone. The teacher is the
+      student until then.
     - `layer_decay`: the learning rate of a layer is this times that of the layer above it.
     - `mixup`: mix labelled images with each other, by mixup or CutMix (semi_vit and supervised);
       "after_supervised" leaves it out in the `supervised_steps`.
@@ -39,6 +40,8 @@ class SemiSupervised(Optimisation):
 
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
     lr_schedule: Literal["constant", "cosine"] = "cosine"
+    # The loss rises as pseudo-labels pass, above all after `supervised_steps`: the guard is off by default.
+    diverged_above: Annotated[float, Field(gt=1), NotHashed] = 1e9
     unlabelled_ratio: Count = 5
     unlabelled_weight: Annotated[Positive | None, HashedIfSet] = None
     threshold: Threshold = "adaptive"

@@ -19,8 +19,8 @@ class Optimisation(Settings):
     comes first. Time-based checkpoints become less frequent if saving them would take more than 5% of the
     time.
 
-    If the loss stays above both its first value and `diverged_above` times its minimum, the training
-    returns to its last checkpoint once, and stops the second time.
+    If ten logged losses in a row are above both the first one and `diverged_above` times the lowest mean of
+    ten, the training returns to its last checkpoint once, and stops the second time.
     """
 
     steps: Count

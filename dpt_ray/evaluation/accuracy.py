@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -19,16 +17,6 @@ def topk(logits: Tensor, labels: Tensor, k: int) -> float:
         raise ValueError(f"k {k} is not between 1 and the {classes} classes; lower k")
     hits = (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1)
     return float(hits.double().mean())
-
-
-def binomial_stderr(accuracy: float, n: int) -> float:
-    """Return the standard error sqrt(p (1 - p) / n) of an accuracy over n independent test images.
-
-    It covers the sampling of test images only, not label draws or seeds (see `paired`).
-    """
-    if n < 1 or not 0 <= accuracy <= 1:
-        raise ValueError(f"accuracy {accuracy} over n {n}; pass a fraction in [0, 1] and n >= 1")
-    return math.sqrt(accuracy * (1 - accuracy) / n)
 
 
 def per_class_quality(pseudo_labels: Tensor, labels: Tensor, classes: int) -> dict[str, list]:

@@ -60,9 +60,19 @@ def paired_gain(gains: Iterable[Gain]) -> PairedGain:
     )
 
 
-def half_interval(degrees_of_freedom: int, level: float = 0.95) -> float:
+def binomial_stderr(accuracy: float, n: int) -> float:
+    """Return the standard error sqrt(p (1 - p) / n) of an accuracy over n independent test images.
+
+    It covers the sampling of test images only, not label draws or seeds.
+    """
+    if n < 1 or not 0 <= accuracy <= 1:
+        raise ValueError(f"accuracy {accuracy} over n {n}; pass a fraction in [0, 1] and n >= 1")
+    return math.sqrt(accuracy * (1 - accuracy) / n)
+
+
+def half_interval(degrees_of_freedom: int) -> float:
     """Return half a two-sided Student-t confidence interval of a mean, in standard errors."""
-    return float(stdtrit(degrees_of_freedom, (1 + level) / 2))
+    return float(stdtrit(degrees_of_freedom, 0.975))
 
 
 def _table(gains: list[Gain]) -> np.ndarray:

@@ -32,7 +32,7 @@ def _inverse(values: np.ndarray) -> np.ndarray:
     return np.divide(1, values, out=np.zeros_like(values), where=values > 0)
 
 
-def estimate_prior(probabilities: np.ndarray, trained_on: np.ndarray, tolerance: float = 1e-6) -> np.ndarray:
+def estimate_prior(probabilities: np.ndarray, trained_on: np.ndarray) -> np.ndarray:
     """Return the class prior (C,) of unlabelled rows with class `probabilities` (n, C).
 
     `trained_on` (C,) is the prior of the rows that the classifier was fitted on. Expectation maximisation
@@ -46,6 +46,6 @@ def estimate_prior(probabilities: np.ndarray, trained_on: np.ndarray, tolerance:
         new = ratio * (probabilities.T @ (1 / (probabilities @ ratio))) / len(probabilities)
         step = float(np.abs(new - prior).sum())
         prior = new
-        if step < tolerance:
+        if step < 1e-6:
             break
     return prior / prior.sum()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -11,6 +10,7 @@ import numpy as np
 
 from dpt_ray.config.ladder import Prior, RungName
 from dpt_ray.data.rows import Rows
+from dpt_ray.evaluation.paired import binomial_stderr
 from dpt_ray.learners.balance import estimate_prior
 from dpt_ray.learners.linear_classifier import logits, negative_log_likelihood
 from dpt_ray.learners.linear_probe import fit, fit_stage
@@ -156,9 +156,7 @@ class Chosen:
     @property
     def stderr(self) -> float | None:
         """The binomial standard error of `top1`."""
-        if (p := self.top1) is None:
-            return None
-        return math.sqrt(p * (1 - p) / len(self.labels))
+        return None if self.top1 is None else binomial_stderr(self.top1, len(self.labels))
 
 
 def climb(rung: Rung, images: Images, validation: Rows, progress: Callable[[int, int], None]) -> Chosen:

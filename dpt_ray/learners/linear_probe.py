@@ -22,6 +22,7 @@ from dpt_ray.data.rows import Rows
 # Rows are converted to double precision a chunk at a time: the only copy besides the features.
 CHUNK_BYTES = 8 * 2**20
 GPU_CHUNK_BYTES = 2**30
+TOLERANCE = 1e-3  # of a fit: distance of the weights from the optimum
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,6 @@ class Fit:
 
     weights: np.ndarray
     objective: float
-    gradient_norm: float
     iterations: int
 
 
@@ -98,13 +98,12 @@ def fit(
     *,
     l2: float = 0.0025,
     max_iterations: int | None = None,
-    tolerance: float = 1e-3,
     device: str | None = None,
 ) -> Fit:
     """Minimise L over the rows of all blocks, by L-BFGS from W = 0.
 
     Features are neither copied nor changed. L is lambda-strongly convex, so a gradient below
-    `tolerance` * lambda leaves W within about `tolerance` of the optimum. The search stops there, when
+    TOLERANCE * lambda leaves W within about TOLERANCE of the optimum. The search stops there, when
     the relative change of L falls below 1e-12, or after `max_iterations` (published fits: 10,000 in
     stage 1, 100 in stage 3). `device` defaults to the GPU if there is one. Raises ValueError for a
     label outside 0..num_classes-1, a weight that is not positive, or features that are not finite.
@@ -126,7 +125,7 @@ def fit(
     options = {
         "maxiter": limit,
         "maxfun": limit * 25,  # never the first limit to be reached
-        "gtol": tolerance * problem.penalty,
+        "gtol": TOLERANCE * problem.penalty,
         "ftol": 1e-12,
     }
     # L-BFGS's own vectors are too short to parallelise: BLAS threads that wait would take cores from
@@ -135,7 +134,7 @@ def fit(
         start = np.zeros(num_classes * dim)
         found = minimize(objective_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
     weights = found.x.reshape(num_classes, dim).astype(np.float32)
-    return Fit(weights, float(found.fun), float(np.linalg.norm(found.jac)), int(found.nit))
+    return Fit(weights, float(found.fun), int(found.nit))
 
 
 def fit_stage(

@@ -10,6 +10,7 @@ import numpy as np
 
 from dpt_ray.data.rows import RealRows, Rows
 from dpt_ray.evaluation.methods import BALANCED
+from dpt_ray.evaluation.paired import binomial_stderr
 from dpt_ray.evaluation.records import (
     AccuracyRow,
     Difference,
@@ -108,7 +109,7 @@ def ladder_rows(climbers: Sequence[Climber]) -> list[LadderRow]:
 
 
 def _binomial(score: float | None, n: int) -> float | None:
-    return None if score is None or not n else math.sqrt(score * (1 - score) / n)
+    return None if score is None or not n else binomial_stderr(score, n)
 
 
 def _top5(W: np.ndarray, rows: Rows) -> float | None:

@@ -32,18 +32,24 @@ class StudentTeacher(nn.Module):
 
     `student` maps (B, C, H, W) in [-1, 1] to logits (B, num_classes). `pending` (2 num_classes + 3,) is
     what the last step adds to the thresholds, and how many images were above theirs; the same on every
-    worker.
+    worker. In the first `supervised_steps` steps the teacher is the student, so that what follows starts
+    from the fine-tuned weights, and not from an average with those before.
     """
 
     pending: Tensor
 
     def __init__(
-        self, student: nn.Module, num_classes: int, decay: float, threshold_momentum: float = 0.999
+        self,
+        student: nn.Module,
+        num_classes: int,
+        decay: float,
+        threshold_momentum: float = 0.999,
+        supervised_steps: int = 0,
     ) -> None:
         super().__init__()
         if not 0 < decay < 1:
             raise ValueError(f"ema_decay {decay}: must lie between 0 and 1 for a teacher")
-        self.student, self.decay = student, decay
+        self.student, self.decay, self.supervised_steps = student, decay, supervised_steps
         self.teacher = copy.deepcopy(student).requires_grad_(False)
         self.threshold = AdaptiveThreshold(num_classes, threshold_momentum)
         self.register_buffer("pending", torch.zeros(2 * num_classes + 3))
@@ -64,10 +70,12 @@ class StudentTeacher(nn.Module):
         if not step:
             return
         # theta' <- d theta' + (1 - d) theta; counts are copied
-        student = self.student.state_dict()
+        student, rate = self.student.state_dict(), 1 - self.decay
+        if step <= self.supervised_steps:
+            rate = 1.0
         for name, average in self.teacher.state_dict().items():
             if average.is_floating_point():
-                local(average).lerp_(local(student[name]), 1 - self.decay)
+                local(average).lerp_(local(student[name]), rate)
             else:
                 average.copy_(student[name])
         self.threshold.update(self.pending[:-1])
@@ -82,7 +90,8 @@ class StudentTeacher(nn.Module):
         sums = torch.cat([threshold_rows(probabilities).sum(0), above.sum()[None]])
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
-        self.pending += sums
+        # A step that is skipped for its loss has NaN predictions, which the averages would keep for good.
+        self.pending += torch.where(sums.isfinite().all(), sums, 0.0)
 
     def extra_log(self) -> dict[str, Tensor]:
         """Return numbers of the last step's unlabelled images, the same on every worker; none without any.

@@ -75,12 +75,10 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     `images` counts the images of each split; None where unknown, as `classes`. Sizes of generated images
     are those before compression, an upper bound.
     """
-    everything = sum(images.values()) if images else None
-    train = images.get("train", 0) if images else None
+    everything, train = (sum(images.values()), images.get("train", 0)) if images else (None, None)
     each = made_per_class(config.generate.images_per_class, config.generate.indices_per_shard)
     generated = classes * each if classes else None
-    features = _Encoder.of(config)
-    found = {}
+    features, found = _Encoder.of(config), dict[str, Cost]()
     if config.pretrain and config.encoder.kind == "pretrain":
         found["encoder"] = _pretraining(config.pretrain, train, features.conv, _views(config.pretrain))
     found["features"] = features.cost(everything)

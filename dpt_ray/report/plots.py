@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
+from dpt_ray.evaluation.paired import binomial_stderr
+
 INK, FAINT, PAPER = "#1b1f24", "#d5d9de", "#fdfdfc"
 # After Okabe and Ito's colour-blind safe set, darkened to 3:1 on white. Series also differ in
 # marker and dash, never in colour alone.
@@ -82,8 +84,6 @@ class AccuracyRow:
         """The binomial standard error of `test`."""
         if self.test is None or self.n_test == 0:
             return None
-        from dpt_ray.evaluation.accuracy import binomial_stderr  # brings torch
-
         return binomial_stderr(self.test, self.n_test)
 
 

@@ -110,7 +110,9 @@ class AugmentUnit:
         views: list[np.ndarray] = []
         for first in range(0, len(chosen), VIEWS):
             images = self._images(chosen[first : first + VIEWS])
-            views += list(self._views(images, unit["indices"][0], first))
+            # Classes of another range have other numbers; of the first 1,000 they are those of the place.
+            position = unit["classes"][0] * (unit["indices"][1] - unit["indices"][0]) + first
+            views += list(self._views(images, unit["indices"][0], position))
         columns = image_columns("aug", unit)
 
         def write(path: Path) -> None:
@@ -149,7 +151,7 @@ class AugmentUnit:
         return decode_rows(rows, self.crop, self.mode)
 
     def _views(self, images: np.ndarray, step: int, position: int) -> np.ndarray:
-        """Return one random view of each image (n, H, W, C) uint8, seeded by its position in the shard."""
+        """Return one random view of each image (n, H, W, C) uint8, seeded by its `position` in all shards."""
         import torch
 
         from dpt_ray.learners.augmentations import VIEWS

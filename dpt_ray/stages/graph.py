@@ -72,7 +72,7 @@ class Graph(Stage[GraphSettings]):
             inputs, out = (task.inputs["index"], features), task.out
 
             def work(threads: int) -> CompareBlock:
-                return CompareBlock(*inputs, out, k, threads)
+                return CompareBlock(*inputs, out, k, threads, "cuda" if task.compute.actor_gpus else "cpu")
 
             images = sum(block["stop"] - block["start"] for block in missing)
             held = features_bytes(features, n) + COMPARED
@@ -83,9 +83,11 @@ class Graph(Stage[GraphSettings]):
 class CompareBlock:
     """Finds the neighbours of one block of rows."""
 
-    def __init__(self, index: Artifact, features: Artifact, out: Artifact, k: int, threads: int) -> None:
+    def __init__(
+        self, index: Artifact, features: Artifact, out: Artifact, k: int, threads: int, device: str
+    ) -> None:
         self.index, self.features, self.out = index, features, out
-        self.k, self.threads = k, threads
+        self.k, self.threads, self.device = k, threads, device
 
     @unit_call
     def __call__(self, unit: Block) -> Result:
@@ -96,7 +98,7 @@ class CompareBlock:
 
         started = time.perf_counter()
         torch.set_num_threads(self.threads)
-        ids, rows = _normalised(self.index, self.features)
+        ids, rows = _normalised(self.index, self.features, self.device)
         start, stop = unit["start"], unit["stop"]
         where, cosines = nearest(rows, start, stop, self.k)
 
@@ -113,15 +115,15 @@ class CompareBlock:
 
 # Cached: a process that is given several blocks reads the features once.
 @lru_cache(maxsize=1)
-def _normalised(index: Artifact, features: Artifact) -> tuple[pa.Array, Tensor]:
-    """Return the ids of the training images and their centred, normalised features, on the GPU if any."""
+def _normalised(index: Artifact, features: Artifact, device: str) -> tuple[pa.Array, Tensor]:
+    """Return the ids of the training images and their centred, normalised features, on the device."""
     import torch
 
     from dpt_ray.learners.neighbours import centre_and_normalise
 
     ids, raw = read_features(features, _training_shards(index))
     rows = torch.from_numpy(centre_and_normalise(raw))
-    return ids, rows.to("cuda" if torch.cuda.is_available() else "cpu")
+    return ids, rows.to(device)
 
 
 def _training_shards(index: Artifact) -> set[str]:

@@ -59,6 +59,11 @@ class Learner(Stage[LearnerSettings]):
     runs_on = RunsOn.WORKERS
 
     @classmethod
+    def version(cls, settings: LearnerSettings) -> int:
+        """Return 2 where a supervised stage precedes: the teacher starts from its weights."""
+        return 2 if settings.supervised_steps else 1
+
+    @classmethod
     def make(cls, task: Task[LearnerSettings]) -> Facts:
         """Train and publish. Raises ConfigError where a class has no label, or no readable image."""
         index, labels = task.inputs["index"], task.inputs["labels"]
@@ -176,7 +181,8 @@ def train(task: Task[LearnerSettings], worker: Worker) -> None:
     size = student.spec.crop.size
     student.freeze_unused(size)
     step_fn = step_function(settings, classes)
-    model = StudentTeacher(student, classes, settings.ema_decay, settings.threshold_momentum)
+    first = settings.supervised_steps
+    model = StudentTeacher(student, classes, settings.ema_decay, settings.threshold_momentum, first)
     ratio, batch_size = settings.unlabelled_ratio, settings.batch_size
 
     def order(step: int) -> np.ndarray:
@@ -205,6 +211,7 @@ def train(task: Task[LearnerSettings], worker: Worker) -> None:
         prepare=draw_function(settings, size),
         # Beside a GPU the worker's cores draw; without one they train.
         load_processes=torch.get_num_threads() - 1 if worker.device.startswith("cuda") else 0,
+        copied_steps=first,
     )
     ema = training.fit(task, worker, workload)
     if ema is not None:

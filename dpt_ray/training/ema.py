@@ -24,8 +24,8 @@ class EMA:
         }
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Update the averages with the model's current weights."""
+    def update(self, model: nn.Module, *, copying: bool = False) -> None:
+        """Update the averages with the model's current weights, or set them to these where `copying`."""
         # theta_ema <- decay theta_ema + (1 - decay) theta
         averages, weights = [], []
         for name, value in model.state_dict().items():
@@ -34,4 +34,4 @@ class EMA:
                 weights.append(local(value))
             else:
                 self.tensors[name].copy_(value)
-        torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        torch._foreach_lerp_(averages, weights, 1.0 if copying else 1 - self.decay)

@@ -77,6 +77,7 @@ def train(
     consecutive ones, and Diverged if the loss stays high (`guards.Divergence`).
     """
     run = _Run(workload, settings, worker, hooks, resume)
+    del resume  # its file is mapped into memory, and would be held for the whole training
     workload.model.train()
     with contextlib.closing(run.batches()) as batches:
         for step, (batch, waited) in enumerate(batches, start=run.first):
@@ -182,7 +183,7 @@ class _Run:
             step, settings.learning_rate, settings.warmup_steps, settings.steps, settings.lr_schedule
         )
         grad_norm = _update_weights(self.optimizer, lr, settings.grad_clip)
-        self.ema.update(self.core)
+        self.ema.update(self.core, copying=step < self.workload.copied_steps)
         self.bad_steps.add(step + 1, ~grad_norm.isfinite())
         self.meter.add(waited)
         return _Step(loss, grad_norm, lr)

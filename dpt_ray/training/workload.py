@@ -40,7 +40,8 @@ class Workload:
     shards, one by one. With `flops_per_image`, of a whole training step, the log states the MFU.
     `parameter_groups` name the model's parameters without a wrapper; by default all are one group with the
     settings' weight decay. The log also states the numbers of `extra_log()`, which is called on rank 0 at
-    each log step: scalars of the last step that are the same on every worker.
+    each log step: scalars of the last step that are the same on every worker. The averages of the weights
+    start after the first `copied_steps` steps, and are the weights until then.
     """
 
     model: nn.Module
@@ -57,6 +58,7 @@ class Workload:
     extra_log: Callable[[], Mapping[str, Tensor]] = dict
     prepare: Callable[[Batch, StepRandom], Batch] = lambda batch, random: batch
     load_processes: int = 0
+    copied_steps: int = 0
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,15 @@ def test_training_workers_have_to_fit_on_the_nodes_that_may_be_added(made_of, ad
         resources.check_training(Compute(autoscaling=True, train_workers=room + 1, **compute))
 
 
+def test_an_elastic_training_may_not_ask_an_autoscaler_for_more_workers_than_it_adds(made_of, adding):
+    made_of(HEAD)
+    adding(CPUS, GPUS)
+    elastic = {"autoscaling": True, "train_gpus": True, "min_train_workers": 2}
+    resources.check_training(Compute(train_workers=4, **elastic))
+    with pytest.raises(ConfigError, match=r"^compute\.train_workers: 5 training workers need one GPU each"):
+        resources.check_training(Compute(train_workers=5, **elastic))
+
+
 def test_what_is_not_known_is_refused_only_if_the_autoscaler_says_so(made_of, adding, monkeypatch):
     made_of(HEAD, {"CPU": 2.0})
     adding()

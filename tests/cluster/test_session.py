@@ -1,6 +1,7 @@
 """How units stream through an actor, on a real cluster."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,6 +54,22 @@ def test_more_training_workers_than_there_is_room_for_are_refused_when_training_
         with pytest.raises(ConfigError, match=r"compute\.train_workers: .* has room for [02];"):
             training.run(gated_task(tmp_path, refused), lambda task, worker: None)
     assert not started
+
+
+@pytest.mark.parametrize(
+    ("cpus", "settings", "workers", "expected"),
+    [(8.0, {}, 1, 8), (8.0, {}, 3, 2), (8.0, {}, 16, 1), (8.0, {"threads": 5}, 3, 5), (0.0, {}, 2, 4)],
+)
+def test_a_training_worker_has_its_share_of_its_own_node(
+    made_of, monkeypatch, cpus, settings, workers, expected
+):
+    import ray
+
+    made_of({"CPU": 64.0}, {"CPU": cpus, "GPU": 8.0})
+    here = SimpleNamespace(get_node_id=lambda: "node-1")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
+    monkeypatch.setattr(stage_cluster, "usable_cpus", lambda: 8)
+    assert stage_cluster.threads_here(Compute(**settings), workers) == expected
 
 
 def test_a_cluster_that_was_refused_is_not_joined_by_the_next_call(monkeypatch):

@@ -106,6 +106,7 @@ def test_a_missing_section_is_named(tmp_path):
             ["compute.train_workers=4", "pretrain.batch_size=256", "pretrain.contrast_group=128"],
             ["pretrain.batch_size 256 has 2 groups", "contrast_group 128", "train_workers (4)", "smaller"],
         ),
+        (["compute.actor_gpus=1.5"], ["compute: actor_gpus 1.5: give a whole number"]),
         (["compute.min_train_workers=2"], ["min_train_workers 2", "train_workers 1", "the most"]),
         (["compute.gradient_accumulation=16"], ["diffusion.batch_size 64", "gradient_accumulation (16)"]),
         (

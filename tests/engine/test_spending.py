@@ -131,6 +131,16 @@ def test_a_stage_ends_at_its_next_progress_once_the_cap_is_spent(make, store):
     assert 1 <= len(seen) < 100
 
 
+def test_what_is_left_of_the_cap_is_spent_by_all_gpus_at_once(store):
+    spend(store, 3)
+    compute = TWO_GPUS.model_copy(update={"max_gpu_hours": 3.5})
+    node = toy_node("toy")
+    node.stage.runs_on = RunsOn.ACTORS
+    with Spending(store.run_folder("run"), compute).counting("toy", node.stage, ["toy/1"]) as allowance:
+        left = allowance.until - time.monotonic()
+    assert left == pytest.approx(0.5 * 3600 / 2, abs=5)
+
+
 def test_the_last_progress_of_a_stage_never_ends_it():
     Allowance(0.0, "spent").checking(lambda *progress: None)(5, 5)
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.metrics import precision_score, recall_score, top_k_accuracy_score
 
-from dpt_ray.evaluation.accuracy import binomial_stderr, per_class_quality, topk
+from dpt_ray.evaluation.accuracy import per_class_quality, topk
+from dpt_ray.evaluation.paired import binomial_stderr
 
 
 def scored(n: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,11 +9,22 @@ from sklearn.linear_model import LogisticRegression
 
 from dpt_ray.data.rows import Rows, row_normalise
 from dpt_ray.learners import ladder
-from dpt_ray.learners.ladder import SHARES, Images, Rung, class_prior, climb, folds
-from dpt_ray.learners.linear_probe import fit
+from dpt_ray.learners.balance import estimate_prior
+from dpt_ray.learners.ladder import (
+    GENERATED_SHARES,
+    SHARES,
+    Images,
+    Rung,
+    _best,
+    class_prior,
+    climb,
+    folds,
+    from_generated,
+)
+from dpt_ray.learners.linear_probe import fit, fit_stage
 from dpt_ray.learners.neighbours import centre_and_normalise, nearest
 from dpt_ray.learners.propagation import affinity
-from dpt_ray.learners.self_training import class_blocks, self_train
+from dpt_ray.learners.self_training import MOST_ITERATIONS, class_blocks, self_train
 
 C, N, DIM = 3, 120, 6
 
@@ -156,6 +167,38 @@ def test_folds_leave_every_class_a_label_and_hold_out_each_label_once():
     for part in parts:
         assert set(np.delete(labels, part)) == {0, 1, 2}
     assert folds(np.array([0, 1, 1]), 2) == [] and len(folds(np.repeat([0, 1], 9), 2)) == 5
+
+
+def test_the_lower_cross_entropy_decides_between_equally_many_right_ones():
+    labels = np.array([0, 1, 2, 0])
+    right = np.eye(C, dtype=np.float32)[labels]
+    wrong = right.copy()
+    wrong[0] = [0, 1, 0]
+    assert _best([right, 3 * right, wrong], labels) == 1
+    assert _best([3 * right, right, wrong], labels) == 0
+    assert _best([wrong, 3 * wrong, right], labels) == 2  # whatever its cross-entropy is
+
+
+def test_stage_3_on_generated_rows_weighs_the_labelled_ones_as_it_is_told():
+    found, truth = images()
+    labelled, more = found.labelled, Rows(found.matrix, truth)
+    none = Rows(found.matrix[:0], truth[:0])
+    for weight in (1.0, 10.0, "balanced"):
+        chosen = from_generated(labelled, more, none, C, weight)
+        l2 = GENERATED_SHARES[0] / C * (len(labelled) + len(more))
+        wanted = fit_stage(labelled, more, weight, C, l2, MOST_ITERATIONS).weights
+        np.testing.assert_array_equal(chosen.weights, wanted)
+
+
+def test_an_estimated_prior_starts_from_the_shares_of_the_labels():
+    found, truth = images()
+    positions = np.concatenate([np.flatnonzero(truth == c)[:count] for c, count in enumerate((9, 4, 2))])
+    unequal = replace(found, positions=positions, labels=truth[positions])
+    trained_on = np.array([10, 5, 3]) / 18  # one image more of each class
+    scores = np.random.default_rng(0).dirichlet([1, 1, 1], N)
+    expected = estimate_prior(scores, trained_on)
+    assert np.abs(expected - estimate_prior(scores, np.full(C, 1 / C))).max() > 0.02
+    np.testing.assert_allclose(class_prior("estimated", unequal, scores), expected)
 
 
 def test_priors():

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from dpt_ray.data.rows import Rows, row_normalise
 from dpt_ray.learners import linear_probe
 from dpt_ray.learners.linear_classifier import logits
-from dpt_ray.learners.linear_probe import fit
+from dpt_ray.learners.linear_probe import fit, fit_stage
 from tests.helpers.paths import GOLDEN
 
 
@@ -36,6 +36,18 @@ def test_preprocessing_and_fit_agree_with_the_golden_vector():
     penalty = 0.0025 / len(features) / 2 * np.square(golden["W"]).sum()
     reference = log_loss(golden["y"], softmax(golden["decision"], axis=1)) + penalty
     assert found.objective == pytest.approx(reference, rel=1e-5)
+
+
+@pytest.mark.parametrize(("given", "weight"), [(3.0, 3.0), (1.0, 1.0), ("balanced", 260 / 40)])
+def test_stage_3_weighs_the_labelled_rows_as_scikit_learns_samples(given, weight):
+    X, y = generated()
+    found = fit_stage(Rows(X[:40], y[:40]), Rows(X[40:], y[40:]), given, 5, l2=0.05)
+    weights = np.r_[[weight] * 40, np.ones(260)]
+    reference = LogisticRegression(
+        C=1 / (0.05 / len(y) * weights.sum()), fit_intercept=False, tol=1e-10, max_iter=10_000
+    ).fit(X.astype(np.float64), y, sample_weight=weights)
+    wanted = reference.coef_ - reference.coef_.mean(axis=0)
+    np.testing.assert_allclose(found.weights - found.weights.mean(axis=0), wanted, atol=1e-2)
 
 
 @pytest.mark.parametrize("weight", [1.0, 5.0])

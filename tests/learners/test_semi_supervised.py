@@ -21,6 +21,7 @@ from dpt_ray.learners.semi_supervised import (
     supervised_step,
 )
 from dpt_ray.learners.weak_strong import Views, batch_views, small_image_views
+from dpt_ray.training.guards import Divergence
 from dpt_ray.training.loop import TrainSettings, train
 from dpt_ray.training.order import batch_rows
 from dpt_ray.training.random import StepRandom
@@ -54,12 +55,12 @@ def drawn(
     return batch_views(views, views.strong)(given, random)
 
 
-def model(seed: int = 0) -> StudentTeacher:
+def model(seed: int = 0, supervised_steps: int = 0) -> StudentTeacher:
     student = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, CLASSES))
     generator = torch.Generator().manual_seed(seed)
     nn.init.normal_(student[1].weight, std=0.2, generator=generator)
     nn.init.zeros_(student[1].bias)
-    return StudentTeacher(student, CLASSES, decay=0.9, threshold_momentum=0.5)
+    return StudentTeacher(student, CLASSES, 0.9, 0.5, supervised_steps)
 
 
 def batch(n: int = 16) -> dict[str, torch.Tensor]:
@@ -223,9 +224,37 @@ def test_the_teacher_is_the_average_and_gets_no_gradient():
     assert of.pending.tolist() == [0] * len(of.pending)
 
 
+def test_the_teacher_starts_from_what_the_supervised_steps_have_made():
+    of = model(supervised_steps=2)
+    for step in range(1, 4):
+        with torch.no_grad():
+            of.student[1].weight += 1
+        before = copy.deepcopy(of.teacher[1].weight)
+        of.before_step(step)
+        followed = of.student[1].weight if step <= 2 else 0.9 * before + 0.1 * of.student[1].weight
+        torch.testing.assert_close(of.teacher[1].weight, followed.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_prediction_that_is_no_number_does_not_reach_the_thresholds():
+    of = model()
+    odd = torch.full((8, CLASSES), 1 / CLASSES)
+    odd[3, 1] = torch.nan
+    of.observe(odd, torch.ones(8, dtype=torch.bool))
+    of.before_step(1)
+    assert of.threshold.thresholds().isfinite().all() and not of.extra_log()
+
+
+def test_a_loss_that_rises_as_pseudo_labels_pass_is_no_divergence():
+    limit = LearnerSettings(steps=9, batch_size=16, learning_rate=1e-3, method="semi_vit").diverged_above
+    guard = Divergence(limit)
+    for step, loss in enumerate([2.3, *[0.6] * 20, *[8.0] * 20]):
+        guard.add(step, loss)
+
+
 def trained(name: str, resume=None, rank: int = 0, workers: int = 1, **more):
     """Six steps on 32 images: the averages, the checkpoint of each step, and the log."""
-    of, checkpoints, logs, views = model(), {}, [], small_image_views(SIZE)
+    first = 2 if name == "semi_vit_after_supervised" else 0
+    of, checkpoints, logs, views = model(supervised_steps=first), {}, [], small_image_views(SIZE)
     given, prepare = batch(32), batch_views(views, views.weak if name == "freematch" else views.strong)
 
     def load(rows, step):
@@ -236,7 +265,7 @@ def trained(name: str, resume=None, rank: int = 0, workers: int = 1, **more):
 
     net = DistributedDataParallel(of) if workers > 1 else of
     of_model = {"before_step": of.before_step, "extra_log": of.extra_log}
-    workload = Workload(net, STEPS[name], load, 32, prepare=prepare, **of_model, **more)
+    workload = Workload(net, STEPS[name], load, 32, prepare=prepare, copied_steps=first, **of_model, **more)
     settings = TrainSettings(6, 16, 1e-2, checkpoint_every=1, ema_decay=0.9, log_every=1)
     result = train(workload, settings, Worker(rank, workers), Hooks(logs.append, keep), resume)
     return result.ema, checkpoints, [{key: r[key] for key in GUARD if key in r} for r in logs]

@@ -93,6 +93,17 @@ def test_each_view_is_of_its_classes_labelled_images_in_turn(task):
     np.testing.assert_array_equal(found, expected(in_turn(labelled(task))))
 
 
+def test_classes_beyond_the_first_thousand_have_views_of_their_own(task):
+    unit = augment.AugmentUnit(task, *augment._labelled_images(task))
+    drawn, images = [], np.random.default_rng(0).integers(0, 256, (8, SIDE, SIDE, 3), np.uint8)
+    unit._images = lambda pairs: images
+    real = unit._views
+    unit._views = lambda *given: drawn.append(real(*given)) or drawn[-1]
+    for first in (0, 1000):
+        unit({"shard": f"c{first}", "indices": [0, 4], "classes": [first, first + 2]})
+    assert drawn[0].shape == drawn[1].shape and not np.array_equal(*drawn)
+
+
 def test_no_image_but_the_labelled_ones_is_read(task):
     paths = labelled(task)
     kept = {path for of_class in paths for path in of_class}

@@ -219,6 +219,19 @@ def test_the_best_rung_has_the_files_of_the_best_on_validation(tmp_path):
     assert best.manifest["calibration"] == source.manifest["calibration"]
 
 
+@pytest.mark.parametrize(("of_probe", "best"), [(0.4, RUNGS[0]), (0.5, "probe")])
+def test_a_tie_goes_to_the_cheaper_rung(tmp_path, of_probe, best):
+    store, made = feature_store(tmp_path)
+    first = stage_1(store, made)
+    rungs = {name: make_rung(store, made, name) for name in RUNGS[:3]}
+    for rung in rungs.values():
+        rung.publish(rung.manifest | {"rung": rung.manifest["rung"] | {"top1": 0.5}})
+    first["classifier"].publish(first["classifier"].manifest | {"validation_top1": of_probe})
+    inputs = {key: first[key] for key in ("classifier", "pseudo_labels")}
+    chosen = make(BestRung, store, {**inputs, **dict(reversed(rungs.items()))}, BestRungSettings(), "best")
+    assert chosen.manifest["best"] == best
+
+
 def test_where_nothing_can_be_chosen_the_best_is_the_probe_or_the_free_control_and_says_so(tmp_path, caplog):
     store, made = feature_store(tmp_path, 1, validation=False)
     first = stage_1(store, made)

@@ -16,6 +16,17 @@ def test_average_follows_the_closed_form():
     torch.testing.assert_close(ema.tensors["weight"], torch.full((2, 3), 1 - 0.9**20))
 
 
+def test_where_it_copies_the_average_is_the_weights():
+    model = nn.Linear(3, 2)
+    ema = EMA(model, 0.9)
+    nn.init.ones_(model.weight)
+    ema.update(model, copying=True)
+    assert torch.equal(ema.tensors["weight"], model.weight)
+    nn.init.zeros_(model.weight)
+    ema.update(model)
+    torch.testing.assert_close(ema.tensors["weight"], torch.full((2, 3), 0.9))
+
+
 def test_buffers_are_averaged_and_counters_copied():
     model = nn.BatchNorm1d(2)
     ema = EMA(model, 0.75)

@@ -1,5 +1,6 @@
 import json
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dpt_ray.training import loop
 from dpt_ray.training.guards import NonFiniteLoss
+from dpt_ray.training.loop import train
 from dpt_ray.training.order import ShardWindows, batch_rows
-from dpt_ray.training.workload import Worker
+from dpt_ray.training.workload import Hooks, Worker, Workload
 from tests.helpers.small_training import ROWS, SETTINGS, Record, denoise, join_two, load, run, tiny
 
 
@@ -37,6 +39,22 @@ def test_a_resumed_run_is_bit_identical_to_one_that_never_stopped(whole, stop):
     assert meta == last_meta and tensors.keys() == last.keys()
     assert all(torch.equal(tensors[key], last[key]) for key in last)
     assert all(torch.equal(result.ema[key], expected.ema[key]) for key in expected.ema)
+
+
+def test_a_resumed_run_does_not_hold_the_checkpoint_that_it_came_from(whole):
+    tensors, meta = whole[1].checkpoints[3]
+    copied = {name: value.clone() for name, value in tensors.items()}
+    watched = [weakref.ref(value) for value in copied.values()]
+    given, held = [(copied, meta)], []
+    del copied
+
+    def step_fn(*arguments):
+        held.append(sum(ref() is not None for ref in watched))
+        return denoise(*arguments)
+
+    hooks, work = Hooks(), Workload(tiny(), step_fn, load, ROWS)
+    train(work, SETTINGS, Worker(), hooks, given.pop())
+    assert set(held) == {0}
 
 
 def test_resuming_a_finished_run_returns_its_average_without_a_step(whole):
