@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,9 @@ import fsspec
 from filelock import BaseFileLock, FileLock, Timeout
 
 T = TypeVar("T")
+
+KEPT_FREE = 0.1  # of the disk: Ray stops making objects where less than a twentieth is free
+UNUSED = 600.0  # seconds, after which a copy may be removed for want of room
 
 
 def folder() -> Path:
@@ -58,7 +62,10 @@ class RemoteFile:
         where the download is interrupted.
         """
         with self._locked():
-            if not self.copy.exists():
+            if self.copy.exists():
+                os.utime(self.copy)  # used now
+            else:
+                _make_room(self.size or 0)
                 self._download()
             return open_copy(self.copy)
 
@@ -88,9 +95,37 @@ class RemoteFile:
 
     def _locked(self) -> BaseFileLock:
         """Return the lock of this copy, for threads and processes; a dead process holds none."""
-        locks = folder() / "locks"
-        locks.mkdir(exist_ok=True)
-        return FileLock(locks / self.key)
+        return FileLock(_locks() / self.key)
+
+
+def _locks() -> Path:
+    locks = folder() / "locks"
+    locks.mkdir(exist_ok=True)
+    return locks
+
+
+def _make_room(size: int) -> None:
+    """Remove the copies that were used the longest ago, until `size` bytes fit and `KEPT_FREE` stays free."""
+    for _, copy in sorted(_removable()):
+        disk = shutil.disk_usage(folder())
+        if disk.free - size >= KEPT_FREE * disk.total:
+            return
+        with suppress(Timeout), FileLock(_locks() / copy.parent.name, blocking=False):
+            shutil.rmtree(copy.parent, ignore_errors=True)
+
+
+def _removable() -> Iterator[tuple[float, Path]]:
+    """Yield when a copy was used, and its path, for each that nobody has used of late."""
+    root = folder()
+    for place, folders, names in os.walk(root):
+        if Path(place) == root:
+            folders[:] = {*folders} - {"locks", "scratch"}
+            continue
+        for copy in (Path(place) / name for name in names):
+            with suppress(OSError):  # removed meanwhile
+                used = copy.stat().st_mtime
+                if time.time() - used > UNUSED:
+                    yield used, copy
 
 
 def remove_family(family: str, but: Path | None = None) -> None:
@@ -133,8 +168,9 @@ def _remove_abandoned(root: Path) -> None:
 
 
 def check_space(files: Iterable[RemoteFile]) -> None:
-    """Raise ValueError where the files that have no copy yet do not fit on the disk."""
+    """Raise ValueError where the files without a copy do not fit, after what is unused was removed."""
     missing = [file.size or 0 for file in files if not file.copy.exists()]
+    _make_room(sum(missing))
     if sum(missing) > shutil.disk_usage(folder()).free:
         raise _too_small(sum(missing), len(missing))
 

@@ -71,6 +71,8 @@ def _remove_torn(out: Artifact) -> None:
     """Remove files under temporary names, tensors without JSON and JSON without tensors."""
     whole = checkpoint_names(out)
     for file in _files(out):
+        if file.name.startswith(".nfs"):  # NFS's name of a removed file that a process still has open
+            continue
         if file.name.startswith(".") or file.stem not in whole:
             out.fs.rm_file(out.path(f"{CHECKPOINTS}/{file.name}"))
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -94,3 +95,28 @@ def test_a_disk_that_fills_up_is_one_clear_line_and_leaves_nothing(remote, monke
         remote.opened(Path.read_bytes)
     assert "\n" not in str(error.value)
     assert list(cache.folder().glob("*/*.arrow*")) == []
+
+
+def test_copies_unused_for_long_make_room_for_others_the_oldest_first(node, monkeypatch):
+    fs, files = fsspec.filesystem("memory"), []
+    for number in range(5):
+        path = f"/{uuid.uuid4().hex}/{number}.arrow"
+        fs.pipe_file(path, b"12345")
+        files.append(RemoteFile(fs, path, path, 5))
+    for number, file in enumerate(files[:4]):
+        file.opened(Path.read_bytes)
+        os.utime(file.copy, (number, number))  # used long ago, the first one the longest
+    files[1].opened(Path.read_bytes)  # and this one now
+    held = files[2]._locked()
+    held.acquire()  # by another process, which opens it
+
+    def usage(folder):
+        copies = sum(file.copy.exists() for file in files)
+        return SimpleNamespace(total=100, free=10 + 5 * (4 - copies))  # a tenth, and what was removed
+
+    monkeypatch.setattr(cache.shutil, "disk_usage", usage)
+    files[4].opened(Path.read_bytes)
+    held.release()
+    assert [file.copy.exists() for file in files] == [False, True, True, True, True]
+    assert files[0].opened(Path.read_bytes) == b"12345"
+    assert [file.copy.exists() for file in files] == [True, True, False, True, True]

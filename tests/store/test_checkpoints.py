@@ -67,6 +67,15 @@ def test_the_next_checkpoint_removes_what_a_killed_writer_left(tmp_path, node):
         assert names(out) == ["000000006.json", "000000006.safetensors"]
 
 
+def test_what_nfs_keeps_of_a_removed_file_is_left_to_it(tmp_path):
+    out = Artifact(f"{tmp_path}/it")
+    save_checkpoint(out, 5, {"w": torch.zeros(9)}, {"step": 5})
+    out.write_bytes("checkpoints/.nfs00000001", b"")
+    save_checkpoint(out, 6, {"w": torch.zeros(9)}, {"step": 6})
+    assert ".nfs00000001" in names(out)
+    assert checkpoint_names(out) == ["000000005", "000000006"]
+
+
 def test_json_that_a_late_writer_published_without_its_tensors_is_no_checkpoint(tmp_path):
     out = Artifact(f"{tmp_path}/it")
     save_checkpoint(out, 5, {"w": torch.zeros(9)}, {"step": 5})
