@@ -106,12 +106,18 @@ def _locks() -> Path:
 
 def _make_room(size: int) -> None:
     """Remove the copies that were used the longest ago, until `size` bytes fit and `KEPT_FREE` stays free."""
+    if _fits(size):
+        return
     for _, copy in sorted(_removable()):
-        disk = shutil.disk_usage(folder())
-        if disk.free - size >= KEPT_FREE * disk.total:
+        if _fits(size):
             return
         with suppress(Timeout), FileLock(_locks() / copy.parent.name, blocking=False):
             shutil.rmtree(copy.parent, ignore_errors=True)
+
+
+def _fits(size: int) -> bool:
+    disk = shutil.disk_usage(folder())
+    return disk.free - size >= KEPT_FREE * disk.total
 
 
 def _removable() -> Iterator[tuple[float, Path]]:
