@@ -7,7 +7,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from dpt_ray.config.sections import Compute
 from dpt_ray.data.index import GapsError, read_bytes
 from dpt_ray.data.labels import class_names, read_label_list, unlabelled
 from dpt_ray.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES, SPLIT_NAMES, open_root, walk_files
+from dpt_ray.data.parquet import columns_of_classes
 from dpt_ray.data.sources import index_source
 
 LOOKED_AT = 64  # number of images whose size is read
@@ -45,6 +46,7 @@ class Found:
     folders: Sequence[str] = ()  # that are taken for no classes, since the list names others
     deep: bool = False  # some images have more than 8 bits a value
     not_read: str = ""  # files beside the images that may be meant, by suffix
+    label_columns: Sequence[str] = ()  # of Parquet files without a column `label`
 
     @property
     def notes(self) -> list[str]:
@@ -57,6 +59,11 @@ class Found:
             )
         if self.not_read:
             found.append(f"note: not read are {self.not_read}; convert photographs to JPEG or PNG")
+        if self.label_columns:
+            found.append(
+                f"note: labels are read from a column called label, and here {_first(self.label_columns)} "
+                "has classes: rename one to have it read"
+            )
         if self.source == "folder" and (odd := [name for name in self.classes if name.lower() in NO_CLASS]):
             others = [name for name in self.classes if name not in odd]
             found.append(
@@ -106,8 +113,11 @@ def look(uri: str, labels: str | None) -> Found:
     if not pc.any(pc.equal(index["split"], "train")).as_py():
         raise ValueError(f"{uri} has no training images; name their split train, or leave the split out")
     side, mode, deep = _size(index)
+    columns = columns_of_classes(uri) if source == "parquet" and not classes else []
+    found = Found(source, index, classes, False, 0, side, mode)
+    found = replace(found, gaps=gaps, deep=deep, not_read=not_read, label_columns=columns)
     if not labels:
-        return Found(source, index, classes, False, 0, side, mode, gaps=gaps, deep=deep, not_read=not_read)
+        return found
     fs, path = open_root(labels)
     if not fs.exists(path):
         raise ValueError(f"--labels: {labels!r} does not exist; give the path or URI of the label list")
@@ -122,10 +132,8 @@ def look(uri: str, labels: str | None) -> Found:
         raise ValueError(f"{labels}: one class, {classes[0]}; label images of at least two")
     listed = read_label_list(labels, "csv", index, classes)
     warning = unlabelled(listed, classes)
-    return Found(
-        *(source, index, classes, named_by_list, listed.num_rows, side, mode),
-        *(warning, gaps, folders, deep, not_read),
-    )
+    found = replace(found, index=index, classes=classes, named_by_list=named_by_list)
+    return replace(found, labelled=listed.num_rows, warning=warning, folders=folders)
 
 
 def _are_others(listed: Sequence[str], folders: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -108,12 +109,21 @@ def _as_text(labels: pa.Array, shard: str, ranked: Sequence[str] | None) -> pa.A
     return pa.array(ranked, pa.string()).take(ranks)
 
 
-def _published_classes(shard: str) -> list[str] | None:
-    """Return the names of the ClassLabel feature `label` in the file's metadata, None without one.
+def columns_of_classes(uri: str) -> list[str]:
+    """Return the ClassLabel columns of the first file that are not called `label`, and so are not read."""
+    features = _features(list_shards(uri, ".parquet")[0][1])
+    kinds = {name: kind.get("_type") for name, kind in features.items() if isinstance(kind, dict)}
+    return [name for name, kind in kinds.items() if kind == "ClassLabel" and name != "label"]
 
-    Hugging Face datasets stores its features as JSON under the key "huggingface".
-    """
+
+def _published_classes(shard: str) -> list[str] | None:
+    """Return the names of the ClassLabel feature `label` in the file's metadata, None without one."""
+    return (_features(shard).get("label") or {}).get("names")
+
+
+def _features(shard: str) -> dict[str, Any]:
+    """Return the features, which Hugging Face datasets stores as JSON under the key "huggingface"."""
     with _opened(shard) as parquet:
         metadata = parquet.schema_arrow.metadata or {}
-    info = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {})
-    return (info.get("features", {}).get("label") or {}).get("names")
+    found = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    return cast(dict[str, Any], found)

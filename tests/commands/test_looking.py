@@ -60,6 +60,18 @@ def test_a_folder_of_unlabelled_images_among_those_of_classes_is_told(photograph
     )
 
 
+def test_a_column_of_labels_with_another_name_is_told(tmp_path):
+    table = pa.table({"image": [{"bytes": PICTURE, "path": None}] * 2, "labels": [0, 1], "size": [1, 2]})
+    features = {"labels": {"_type": "ClassLabel", "names": ["a", "b"]}, "size": {"_type": "Value"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "train.parquet")
+    (note,) = look(str(tmp_path), None).notes
+    assert note == (
+        "note: labels are read from a column called label, and here labels has classes: rename one to have "
+        "it read"
+    )
+
+
 def test_images_to_predict_may_have_any_labels_and_splits(tmp_path):
     write_tar(tmp_path / "a.tar", [0, 2, 5])
     assert list_images(str(tmp_path / "a.tar"))["id"].to_pylist() == ["0", "1", "2"]
