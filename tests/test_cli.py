@@ -295,10 +295,11 @@ def test_a_tilde_is_the_home_folder(dpt, monkeypatch, tmp_path):
 def test_the_folder_of_a_run_forgets_what_an_earlier_configuration_made(dpt, tmp_path):
     dpt("index", DIGITS, f"output={tmp_path}")
     folder = tmp_path / "runs" / "digits"
-    assert sorted(path.name for path in folder.iterdir()) == ["artifacts.json", "config.yaml"]
+    of_a_part = ["artifacts.json", "config.yaml", "planned.json"]
+    assert sorted(path.name for path in folder.iterdir()) == of_a_part
     (folder / "denoiser").symlink_to(tmp_path / "gone")
     dpt("index", DIGITS, f"output={tmp_path}", "labels.seed=2")
-    assert sorted(path.name for path in folder.iterdir()) == ["artifacts.json", "config.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == of_a_part
     assert "seed: 2" in (folder / "config.yaml").read_text()
 
 

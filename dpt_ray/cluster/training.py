@@ -286,12 +286,16 @@ def _prepared(compute: Compute, worker: Worker, workload: Workload, batch_size: 
 
 
 def _distributed(model: nn.Module, blocks: Sequence[nn.Module], worker: Worker, fsdp: bool) -> nn.Module:
-    """Return the model on this worker's device; with several workers as a DDP replica or sharded (FSDP2)."""
+    """Return the model on this worker's device; with several workers as a DDP replica or sharded (FSDP2).
+
+    Sharded are networks that name their blocks, whose stage takes the whole averages as they are; the others
+    are small, or read their averages back into the model.
+    """
     from torch.nn.parallel import DistributedDataParallel
 
     from dpt_ray.training.sharding import shard
 
-    if fsdp and worker.world_size > 1:
+    if fsdp and blocks and worker.world_size > 1:
         shard(model, blocks, worker.device)
         return model
     model = model.to(worker.device)

@@ -347,8 +347,8 @@ class Compute(Section):
       more computation) reduce the memory of the denoiser's training.
     - `compile`: apply torch.compile to every network that is trained, that computes features or moments, or
       that samples; worth it on a GPU.
-    - `fsdp`: shard weights, their averages and the optimizer's moments across training workers (FSDP2)
-      rather than replicate them (DDP), for models that do not fit otherwise.
+    - `fsdp`: shard the denoiser's weights, their averages and the optimizer's moments across training workers
+      (FSDP2) rather than replicate them (DDP), where it does not fit otherwise. Other trainings replicate.
     - `concurrent_trials`: maximum number of a sweep's trials that run at a time.
     - `autoscaling`: the cluster adds nodes on demand, so do not require that the work fits at the start.
     - `max_gpu_hours`: the most GPU hours that this run may spend, over all its attempts. It then stops, a

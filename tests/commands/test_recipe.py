@@ -80,7 +80,7 @@ def test_many_classes_have_fewer_images_each() -> None:
 def test_without_any_time_there_is_a_recipe_still() -> None:
     recipe = choose(PHOTOGRAPHS, 1, SLOW)
     assert recipe.encoding.steps == recipe.denoising.steps == 100
-    assert recipe.images_per_class == 8
+    assert recipe.images_per_class == 16  # those of a unit
 
 
 def test_larger_images_take_what_they_need_unless_time_is_short() -> None:

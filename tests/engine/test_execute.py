@@ -43,8 +43,11 @@ def test_a_step_that_another_process_took_over_ends_and_leaves_the_lease_to_it(m
 
     def lose():
         (held,) = tmp_path.rglob(lease.NAME)
-        held.write_text(other)
-        time.sleep(10)  # what a suspended process goes on with
+        for _ in range(200):  # what a suspended process goes on with
+            taken = held.with_suffix(".new")
+            taken.write_text(other)
+            taken.replace(held)  # again, where a heartbeat was just on its way
+            time.sleep(0.05)
 
     started = time.monotonic()
     with pytest.raises(StageError, match=r"^toy: process 1 on another-machine has taken this over, since "):

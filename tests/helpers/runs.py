@@ -23,7 +23,9 @@ def check_two_workers(found, folder, node, *changes):
 
     weights = []
     for workers in (0, 2):
-        changed = found.copy_to(folder / f"{workers}", *changes, f"compute.train_workers={workers}")
+        # Only the denoiser is sharded: for others `fsdp` changes nothing.
+        two = (f"compute.train_workers={workers}", "compute.fsdp=true")
+        changed = found.copy_to(folder / f"{workers}", *changes, *two)
         make(changed.config, node)
         weights.append(load_file(changed.artifact(node).local_file("model.safetensors")))
     for name, value in weights[0].items():
