@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dpt_ray.data.index import class_id, occurring_classes
-from dpt_ray.data.listing import SHARD_SUFFIXES, file_stem
+from dpt_ray.data.listing import file_stem, is_in_shard
 from dpt_ray.data.lookup import find_images, nearest_id
 from dpt_ray.data.splits import draw_key
 from dpt_ray.store.filesystem import url_to_fs
@@ -199,7 +199,7 @@ def _find_published(index: pa.Table, keys: Collection[str]) -> dict[str, list[tu
     for batch in index.select(["id", "uri", "split"]).to_batches(max_chunksize=65_536):
         for identifier, uri, split in zip(*(c.to_pylist() for c in batch.columns), strict=True):
             # In a shard the id has the file's name.
-            key = _published_name(identifier if uri.endswith(SHARD_SUFFIXES) else uri)
+            key = _published_name(identifier if is_in_shard(uri) else uri)
             if key in keys:
                 found.setdefault(key, []).append((identifier, split))
     return found

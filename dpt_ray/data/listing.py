@@ -142,6 +142,11 @@ def list_shards(uri: str, suffix: str) -> list[tuple[str, str]]:
     return [(name, fs.unstrip_protocol(f"{root}/{name}")) for name in names]
 
 
+def is_in_shard(uri: str) -> bool:
+    """Return whether an image's uri is that of a file which holds many, in any case of letters."""
+    return uri.lower().endswith(SHARD_SUFFIXES)
+
+
 def splits_of_shards(names: Sequence[str], split_names: Mapping[str, str]) -> list[str]:
     """Return the split named by a part of each shard's path ("val/0.tar", "x-test-01.tar"), "train" without.
 

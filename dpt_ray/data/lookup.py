@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from dpt_ray.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES
 
 COMPARED = 4000  # ids that a misspelt one is compared with; a million would take minutes
-_SUFFIX = rf"(?i)({'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
+_SUFFIX = rf"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
 
 
 def find_images(index: pa.Table, keys: Collection[str]) -> dict[str, list[tuple[str, str]]]:
@@ -83,7 +83,7 @@ def _file_stem(key: str) -> str | None:
 
 def _names(index: pa.Table) -> pa.ChunkedArray:
     """Return the images' file names, which for shards are part of the id."""
-    shard = f"({'|'.join(map(re.escape, SHARD_SUFFIXES))})$"
+    shard = f"(?i)({'|'.join(map(re.escape, SHARD_SUFFIXES))})$"
     path = pc.if_else(pc.match_substring_regex(index["uri"], shard), index["id"], index["uri"])
     return pc.replace_substring_regex(path, "^.*/", "")
 

@@ -70,9 +70,8 @@ class StudentTeacher(nn.Module):
         if not step:
             return
         # theta' <- d theta' + (1 - d) theta; counts are copied
-        student, rate = self.student.state_dict(), 1 - self.decay
-        if step <= self.supervised_steps:
-            rate = 1.0
+        student = self.student.state_dict()
+        rate = 1.0 if step <= self.supervised_steps else 1 - self.decay
         for name, average in self.teacher.state_dict().items():
             if average.is_floating_point():
                 local(average).lerp_(local(student[name]), rate)

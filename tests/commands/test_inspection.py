@@ -15,11 +15,11 @@ from tests.helpers.image_sources import IMAGES
 PICTURE = IMAGES["image_0"][2]
 
 
-def write_tar(file, labels):
+def write_tar(file, labels, folder="."):
     with tarfile.open(file, "w") as tar:
         for number, label in enumerate(labels):
             for suffix, data in (("png", PICTURE), ("cls", str(label).encode())):
-                member = tarfile.TarInfo(f"./{number}.{suffix}")
+                member = tarfile.TarInfo(f"{folder}/{number}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
 
@@ -48,6 +48,13 @@ def test_shards_beside_a_picture_are_the_source(tmp_path):
     found = look(str(tmp_path), None)
     assert (found.source, found.index.num_rows, found.notes) == ("tar", 2, [])
     assert found.index["id"].to_pylist() == ["0", "1"]
+
+
+def test_labels_are_found_by_the_names_of_files_in_a_shard_in_capitals(tmp_path):
+    write_tar(tmp_path / "A.TAR", ["", "", ""], "photographs")
+    (tmp_path / "labels.csv").write_text("id,label\n0.png,cat\n2.png,dog\n")
+    found = look(str(tmp_path / "A.TAR"), str(tmp_path / "labels.csv"))
+    assert (found.source, found.labelled, found.classes) == ("tar", 2, ["cat", "dog"])
 
 
 def test_a_folder_of_unlabelled_images_among_those_of_classes_is_told(photographs):
