@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from dpt_ray.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES
 
 COMPARED = 4000  # ids that a misspelt one is compared with; a million would take minutes
-_SUFFIX = rf"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
+_SUFFIX = rf"(?i)({'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
 
 
 def find_images(index: pa.Table, keys: Collection[str]) -> dict[str, list[tuple[str, str]]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
-from threading import main_thread
+from threading import Lock, main_thread
 
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import Settings
@@ -128,10 +128,12 @@ def execute(
 def _only_writer(name: str, artifacts: Sequence[Artifact], on_wait: Callable[[str], None]) -> Iterator[None]:
     """Hold the leases of artifacts; end the work, as Ctrl-C does, where another process takes one over."""
     taken_by: list[str] = []
+    first = Lock()  # of several leases lost at once; a second Ctrl-C would end the process on the spot
 
     def give_up(holder: str) -> None:
-        taken_by.append(holder)
-        signal.pthread_kill(main_thread().ident or 0, signal.SIGINT)
+        if first.acquire(blocking=False):
+            taken_by.append(holder)
+            signal.pthread_kill(main_thread().ident or 0, signal.SIGINT)
 
     try:
         with ExitStack() as leases:

@@ -1,6 +1,7 @@
 """How a step is made and published, with a maker that is the test's."""
 
 import json
+import signal
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -20,12 +21,13 @@ from tests.helpers.toy import toy_node
 
 @pytest.fixture
 def made(tmp_path):
-    """Executes one node whose maker returns some facts; its artifact."""
+    """Executes nodes, one unless named, whose maker returns some facts; the first one's artifact."""
 
-    def execute_one(meanwhile=lambda: None, **facts):
-        node, store = toy_node("toy", make=lambda: meanwhile() or facts), Store(str(tmp_path))
-        execute([node], store, Compute(), quiet(), {})
-        return node.artifact(store)
+    def execute_one(meanwhile=lambda: None, names=("toy",), **facts):
+        nodes = [toy_node(name, make=lambda: meanwhile() or facts, group=names[0]) for name in names]
+        store = Store(str(tmp_path))
+        execute(nodes, store, Compute(), quiet(), {})
+        return nodes[0].artifact(store)
 
     return execute_one
 
@@ -37,23 +39,44 @@ def test_a_manifest_that_cannot_be_written_fails_its_stage_in_one_line(made):
     assert made(loss=0.5).manifest["loss"] == 0.5
 
 
-def test_a_step_that_another_process_took_over_ends_and_leaves_the_lease_to_it(made, tmp_path, monkeypatch):
+@pytest.fixture
+def interrupts():
+    """The interrupts of this process, which a shell's background job, as a test run may be, ignores."""
+    seen = []
+
+    def interrupt(number, frame):
+        seen.append(number)
+        if len(seen) == 1:
+            time.sleep(0.5)  # a second one would come now
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    yield seen
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("names", [["toy"], ["toy", "other"]])
+def test_a_step_that_another_process_took_over_ends_and_leaves_the_lease_to_it(
+    names, made, tmp_path, monkeypatch, interrupts
+):
     monkeypatch.setattr(lease, "HEARTBEAT", 0.05)
     other = json.dumps({"host": "another-machine", "pid": 1, "token": "t", "beat": 1})
 
     def lose():
-        (held,) = tmp_path.rglob(lease.NAME)
+        leases = list(tmp_path.rglob(lease.NAME))
         for _ in range(200):  # what a suspended process goes on with
-            taken = held.with_suffix(".new")
-            taken.write_text(other)
-            taken.replace(held)  # again, where a heartbeat was just on its way
+            for held in leases:
+                taken = held.with_suffix(".new")
+                taken.write_text(other)
+                taken.replace(held)  # again, where a heartbeat was just on its way
             time.sleep(0.05)
 
     started = time.monotonic()
     with pytest.raises(StageError, match=r"^toy: process 1 on another-machine has taken this over, since "):
-        made(lose)
+        made(lose, names)
     assert time.monotonic() - started < 5
-    assert [held.read_text() for held in tmp_path.rglob(lease.NAME)] == [other]
+    assert [held.read_text() for held in tmp_path.rglob(lease.NAME)] == [other] * len(names)
+    assert len(interrupts) == 1  # a second one ends a command on the spot
 
 
 def test_ctrl_c_is_no_lost_lease(made):
