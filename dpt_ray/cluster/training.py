@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 STOPPED = "stopped.json"  # the reason of a failure that a restart would repeat
 SPENT = "spent.json"  # the driver, whose clock counts, tells the workers that the allowance is over
+# At most, until the others are there: rank 0 alone samples `preview_every` and `frechet_every`, for up to an
+# hour with the largest networks. A worker that dies is noticed at once.
+WAIT_SECONDS = 6 * 3600
 ROLLBACK = "rollback.json"  # the one rollback that a training may make, once it is made
 
 
@@ -172,6 +175,7 @@ def _attempt(task: Task[S], function: TrainFunction[S]) -> None:
     import tempfile
 
     import ray.train
+    from ray.train.torch import TorchConfig
 
     compute = task.compute
     gpu = compute.train_gpus
@@ -192,6 +196,7 @@ def _attempt(task: Task[S], function: TrainFunction[S]) -> None:
     with tempfile.TemporaryDirectory(prefix="dpt_ray-train-") as scratch:
         trainer()(
             loop,
+            torch_config=TorchConfig(timeout_s=WAIT_SECONDS),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=(least, most) if least else most,
                 use_gpu=gpu,

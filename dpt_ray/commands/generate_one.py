@@ -13,7 +13,7 @@ from dpt_ray.cluster.session import usable_cpus
 from dpt_ray.commands.export import publishing
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.sections import SampleSettings
-from dpt_ray.data.class_ranges import class_ranges, items
+from dpt_ray.data.class_ranges import class_range_of
 from dpt_ray.data.shards import encode_png, read_image_shard
 from dpt_ray.engine.code_version import code_version
 from dpt_ray.pipeline.flow import flow
@@ -45,9 +45,7 @@ def generate_one(config: Config, which: str, out: Path | None) -> tuple[Path, st
     inputs = {key: source.artifact(store) for key, source in node.inputs.items()}
     threads = compute.threads or max(1, usable_cpus() // compute.actors)
     worker = GenerateUnit(Sampler.of(node, samples, inputs, compute, threads))
-    per_shard = settings.indices_per_shard
-    units = class_ranges(index // per_shard * per_shard + per_shard, per_shard, worker.classes)
-    unit = next(unit for unit in units if (label, index) in items(unit))
+    unit = class_range_of(label, index, settings.indices_per_shard, worker.classes)
     image = worker.sample_one(unit, (label, index))
     provenance = {
         "Software": f"dpt_ray {code_version()}",

@@ -40,6 +40,7 @@ from dpt_ray.pipeline.speed import Rates, machine_rates, measure_view, training_
 
 HELD_OUT = 1000  # maximum number of validation and of test images
 MINUTES = 60.0  # default time for small images
+UNIT_IMAGES = 1600  # larger images that an actor holds at once: 300 MB at 256 pixels
 LARGE_VIEW = 224  # pixels of the views that a network of photographs trains on
 NO_LABELS, CLASSES = "labels.csv", 10  # where nothing is labelled yet; the number is a guess
 
@@ -90,7 +91,7 @@ diffusion:
   ema_decay: {denoising.ema_decay}
   precision: auto
   checkpoint_every: 2000
-generate: {{images_per_class: 128, guidance: 1.4, indices_per_shard: 16}}
+generate: {{images_per_class: 128, guidance: 1.4, indices_per_shard: {per_shard}}}
 retrain: {{images_per_class: 128}}
 """
 
@@ -303,7 +304,8 @@ def _large_text(recipe: LatentRecipe, images: Images, encoder: str) -> str:
     training = recipe.denoising
     epochs = training.steps * training.batch_size / images.train
     shape = _shape(recipe.denoiser)
-    text = LARGE.format(encoder=encoder, model=shape, denoising=training, epochs=epochs)
+    per_shard = max(1, min(16, UNIT_IMAGES // images.classes))
+    text = LARGE.format(encoder=encoder, model=shape, denoising=training, epochs=epochs, per_shard=per_shard)
     return text + (GPU if has_gpu() else NO_GPU)
 
 

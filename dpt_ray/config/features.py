@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpt_ray.config.hashing import NotHashed, Settings
 from dpt_ray.config.training import Optimisation
-from dpt_ray.config.values import Count, Fraction, Positive, Seed
+from dpt_ray.config.values import BelowOne, Count, Positive, Seed
 
 # What stage 2 generates.
 GenerateIn = Literal["images", "features", "both"]
@@ -22,10 +22,10 @@ class FeatureTraining(Optimisation):
     learning_rate: Positive = 2e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     lr_schedule: Literal["constant", "cosine"] = "cosine"
-    ema_decay: Fraction = 0.99
+    ema_decay: BelowOne = 0.99
     width: Annotated[int, Field(ge=2, multiple_of=2)] = 256
     depth: Count = 3
-    label_dropout: Fraction = 0.1
+    label_dropout: BelowOne = 0.1
 
 
 class FeatureSampling(Settings):
@@ -43,3 +43,12 @@ class FeatureDiffusion(FeatureTraining, FeatureSampling):
     """
 
     images_per_class: Annotated[Count | None, NotHashed] = None
+
+    @model_validator(mode="after")
+    def _null_class(self) -> FeatureDiffusion:
+        if self.guidance != 1 and not self.label_dropout:
+            raise ValueError(
+                f"guidance {self.guidance:g} leads away from the null class, which label_dropout 0 does not "
+                "train: set label_dropout above 0, or guidance 1"
+            )
+        return self

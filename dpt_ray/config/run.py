@@ -22,11 +22,11 @@ from dpt_ray.config.sections import (
     Labels,
     Retrain,
     Section,
-    SelfSupervised,
 )
 from dpt_ray.config.semi_supervised import SemiSupervised
 from dpt_ray.config.student import Student
 from dpt_ray.config.sweep import OtherSampling, Sweep
+from dpt_ray.config.training import SelfSupervised
 from dpt_ray.config.yaml_file import ConfigError, build, merge, parse_overrides, read_yaml
 
 
@@ -147,6 +147,7 @@ class Config(Section):
                 "or set generate_in=images or both and another diffusion.condition than none"
             )
         self._check_other_samples()
+        self._check_guidance()
         trained = {
             "pretrain": self.pretrain,
             "semi_supervised": self.semi_supervised,
@@ -196,6 +197,27 @@ class Config(Section):
                     "another setting of it, or leave it out"
                 )
             seen.append(changed)
+
+    def _check_guidance(self) -> None:
+        """Raise ValueError for guidance of a network that did not learn classes, or the null class."""
+        others = self.sweep.generate if self.sweep else ()
+        asked: dict[str, float | None] = {"generate": self.generate.guidance}
+        asked |= {f"sweep.generate.{number}": other.guidance for number, other in enumerate(others)}
+        stage2 = self.diffusion
+        trained_here = not (stage2.weights or stage2.init_from)
+        for name, guidance in asked.items():
+            if guidance in (None, 1) or not self.generates_images:
+                continue
+            if stage2.condition == "none":
+                raise ValueError(
+                    f"{name}.guidance {guidance:g} leads to a class, and diffusion.condition none has none: "
+                    "set it to 1"
+                )
+            if trained_here and not stage2.label_dropout and stage2.min_confidence is None:
+                raise ValueError(
+                    f"{name}.guidance {guidance:g} leads away from the null class, which "
+                    "diffusion.label_dropout 0 does not train: set that above 0, or the guidance to 1"
+                )
 
     def _check_images(self) -> None:
         """Raise ValueError where the images do not suit a network that is trained on them."""

@@ -13,9 +13,9 @@ from pydantic import Field, model_validator
 from dpt_ray.config.hashing import Hashed, HashedFile, HashedIfSet, NotHashed, Section, Settings
 from dpt_ray.config.semi_supervised import LearnerName
 from dpt_ray.config.training import Optimisation, Pretrain
-from dpt_ray.config.training import SelfSupervised as SelfSupervised
 from dpt_ray.config.values import (
     Augmentation,
+    BelowOne,
     Count,
     Fraction,
     Positive,
@@ -165,6 +165,8 @@ class Denoiser(Settings):
 
     @model_validator(mode="after")
     def _heads(self) -> Denoiser:
+        if self.dim % 2:  # half of a time embedding are sines, half cosines
+            raise ValueError(f"dim {self.dim} must be even")
         if self.dim % self.heads:
             raise ValueError(f"heads {self.heads} must divide dim {self.dim}")
         return self
@@ -191,7 +193,7 @@ class Diffusion(Optimisation):
     model: Denoiser
     schedule: ScheduleName = "vp"
     prediction: Prediction = "noise"
-    label_dropout: Fraction = 0.15
+    label_dropout: BelowOne = 0.15
     condition: Literal["pseudo_labels", "true_labels", "none"] = "pseudo_labels"
     weights: Annotated[str | None, HashedFile(key="diffusion.weights")] = None
     init_from: Annotated[str | None, HashedFile(key="diffusion.init_from")] = None
@@ -280,8 +282,8 @@ class Retrain(Settings):
 
     With `min_confidence` only those generated images are used whose class the classifier of `labels_from`
     agrees with (the probe, where that one has features of its own), with at least this confidence: 0 is
-    agreement alone. The next images of the class take the place of the others, as far as
-    `generate.images_per_class` reaches.
+    agreement alone. The next images of the class take the place of the others, to the end of the last shard
+    of `generate.images_per_class`.
     """
 
     images_per_class: Count

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dpt_ray.config.hashing import Hashed, HashedIfSet, NotHashed, Settings
-from dpt_ray.config.values import Augmentation, Count, Fraction, Positive, Precision, Seed
+from dpt_ray.config.values import Augmentation, BelowOne, Count, Positive, Precision, Seed
 
 CONVOLUTIONAL = ("small_conv", "resnet")  # this project's networks of encoders; others are timm's
 
@@ -27,10 +27,10 @@ class Optimisation(Settings):
     batch_size: Annotated[int, Field(ge=8, multiple_of=8)]
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)] = 0.03
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.99)
+    betas: Annotated[tuple[BelowOne, BelowOne], Field(strict=False)] = (0.9, 0.99)
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     lr_schedule: Literal["constant", "cosine"] = "constant"
-    ema_decay: Fraction = 0.999
+    ema_decay: BelowOne = 0.999
     grad_clip: Annotated[Positive | None, Hashed] = None
     precision: Precision = "float32"
     checkpoint_every: Annotated[Count, NotHashed] = 200

@@ -22,6 +22,7 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Distinct = AfterValidator(_distinct)
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1), Distinct]
 # "auto": bfloat16 on a GPU, or on a processor where it is faster; else float32 (models/precision.py).

@@ -28,14 +28,24 @@ class ClassRange(TypedDict):
 def class_ranges(images_per_class: int, indices_per_shard: int, classes: int) -> list[ClassRange]:
     """Return the units with the first `images_per_class` images of every class."""
     return [
-        {
-            "shard": f"i{first:07d}-c{start:05d}",
-            "indices": [first, first + indices_per_shard],
-            "classes": [start, min(start + CLASSES_PER_SHARD, classes)],
-        }
+        _class_range(first, start, indices_per_shard, classes)
         for first in range(0, images_per_class, indices_per_shard)
         for start in range(0, classes, CLASSES_PER_SHARD)
     ]
+
+
+def class_range_of(label: int, index: int, indices_per_shard: int, classes: int) -> ClassRange:
+    """Return the unit with image `index` of class `label`."""
+    first, start = index // indices_per_shard, label // CLASSES_PER_SHARD
+    return _class_range(first * indices_per_shard, start * CLASSES_PER_SHARD, indices_per_shard, classes)
+
+
+def _class_range(first: int, start: int, indices_per_shard: int, classes: int) -> ClassRange:
+    return {
+        "shard": f"i{first:07d}-c{start:05d}",
+        "indices": [first, first + indices_per_shard],
+        "classes": [start, min(start + CLASSES_PER_SHARD, classes)],
+    }
 
 
 def made_per_class(images_per_class: int, indices_per_shard: int) -> int:

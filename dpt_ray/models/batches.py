@@ -20,12 +20,15 @@ class Batches:
 
         Raises OutOfMemoryError, one line, where not even one item fits.
         """
-        parts: list[Tensor] = []
+        rows: Tensor | None = None  # one tensor from the beginning: parts and their sum are twice the memory
         start = 0
         while start < n:
             stop = min(start + self.size, n)
             try:
-                parts.append(compute(start, stop))
+                part = compute(start, stop)
+                if rows is None:
+                    rows = part.new_empty(n, *part.shape[1:])
+                rows[start:stop] = part
                 start = stop
                 continue
             except torch.cuda.OutOfMemoryError as error:
@@ -39,4 +42,5 @@ class Batches:
                 )
             self.size = (stop - start) // 2
             logging.getLogger("dpt_ray").warning("out of GPU memory: batch size reduced to %d", self.size)
-        return torch.cat(parts)
+        assert rows is not None
+        return rows

@@ -40,6 +40,6 @@ def check_heads(file: str, heads: int) -> None:
     folder = file.rpartition("/")[0] or "."
     fs, path = url_to_fs(f"{folder}/{CONFIG}", use_listings_cache=False)
     if file.endswith(".safetensors") and fs.isfile(path):
-        given = json.loads(fs.cat_file(path))["model"]["heads"]
+        given = json.loads(fs.cat_file(path)).get("model", {}).get("heads", heads)
         if given != heads:
             raise ValueError(f"{file}: made with heads {given}; set diffusion.model.heads to it, not {heads}")

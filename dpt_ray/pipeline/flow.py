@@ -247,7 +247,8 @@ class _Run:
         config, nodes = self.config, self.nodes
         diffusion = config.diffusion
         # A preview shows what the denoiser makes, not what of it passes.
-        sampling = sampling.model_copy(update={"resample": None, "features_precision": None})
+        unfiltered = {"resample": None, "features_precision": None}
+        sampling = sampling.model_copy(update={**unfiltered, "precision": resolved(diffusion.precision)})
         samples_while_training = diffusion.preview_every or diffusion.frechet_every
         settings = DenoiserSettings(
             **diffusion.model_dump(),

@@ -25,6 +25,8 @@ from dpt_ray.pipeline.lacking import OF_IMAGES, remedy
 from dpt_ray.pipeline.output import check_shared, open_store
 from dpt_ray.pipeline.run_folder import PLANNED, link, node_references
 from dpt_ray.pipeline.time_left import TimeLeft
+from dpt_ray.stages.denoiser import Denoiser, check_network
+from dpt_ray.stages.inception_statistics import check_drawn
 from dpt_ray.stages.rung import check_ladder
 from dpt_ray.stages.sweep import check_choice
 from dpt_ray.store.artifact import Artifact, Store
@@ -60,19 +62,12 @@ def run(
         if nodes[name].missing:
             raise ConfigError(nodes[name].missing)
     wanted = [nodes[name] for name in targets if name in nodes]
-    required, checks = needed(wanted), defaultdict[str, list[Check]](list)
+    required = needed(wanted)
+    if nodes["labels"] in required:  # report a bad label list before any work
+        wanted = [nodes["labels"], *wanted]
+    checks = _checks(config, nodes, required, store)
     if check_index:
         checks["index"].append(check_index)
-    first = "index"
-    if nodes["labels"] in required:  # report a bad label list before any work
-        first, wanted = "labels", [nodes["labels"], *wanted]
-    if "sweep" in nodes and nodes["sweep"] in required:  # and missing validation images
-        checks["index"].append(partial(check_choice, nodes["sweep"]))
-    if config.ladder and {nodes[name] for name in config.ladder.rungs} & set(required):
-        index = nodes["index"].artifact(store)
-        checks["labels"].append(partial(check_ladder, config.ladder.prior, index))
-    if config.compute.train_workers and any(_trains(node, store) for node in required):
-        checks[first].append(partial(_check_training, config.compute))
     if "pilot" in nodes:
         checks["pilot"].append(partial(_tell_pilot, display))
     to_write = partial(_bytes_to_write, config, nodes, store)
@@ -89,6 +84,27 @@ def run(
     except (OSError, ValueError) as error:  # a full disk, a folder of somebody else, a storage that is away
         raise StageError(f"output: {' '.join(str(error).split())}") from error
     return outcome, store
+
+
+def _checks(
+    config: Config, nodes: Mapping[str, Node], required: Sequence[Node], store: Store
+) -> dict[str, list[Check]]:
+    """Return the checks that are made as soon as what they read is published: hours of work follow."""
+    checks = defaultdict[str, list[Check]](list)
+    index = nodes["index"].artifact(store)
+    if nodes.get("sweep") in required:  # missing validation images
+        checks["index"].append(partial(check_choice, nodes["sweep"]))
+    if nodes.get("inception_samples") in required:
+        checks["index"].append(partial(check_drawn, nodes["inception_samples"]))
+    if config.ladder and {nodes[name] for name in config.ladder.rungs} & set(required):
+        checks["labels"].append(partial(check_ladder, config.ladder.prior, index))
+    for node in required:
+        if node.stage is Denoiser and not node.artifact(store).published:
+            checks["autoencoder"].append(partial(check_network, node, index))
+    if config.compute.train_workers and any(_trains(node, store) for node in required):
+        first = "labels" if nodes["labels"] in required else "index"
+        checks[first].append(partial(_check_training, config.compute))
+    return checks
 
 
 def _trains(node: Node, store: Store) -> bool:

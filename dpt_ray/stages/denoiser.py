@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,10 @@ from dpt_ray.config.sections import Diffusion, ResolvedPrecision, SampleSettings
 from dpt_ray.data.moments import MomentsReader, read_moment_ids
 from dpt_ray.data.rows import PSEUDO_LABELS_FILE, TrainingFeatures
 from dpt_ray.data.units import read_index
-from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
+from dpt_ray.engine.node import Node, RunsOn, Stage, Task, one_of, reads
 from dpt_ray.evaluation.records import TRAINING_FRECHET_FILE
 from dpt_ray.models.saved import check_heads, weight_file
+from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts
 
 if TYPE_CHECKING:
@@ -69,13 +70,7 @@ class Denoiser(Stage[DenoiserSettings]):
     @classmethod
     def make(cls, task: DenoiserTask) -> Facts:
         """Check patches, labels and initial weights, then train and publish."""
-        patch_size = task.settings.model.patch_size
-        _, height, width = task.inputs["autoencoder"].manifest["latent_shape"]
-        if height % patch_size or width % patch_size:
-            raise ConfigError(
-                f"diffusion.model.patch_size: {patch_size} does not divide the side {height} of the latents; "
-                "set a divisor"
-            )
+        _check_patches(task.settings, task.inputs["autoencoder"])
         labels, counts = _labels(task)
         if absent := [name for name, count in counts.items() if count == 0]:
             trusted = task.settings.min_confidence
@@ -84,7 +79,11 @@ class Denoiser(Stage[DenoiserSettings]):
                 f"diffusion: no training image has the pseudo-label {', '.join(absent[:5])} "
                 f"({len(absent)} such classes); the denoiser cannot learn them: {remedy}give more labels"
             )
-        _publish_initial(task, _network(task))
+        if tensors := _initial_weights(task.settings, _network(task)):
+            from dpt_ray.models.weights import save_weights
+
+            with task.out.writing(INITIAL) as path:
+                save_weights(tensors, path)
         facts = training.run(task, train)
         if task.out.exists(INITIAL):
             task.out.fs.rm_file(task.out.path(INITIAL))
@@ -92,14 +91,37 @@ class Denoiser(Stage[DenoiserSettings]):
         return {**facts, "rows": len(labels), "null_labels": unlabelled}
 
 
+def check_network(node: Node, index: Artifact, autoencoder: Artifact) -> None:
+    """Raise ConfigError where a denoiser fits neither the latents nor its initial weights.
+
+    The run's stages before it take hours.
+    """
+    settings = cast(DenoiserSettings, node.settings)
+    _check_patches(settings, autoencoder)
+    _initial_weights(settings, _config(settings, index, autoencoder))
+
+
+def _check_patches(settings: DenoiserSettings, autoencoder: Artifact) -> None:
+    patch_size = settings.model.patch_size
+    _, height, width = autoencoder.manifest["latent_shape"]
+    if height % patch_size or width % patch_size:
+        raise ConfigError(
+            f"diffusion.model.patch_size: {patch_size} does not divide the side {height} of the latents; "
+            "set a divisor"
+        )
+
+
 def _network(task: DenoiserTask) -> UViTConfig:
+    return _config(task.settings, task.inputs["index"], task.inputs["autoencoder"])
+
+
+def _config(settings: DenoiserSettings, index: Artifact, autoencoder: Artifact) -> UViTConfig:
     """Return the configuration of the network for these latents and classes."""
     from dpt_ray.models.uvit import UViTConfig
 
-    channels, size, _ = task.inputs["autoencoder"].manifest["latent_shape"]
-    num_classes = task.inputs["index"].manifest["classes"]
-    model = task.settings.model.model_dump()
-    return UViTConfig(size, in_channels=channels, num_classes=num_classes, **model)
+    channels, size, _ = autoencoder.manifest["latent_shape"]
+    num_classes = index.manifest["classes"]
+    return UViTConfig(size, in_channels=channels, num_classes=num_classes, **settings.model.model_dump())
 
 
 def train(task: DenoiserTask, worker: Worker) -> None:
@@ -204,32 +226,31 @@ def _description(task: DenoiserTask) -> Description:
     }
 
 
-def _publish_initial(task: DenoiserTask, config: UViTConfig) -> None:
-    """Check the weights of `diffusion.init_from` against the network and publish them for the workers.
+def _initial_weights(settings: DenoiserSettings, config: UViTConfig) -> dict[str, Tensor]:
+    """Return the weights of `diffusion.init_from`, checked against the network; none without it.
 
     For another number of classes the label embedding is re-initialised except for its null row. Raises
     ConfigError naming the keys that are missing, unexpected or of another shape.
     """
-    if not (source := task.settings.init_from):
-        return
+    if not (source := settings.init_from):
+        return {}
     import torch
 
     from dpt_ray.models.published import LABEL_EMBEDDING, with_classes
     from dpt_ray.models.uvit import UViT
-    from dpt_ray.models.weights import load_strict, load_weights, save_weights
+    from dpt_ray.models.weights import load_strict, load_weights
 
     try:
         file = weight_file(source)
         tensors = load_weights(file)
         if LABEL_EMBEDDING in tensors and len(tensors[LABEL_EMBEDDING]) != config.num_classes + 1:
-            generator = torch.Generator().manual_seed(task.settings.seed)
+            generator = torch.Generator().manual_seed(settings.seed)
             tensors = with_classes(tensors, config.num_classes, generator)
         load_strict(UViT(config), tensors, file)
         check_heads(file, config.heads)
     except ValueError as error:
         raise ConfigError(f"diffusion.init_from: {error}") from error
-    with task.out.writing(INITIAL) as path:
-        save_weights(tensors, path)
+    return dict(tensors)
 
 
 def _initial_denoiser(task: DenoiserTask, config: UViTConfig) -> UViT:

@@ -9,6 +9,7 @@ from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import HashedFile, Settings
 from dpt_ray.config.sections import Denoiser, Prediction, ScheduleName
 from dpt_ray.engine.node import Stage, Task, one_of, reads
+from dpt_ray.models.saved import check_heads
 from dpt_ray.store.records import Facts
 
 
@@ -47,6 +48,7 @@ def _make(task: Task[ImportedDenoiserSettings]) -> Facts:
     channels, size, _ = autoencoder["latent_shape"]
     classes = task.inputs["index"].manifest["classes"]
     network = load_published_uvit(settings.weights, settings.model.heads)
+    check_heads(settings.weights, settings.model.heads)
     found = asdict(network.config)
     without_labels = settings.condition == "none" and not network.config.num_classes
     wanted = UViTConfig(

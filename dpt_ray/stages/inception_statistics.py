@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from dpt_ray.cluster.units import Result, peak_memory, run_actors, suspect, unit_call
+from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import HashedIfSet, NotHashed, Settings
 from dpt_ray.config.sections import Count, Resize, Seed
 from dpt_ray.data.apart import apart
@@ -29,7 +30,7 @@ from dpt_ray.data.crops import Crop
 from dpt_ray.data.decoded import ahead, decode_unit
 from dpt_ray.data.shards import read_shard_columns
 from dpt_ray.data.units import Unit, collect_shards, is_index, list_units, split_of
-from dpt_ray.engine.node import RunsOn, Stage, Task, one_of, reads
+from dpt_ray.engine.node import Node, RunsOn, Stage, Task, one_of, reads
 from dpt_ray.models.saved import WEIGHTS
 from dpt_ray.store.artifact import Artifact
 from dpt_ray.store.records import Facts, Shard
@@ -271,18 +272,29 @@ def _measured(task: Task[StatisticsSettings]) -> Measured:
     if not generated:
         units = [unit for unit in units if split_of(unit) == "test"]
     elif settings.images:
-        counts = None if settings.label_seed is None else _counts(task, settings.images, settings.label_seed)
+        seed = settings.label_seed
+        counts = None if seed is None else _counts(task.node, _classes(task), settings.images, seed)
         units, drawn = _some_units(images, units, _classes(task), settings.images, counts)
     crop = Crop("adm", settings.image_size)
     return Measured(task.out, images, generated, _classes(task), units, crop, settings.resize, drawn)
 
 
-def _counts(task: Task[StatisticsSettings], images: int, seed: int) -> np.ndarray:
-    """Return the number of drawn images of each class. Raises ValueError where a class has fewer."""
+def check_drawn(node: Node, index: Artifact) -> None:
+    """Raise ConfigError where drawn labels ask for more images of a class than a run will generate."""
+    settings = cast(StatisticsSettings, node.settings)
+    if settings.images and settings.label_seed is not None:
+        _counts(node, index.manifest["classes"], settings.images, settings.label_seed)
+
+
+def _counts(node: Node, classes: int, images: int, seed: int) -> np.ndarray:
+    """Return the number of drawn images of each class. Raises ConfigError where a class has fewer."""
     from dpt_ray.evaluation.label_draw import check_counts, images_of_each_class
 
-    counts = images_of_each_class(images, _classes(task), seed).numpy()
-    check_counts(counts, task.node.extent.images_per_class)
+    counts = images_of_each_class(images, classes, seed).numpy()
+    try:
+        check_counts(counts, node.extent.images_per_class)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return counts
 
 

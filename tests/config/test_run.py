@@ -68,7 +68,7 @@ def test_every_configuration_in_the_repository_is_valid(path):
         ("diffusion.learning_rate=.nan", ["diffusion.learning_rate: nan", "finite"]),
         ("diffusion.learning_rate=.inf", ["diffusion.learning_rate: inf", "finite"]),
         ("diffusion.betas=[0.9]", ["diffusion.betas.1: missing"]),
-        ("diffusion.betas=[0.9, 2]", ["diffusion.betas.1: 2", "less than or equal to 1"]),
+        ("diffusion.betas=[0.9, 2]", ["diffusion.betas.1: 2", "less than 1"]),
         ("sweep.images_per_class=[16, x]", ["sweep.images_per_class.1: 'x'", "valid integer"]),
         ("sweep.images_per_class=16", ["sweep.images_per_class: 16", "valid list"]),
         ("diffusion.steps=", ["diffusion.steps: missing; add it"]),
@@ -143,12 +143,46 @@ def test_a_missing_section_is_named(tmp_path):
         (["encoder={kind: timm, name: a}"], ["data.mode L", "encoder.kind timm", "set data.mode RGB"]),
         (["autoencoder={kind: kl, weights: a.pth}"], ["autoencoder.kind kl", "set data.mode RGB"]),
         (["generate.guidance_interval=[0.8, 0.2]"], ["guidance_interval (0.8, 0.2)", "low < high"]),
+        (["diffusion.ema_decay=1"], ["diffusion.ema_decay: 1: input should be less than 1"]),
+        (["feature_diffusion.ema_decay=1"], ["feature_diffusion.ema_decay: 1: input should be less than 1"]),
+        (["diffusion.betas=[0.9, 1.0]"], ["diffusion.betas.1: 1.0: input should be less than 1"]),
+        (["diffusion.label_dropout=1"], ["diffusion.label_dropout: 1: input should be less than 1"]),
+        (["diffusion.model={dim: 15, heads: 3}"], ["diffusion.model: dim 15 must be even"]),
+        (
+            ["diffusion.label_dropout=0", "generate.guidance=1.4"],
+            ["generate.guidance 1.4", "diffusion.label_dropout 0 does not train: set that above 0"],
+        ),
+        (
+            ["diffusion.label_dropout=0", "sweep.generate=[{nfe: 5}, {guidance: 2}]"],
+            ["sweep.generate.1.guidance 2", "diffusion.label_dropout 0 does not train"],
+        ),
+        (
+            ["diffusion.condition=none", "generate.guidance=1.4"],
+            ["generate.guidance 1.4", "diffusion.condition none has none: set it to 1"],
+        ),
+        (
+            ["feature_diffusion={guidance: 2, label_dropout: 0}"],
+            ["feature_diffusion: guidance 2 leads", "set label_dropout above 0"],
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together_are_told_with_the_remedy(overrides, parts):
     text = message(DIGITS, *overrides)
     for part in parts:
         assert part in text
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["diffusion.label_dropout=0"],
+        ["diffusion.label_dropout=0", "diffusion.min_confidence=0.5", "generate.guidance=1.4"],
+        ["diffusion.label_dropout=0", "diffusion.init_from=a.pth", "generate.guidance=1.4"],
+        ["diffusion.label_dropout=0", "generate_in=features", "generate.guidance=1.4"],
+    ],
+)
+def test_guidance_is_from_a_null_class_that_something_trains(overrides):
+    load_config(DIGITS, overrides)
 
 
 def test_overrides_win_over_the_file_and_leave_the_rest():

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 
@@ -38,3 +40,18 @@ def test_one_image_too_large_is_an_error_of_one_line_that_says_what_to_set():
         Batches(8)(gpu, 8)
     assert "\n" not in str(error.value)
     assert gpu.tried == [8, 4, 2, 1]
+
+
+def test_the_rows_are_held_once_while_they_are_computed():
+    """Of a thousand classes an actor holds gigabytes of images."""
+    alive, most = [], 0
+
+    def compute(start, stop):
+        nonlocal most
+        part = torch.zeros(stop - start, 1000)
+        alive.append(weakref.ref(part))
+        most = max(most, sum(found() is not None for found in alive))
+        return part
+
+    assert Batches(2)(compute, 20).shape == (20, 1000)
+    assert most <= 2

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
@@ -15,6 +16,7 @@ from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.run_folder import node_references, references
 from dpt_ray.store.artifact import Store
 from dpt_ray.training.log import read_log
+from tests.helpers.paths import GOLDEN
 from tests.helpers.runs import make
 from tests.helpers.tiny_run import files, shard_files
 
@@ -133,6 +135,44 @@ def test_too_many_training_workers_are_refused_before_any_work_but_labels(tmp_pa
         make(config, "features")
     assert checked == [1]
     assert {path.name for path in (tmp_path / "store").iterdir()} == {"index", "labels"}
+
+
+@pytest.fixture
+def unconnected(monkeypatch):
+    """No cluster is joined, and none is missed."""
+    monkeypatch.setattr(run, "connect", lambda compute: 0.0)
+    monkeypatch.setattr(run, "check_training", lambda compute: None)
+
+
+@pytest.mark.usefixtures("unconnected")
+@pytest.mark.parametrize("overrides", [(), ("generate_in=both",)])
+def test_initial_weights_of_another_network_are_refused_before_any_training(tmp_path, overrides):
+    torch.save({"pos_embed": torch.zeros(1, 2, 3)}, tmp_path / "other.pth")
+    overrides = [f"output={tmp_path}", f"diffusion.init_from={tmp_path}/other.pth", *overrides]
+    with pytest.raises(ConfigError, match=r"^diffusion\.init_from: .*other\.pth") as caught:
+        make(load_config("configs/digits.yaml", overrides), "report")
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in (tmp_path / "store").iterdir()} <= {"index", "labels", "autoencoder"}
+
+
+@pytest.mark.usefixtures("unconnected")
+def test_patches_that_do_not_divide_the_latents_are_refused_before_any_training(tmp_path):
+    kl = f"autoencoder={{kind: kl, weights: {GOLDEN}/autoencoder_kl.pth}}"
+    overrides = ["data.mode=RGB", "data.image_size=24", kl, "diffusion.model.patch_size=5"]
+    config = load_config("configs/digits.yaml", [f"output={tmp_path}", *overrides])
+    with pytest.raises(ConfigError, match=r"^diffusion\.model\.patch_size: 5 does not divide the side"):
+        make(config, "report")
+    assert {path.name for path in (tmp_path / "store").iterdir()} <= {"index", "labels", "autoencoder"}
+
+
+@pytest.mark.usefixtures("unconnected")
+def test_more_measured_images_of_a_class_than_are_generated_are_refused_before_any_work(tmp_path):
+    (tmp_path / "inception.pth").write_bytes(b"weights")
+    measured = [f"evaluate.inception={tmp_path}/inception.pth", "evaluate.labels=uniform"]
+    settings = [f"output={tmp_path}", *measured, "evaluate.images=1280"]
+    with pytest.raises(ConfigError, match=r"uniform draws up to 1\d\d images of a class, not 128: set "):
+        make(load_config("configs/digits.yaml", settings), "report")
+    assert {path.name for path in (tmp_path / "store").iterdir()} == {"index"}
 
 
 def test_what_an_interrupted_run_has_begun_stays_in_use_when_a_part_of_it_runs_again(tmp_path):

@@ -91,6 +91,13 @@ def test_a_published_network_without_labels_is_read_as_the_unconditional_denoise
     assert told["classes"] == 10  # images are counted by class all the same, of none in particular
 
 
+def test_the_number_of_heads_that_a_folder_of_this_project_says_is_checked(config, tmp_path):
+    _, denoiser = make(config)
+    file = denoiser.path("model.safetensors")
+    with pytest.raises(ConfigError, match=r"made with heads 4; set diffusion\.model\.heads to it, not 8$"):
+        make(config, f"diffusion.weights={file}", "diffusion.model.heads=8")
+
+
 def test_published_weights_go_with_true_labels_only(config):
     with pytest.raises(ConfigError, match="set condition true_labels or none"):
         load_config(config, ["diffusion.condition=pseudo_labels"])
