@@ -37,7 +37,8 @@ def plan_tables(
     """
     _check_counts(images, classes)
     if images is not None:
-        counts = {"train": images}
+        held_out = {"validation": config.data.validation, "test": config.data.test}
+        counts = {"train": images, **{split: count for split, count in held_out.items() if count}}
         return [
             _cost_table(config, counts, classes, done=()),
             *_priced(costs(config, counts, classes), prices),

@@ -20,10 +20,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar, cast
 
+import pyarrow.compute as pc
+
 from dpt_ray.cluster import session as cluster
 from dpt_ray.commands.study_table import figure, table
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.study import Study, load_study
+from dpt_ray.data.labels import draw_labels
+from dpt_ray.data.units import read_index
 from dpt_ray.engine.execute import StageError, code_version
 from dpt_ray.engine.node import Node, needed
 from dpt_ray.engine.progress import Display
@@ -43,6 +47,7 @@ def run_study(path: Path, overrides: Sequence[str], display: Display) -> str:
     first = next(iter(configs.values()))
     open_store(first)
     started = time.monotonic()
+    _check_labels(configs)
     results = _run_all(configs, study.concurrent_runs, display)
     summary: StudyResult = {
         "command": " ".join(["dpt study", str(path), *overrides]),
@@ -90,12 +95,41 @@ def _publish(study: Study, configs: Mapping[str, Config], summary: StudyResult) 
     first_name, first = next(iter(configs.items()))
     name = first_name.rsplit("-n", 1)[0]  # the runs of the base come first
     folder = open_store(first).run_folder(name)
-    text = table(study, summary, name, first.sweep)
+    text = table(study, summary, name, first.sweep or first.retrain_grid)
     picture = figure(study, summary["runs"], first, name)
     folder.write_json("study.json", summary)
     folder.write_bytes("study.md", text.encode())
     folder.write_bytes("study.png", picture)
     return f"{text}\nwritten: {folder.uri}"
+
+
+def _check_labels(configs: Mapping[str, Config]) -> None:
+    """Raise ConfigError for labels that a later run would miss, in training or test images."""
+    most: dict[str, tuple[int, str]] = {}  # by index
+    for name, config in configs.items():
+        found = (config.labels.per_class or 0, name)
+        index = flow(config)["index"].reference
+        most[index] = max(found, most.get(index, found))
+    for per_class, name in most.values():
+        with _processes(1) as pool:
+            _result(name, pool.submit(_check_index, configs[name], per_class), 1)
+
+
+def _check_index(config: Config, per_class: int) -> None:
+    """Make the index of a run, and raise ConfigError where it has too few true labels."""
+    _, store = run(config, Display(), ["index"])
+    made = flow(config)["index"].artifact(store)
+    index = read_index(made, ["id", "split", "label"])
+    if not pc.any(pc.and_(pc.equal(index["split"], "test"), pc.is_valid(index["label"]))).as_py():
+        raise ConfigError(
+            "no labelled test images to compare methods on; set data.test to how many to draw from the "
+            "labelled training images"
+        )
+    try:
+        if per_class:
+            draw_labels(index, per_class, 0, made.read_json("classes.json"))
+    except ValueError as error:
+        raise ConfigError(f"study.labels_per_class: {error}") from error
 
 
 def _run_all(configs: dict[str, Config], workers: int, display: Display) -> dict[str, StudyRun]:
@@ -113,7 +147,7 @@ def _run_all(configs: dict[str, Config], workers: int, display: Display) -> dict
                     break
                 for future in wait(going, return_when=FIRST_COMPLETED).done:
                     name = going.pop(future)
-                    results[name] = _tested(name, _result(name, future, workers))
+                    results[name] = _result(name, future, workers)
                     _show(name, results[name], f"[{len(results)}/{len(configs)}]", display)
         except (ConfigError, StageError) as error:
             if going:
@@ -186,15 +220,6 @@ def _result(name: str, future: Future[R], workers: int) -> R:
         raise ConfigError(f"run {name}: {error}") from error
     except Exception as error:
         raise StageError(f"run {name}: {error}") from error
-
-
-def _tested(name: str, result: StudyRun) -> StudyRun:
-    if not result["accuracy"][0]["n_test"]:
-        raise ConfigError(
-            f"run {name}: no labelled test images to compare methods on; set data.test to how many to draw "
-            "from the labelled training images"
-        )
-    return result
 
 
 def _show(name: str, result: StudyRun, count: str, display: Display) -> None:

@@ -57,8 +57,8 @@ class RunResult:
     """The results of a run that a study shows: test accuracy by method, and Frechet distances.
 
     `gain` is (improved, baseline, standard error over test images) of DPT's gain in this run.
-    `extractor` is the artifact of the encoder in whose features distances are measured. `ladder_chose` is
-    whether the ladder's rungs chose on validation images.
+    `extractor` is the artifact of the encoder in whose features distances are measured. `chosen` says of the
+    ladder's methods on what they chose.
     """
 
     test: dict[str, float]
@@ -67,7 +67,7 @@ class RunResult:
     gain: tuple[str, str, float] | None
     frechet: list[MetricRow]
     extractor: str
-    ladder_chose: bool
+    chosen: dict[str, str]
 
     @classmethod
     def read(cls, stored: StudyRun) -> RunResult:
@@ -81,7 +81,7 @@ class RunResult:
             gain=gain and (key_of(gain["improved"]), key_of(gain["baseline"]), gain["stderr"]),
             frechet=stored["frechet"],
             extractor=artifacts.get("referee", artifacts["encoder"]),
-            ladder_chose=any(row["chosen_on"] == "validation" for row in stored.get("ladder", ())),
+            chosen={row["method"]: row["chosen_on"] for row in stored.get("ladder", ())},
         )
 
 
@@ -142,7 +142,7 @@ def spread(values: Values, less: Values | None = None) -> PairedGain:
     )
 
 
-def table(study: Study, summary: StudyResult, name: str, sweep: Sweep | None) -> str:
+def table(study: Study, summary: StudyResult, name: str, sweep: Sweep) -> str:
     """Return the study as Markdown. `summary` is what `study.json` holds, `sweep` the runs' grid."""
     results = Results.read(study, name, summary["runs"])
     tested = results.some.gain
@@ -156,6 +156,7 @@ def table(study: Study, summary: StudyResult, name: str, sweep: Sweep | None) ->
             seeds=len(study.encoder_seeds),
             draws=study.draws,
             choice=_choice(results, sweep),
+            cross_validated="cross-validation" in results.some.chosen.values(),
             accuracies=_accuracies(results),
             ladder=tuple(_ladder(results)),
             test_errors=tuple(_test_error(results, per_class) for per_class in study.labels_per_class),
@@ -168,17 +169,23 @@ def table(study: Study, summary: StudyResult, name: str, sweep: Sweep | None) ->
     )
 
 
-def _choice(results: Results, sweep: Sweep | None) -> Choice | None:
-    """Return the grid of the choice; None without validation images or without methods that choose."""
-    if sweep is None or not results.some.n_validation or not set(results.methods) - {"probe", "dpt_paper"}:
-        return None
-    swept = "DPT and its controls" if "dpt" in results.methods else "the controls of generation"
-    if not {"dpt", "augmented"} & set(results.methods):
+def _choice(results: Results, sweep: Sweep) -> Choice | None:
+    """Return what was chosen on validation images; None where nothing was."""
+    methods, chosen = set(results.methods), results.some.chosen
+    swept = "DPT and its controls" if "dpt" in methods else "the controls of generation"
+    if not {"dpt", "augmented"} & methods:
         swept = ""
+    # Without a ladder it is the sweep's.
+    tuned = "tuned_probe" in methods and chosen.get("tuned_probe", "validation") == "validation"
+    others = {method for method, on in chosen.items() if on == "validation"}
+    ladder = bool(others - {"tuned_probe", *ON_GENERATED_IMAGES})
+    if not results.some.n_validation or not (swept or tuned or ladder):
+        return None
     return Choice(
         results.some.n_validation,
         swept,
-        results.some.ladder_chose,
+        tuned,
+        ladder,
         sweep.images_per_class,
         sweep.real_weight,
         sweep.l2,

@@ -12,7 +12,7 @@ from dpt_ray.config.ladder import Prior, RungName
 from dpt_ray.data.rows import Rows
 from dpt_ray.evaluation.paired import binomial_stderr
 from dpt_ray.learners.balance import estimate_prior
-from dpt_ray.learners.linear_classifier import logits, negative_log_likelihood
+from dpt_ray.learners.linear_classifier import cross_entropy, logits
 from dpt_ray.learners.linear_probe import fit, fit_stage
 from dpt_ray.learners.propagation import propagate
 from dpt_ray.learners.self_training import MOST_ITERATIONS, ROUNDS, balanced_labels, probabilities, self_train
@@ -236,8 +236,6 @@ def _best(decided: Sequence[np.ndarray], labels: np.ndarray) -> int:
 
     def quality(at: int) -> tuple[float, float]:
         decisions = decided[at]
-        rows = Rows(decisions, labels)
-        loss = negative_log_likelihood(np.eye(decisions.shape[1], dtype=decisions.dtype), rows)
-        return float((decisions.argmax(axis=1) == labels).mean()), -(loss or 0.0)
+        return float((decisions.argmax(axis=1) == labels).mean()), -cross_entropy(decisions, labels)
 
     return max(range(len(decided)), key=quality)

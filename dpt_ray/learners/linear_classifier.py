@@ -39,12 +39,15 @@ def accuracy(W: np.ndarray, rows: Rows) -> float | None:
 
 def negative_log_likelihood(W: np.ndarray, rows: Rows) -> float | None:
     """Return the mean cross-entropy of rows in double precision; None without rows."""
+    return cross_entropy(logits(rows.features, W), rows.labels) if len(rows) else None
+
+
+def cross_entropy(decisions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean cross-entropy of decision values (n, C), n at least 1, in double precision."""
     from scipy.special import log_softmax
 
-    if not len(rows):
-        return None
-    scores = log_softmax(logits(rows.features, W).astype(np.float64), axis=1)
-    return float(-scores[np.arange(len(rows)), rows.labels].mean())
+    scores = log_softmax(decisions.astype(np.float64), axis=1)
+    return float(-scores[np.arange(len(labels)), labels].mean())
 
 
 def save_classifier(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 ALPHA = 0.99
 SHARPNESS = 3  # gamma of Iscen et al., Eq. 9
-MOST_ITERATIONS = 200
+MOST_ITERATIONS = 1000
 TINY = float(np.finfo(np.float32).tiny)
 COLUMNS = 32  # classes that are propagated at a time
 
@@ -43,8 +43,9 @@ def propagate(
 
         (I - alpha S) F = (1 - alpha) Y,    Y_ic = 1 for a label c of image i
 
-    by conjugate gradients to a residual of `tolerance` times that of F = 0, `COLUMNS` classes at a time and
-    on the GPU if there is one: a class does not depend on another, so what is needed besides S and F is
+    by conjugate gradients to a residual of `tolerance` times that of F = 0, and until they reach no further
+    image (a step goes from an image to its neighbours), `COLUMNS` classes at a time and on the GPU if there
+    is one: a class does not depend on another, so what is needed besides S and F is
     5 n COLUMNS numbers. Zhou et al.'s iteration F <- alpha S F + (1 - alpha) Y has the same limit. The
     balance of classes is left to `sinkhorn`, which scales columns as well. Raises ValueError, with the
     class id, for a class without a label.
@@ -77,6 +78,7 @@ def _conjugate_gradients(S: Tensor, Y: Tensor, tolerance: float) -> Tensor:
     F, residual, direction = torch.zeros_like(Y), Y.clone(), Y.clone()
     squared = residual.square().sum(dim=0)
     enough = tolerance**2 * squared
+    reached = -1
     for _ in range(MOST_ITERATIONS):
         product = (S @ direction).mul_(-ALPHA).add_(direction)
         step = squared / (direction * product).sum(dim=0).clamp_min(TINY)
@@ -84,6 +86,10 @@ def _conjugate_gradients(S: Tensor, Y: Tensor, tolerance: float) -> Tensor:
         residual.addcmul_(step, product, value=-1)
         before, squared = squared, residual.square().sum(dim=0)
         if bool((squared <= enough).all()):
-            break
+            # The residual is that of the images near the labels: others may have no score yet.
+            further = int(F.any(dim=1).sum())
+            if further == reached:
+                break
+            reached = further
         direction.mul_(squared / before.clamp_min(TINY)).add_(residual)
     return F

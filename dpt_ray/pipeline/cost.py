@@ -273,9 +273,9 @@ def _ladder(
     if n is None or dim is None or classes is None:
         return {name: Cost(n) for name in (*(["graph"] if "propagation" in wanted else []), *wanted)}
     # Without validation images each fold of the labels is fitted with every setting, and the best once more.
-    per_class = config.labels.per_class or 1
-    folds = min(MOST_FOLDS, per_class) if per_class > 1 and not (images or {}).get("validation") else 0
-    passes = folds + 1 / len(SHARES) if folds else 1.0
+    on_validation = config.ladder.choose_on == "validation" and (images or {}).get("validation")
+    folds = min(MOST_FOLDS, config.labels.per_class or 1)
+    passes = 1.0 if on_validation else folds * (folds > 1) + 1 / len(SHARES)
     fit = passes * RUNG_PASSES * 4.0 * n * dim * classes
     edges = 2 * n * config.ladder.neighbours
     spread = passes * CG_ITERATIONS * SPARSE * 2.0 * edges * classes

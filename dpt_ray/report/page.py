@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.filesize import decimal
 
-from dpt_ray.evaluation.methods import METHODS
+from dpt_ray.evaluation.methods import METHODS, ON_GENERATED_IMAGES, PILOT
 from dpt_ray.evaluation.records import MetricRow
 from dpt_ray.report.pictures import GridRow, grid_png, scale_to
 from dpt_ray.report.plots import (
@@ -150,6 +150,10 @@ class ReportData:
     warnings: Sequence[str] = ()
 
 
+# What of a headline is the method, and not stage 1 alone.
+_OF_DPT = {METHODS[method].name for method in (*ON_GENERATED_IMAGES, PILOT)}
+
+
 def render_report(data: ReportData) -> str:
     """Return the page. Raises ValueError where `gain` names no accuracy row or image sizes differ."""
     environment = Environment(
@@ -176,6 +180,7 @@ def render_report(data: ReportData) -> str:
     return environment.get_template("report.html").render(
         data=data,
         compared=compared,
+        is_dpt=compared is not None and compared[1].name in _OF_DPT,
         with_top5=any(row.test_top5 is not None for row in data.accuracies),
         difference=difference,
         difference_kind=difference_kind,

@@ -39,14 +39,15 @@ class Comparison:
 class Choice:
     """The settings that the methods chose from, on validation images.
 
-    `swept` are those that chose from the grid, "" where no sweep was made; `ladder` is whether the ladder's
-    fits chose their penalty. `filters` are the least confidences of generated images, where these were
-    filtered, and none for all images; `sampled` is how further sets of images were sampled, `seeds` with how
-    many seeds each set was.
+    `swept` are those that chose from the grid, "" where no sweep was made; `tuned_probe` and `ladder` are
+    whether that and the ladder's other fits chose their penalty. `filters` are the least confidences of
+    generated images, where these were filtered, and none for all images; `sampled` is how further sets of
+    images were sampled, `seeds` with how many seeds each set was.
     """
 
     n_validation: int
     swept: str
+    tuned_probe: bool
     ladder: bool
     images_per_class: tuple[int, ...]
     real_weights: tuple[float | str, ...]
@@ -133,6 +134,7 @@ class StudyPage:
     seeds: int
     draws: int
     choice: Choice | None
+    cross_validated: bool
     accuracies: Table
     ladder: tuple[LadderRow, ...]
     test_errors: tuple[TestError, ...]

@@ -58,8 +58,13 @@ class LadderRung(Stage[RungSettings]):
 
     @classmethod
     def version(cls, settings: RungSettings) -> int:
-        """Return the version; in version 2 propagation gave images that no label reaches the first class."""
-        return 3 if settings.method == "propagation" else 2
+        """Return the version, higher where a mistake was mended.
+
+        Propagation gave images that no label reaches the first class (2), and did not reach all that it
+        could (3); an estimated prior had classes with nothing.
+        """
+        version = 4 if settings.method == "propagation" else 2
+        return version + (settings.prior == "estimated")
 
     @classmethod
     def make(cls, task: Task[RungSettings]) -> Facts:
@@ -69,12 +74,15 @@ class LadderRung(Stage[RungSettings]):
 
 
 def _held(inputs: Mapping[str, Artifact]) -> int:
-    """Return the bytes that a rung holds: features, scores, the graph while it is made (docs/ladder.md)."""
+    """Return the bytes that a rung holds: features, two sets of scores, the graph while it is made.
+
+    docs/ladder.md names them.
+    """
     features = inputs["features"]
     rows, classes = features.manifest["rows"], inputs["index"].manifest["classes"]
     written = sum(shard["bytes"] for shard in inputs["graph"].listed_shards()) if "graph" in inputs else 0
     # Of 8 bytes a neighbour in its files, 32 while it is made.
-    return features_bytes(features) + 4 * rows * classes + 4 * written
+    return features_bytes(features) + 8 * rows * classes + 4 * written
 
 
 def fit_rung(task: Task[RungSettings]) -> Facts:

@@ -38,10 +38,6 @@ def killed(config):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def untested(config):
-    return {"accuracy": [{"name": "probe", "test": None, "n_test": 0}], "frechet": []}
-
-
 def tells_threads(config):
     features = flow(config)["features"].artifact(open_store(config))
     encoder = features.store.artifact(*features.manifest["inputs"]["encoder"].split("/"))
@@ -133,10 +129,21 @@ def test_what_runs_share_is_made_before_them_with_all_threads(tmp_path, monkeypa
     assert f"{cpus} threads made what {max(1, cpus // 2)} go on from" in str(caught.value)
 
 
-def test_a_study_without_test_labels_is_refused_after_its_first_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "_run_one", untested)
-    with pytest.raises(ConfigError, match=r"run s-n1-e0-d0: .* data\.test"):
-        study.run_study(write(tmp_path), [f"output={tmp_path}"], quiet())
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.test=0", r"^run s-n1-e0-d0: no labelled test images to compare methods on; set data\.test"),
+        ("study.labels_per_class=[1, 9]", r"^run s-n9-e0-d0: study\.labels_per_class: class 0 has \d "),
+    ],
+)
+def test_labels_that_a_later_run_would_miss_are_told_before_the_first(tmp_path, monkeypatch, override, said):
+    for name in (f"{label}/{number}.png" for label in range(10) for number in range(6)):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / "images" / name)
+    images = f"data={{source: folder, uri: {tmp_path}/images, test: 20}}"
+    monkeypatch.setattr(study, "_run_all", None)
+    with pytest.raises(ConfigError, match=said):
+        study.run_study(write(tmp_path), [images, f"output={tmp_path}", override], quiet())
 
 
 def test_the_processes_of_a_killed_study_end_with_it(tmp_path):

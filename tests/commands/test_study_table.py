@@ -161,16 +161,31 @@ def test_a_choice_names_the_sweep_only_where_there_was_one_and_the_ladder_where_
 
     def text(chosen_on, **more):
         accuracies = {"probe": 0.3, "tuned_probe": 0.3, "balanced_self_training": 0.36} | more
-        run = result(accuracies) | {"ladder": [{"method": "propagation", "chosen_on": chosen_on}]}
+        rows = [{"method": method, "chosen_on": chosen_on} for method in ("tuned_probe", "propagation")]
+        run = result(accuracies) | {"ladder": rows}
         return page(study, {run_name("s", 1, 0, 0): run})
 
     alone = text("validation", generated_features=0.37)
     assert "200 labelled validation images: the tuned probe among four values" in alone
     assert "and generated features each among four penalties" in alone
     assert "DPT" not in alone and "Real weight" not in alone
+    assert "cross-validation" not in alone
     controls = text("cross-validation", augmented=0.3)
+    assert "chose their penalty by cross-validation over the few labels" in controls
     assert "validation images: the controls of generation among images per class 128" in controls
     assert "Real weight 1 is" in controls and "four penalties" not in controls
+    assert "tuned probe among" not in controls
+    assert "validation images" not in text("cross-validation")  # nothing was chosen on them
+
+
+def test_a_choice_of_a_ladder_without_a_tuned_probe_is_told():
+    study = Study(labels_per_class=(1,), encoder_seeds=(0,), draws=1)
+    rows = [{"method": "propagation", "chosen_on": "validation"}]
+    run = result({"probe": 0.3, "propagation": 0.36, "augmented": 0.3}) | {"ladder": rows}
+    shown = page(study, {run_name("s", 1, 0, 0): run})
+    assert "100 labelled" not in shown and "200 labelled validation images: the controls of gen" in shown
+    assert " and l2 0.0025, the ladder's rungs and generated features each among four penalties" in shown
+    assert "tuned probe" not in shown
 
 
 def test_the_error_of_the_test_set_is_the_binomial_one_and_that_of_a_gain_the_runs_mean():

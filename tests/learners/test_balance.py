@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.special import softmax
 
 from dpt_ray.learners.balance import estimate_prior, sinkhorn
 
@@ -38,6 +39,27 @@ def test_a_row_without_any_score_stays_and_the_others_are_balanced():
     assert found is scores and found.dtype == np.float32
     assert (found[4] == 0).all()
     np.testing.assert_allclose(found.sum(axis=0), 8 / 3, rtol=1e-4)
+
+
+def test_rows_of_any_scale_are_balanced_alike():
+    """Propagated scores fall by orders of magnitude from image to image, down to float32's smallest."""
+    scores = np.random.default_rng(2).random((9, 3)).astype(np.float32)
+    wanted = sinkhorn(scores.astype(np.float64), np.full(3, 1 / 3))
+    scaled = scores.copy()
+    scaled[4] *= np.float32(1e-40)
+    scaled[5] *= np.float32(1e30)
+    found = sinkhorn(scaled, np.full(3, 1 / 3))
+    np.testing.assert_allclose(np.delete(found, 4, axis=0), np.delete(wanted, 4, axis=0), rtol=1e-4)
+    np.testing.assert_allclose(found[4], wanted[4], rtol=1e-3)  # 17 bits are left of these
+
+
+def test_a_class_that_flat_probabilities_leave_nothing_keeps_a_share():
+    # A probe of one label of each class: nearly flat, and a little more of some classes everywhere.
+    scores = np.random.default_rng(0).normal(np.linspace(0, 0.2, 10), 0.01, (500, 10))
+    probabilities = softmax(scores, axis=1)
+    found = estimate_prior(probabilities, np.full(10, 0.1))
+    assert found.min() >= 1 / 510 and found.sum() == pytest.approx(1)
+    assert found.max() > 0.3  # the most likely prior is far from uniform
 
 
 def test_the_prior_is_found_from_calibrated_probabilities():

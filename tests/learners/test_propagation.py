@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
+from scipy.sparse.linalg import splu
 
 from dpt_ray.learners import propagation
 from dpt_ray.learners.propagation import ALPHA, affinity, propagate
@@ -54,3 +56,20 @@ def test_an_image_without_a_similar_one_has_no_scores():
 def test_a_class_without_a_label_is_named():
     with pytest.raises(ValueError, match=r"every class: \[1\] have none"):
         propagate(affinity(*graph()), np.array([0, 1]), np.array([0, 2]), C)
+
+
+def test_a_long_thin_graph_is_reached_to_its_end():
+    """Frames of a film: each is like the few before and after, and a label is hundreds of steps away."""
+    n, each = 1200, 4
+    steps = np.array([-2, -1, 1, 2])
+    neighbours = np.clip(np.arange(n)[:, None] + steps, 0, n - 1)
+    neighbours[neighbours == np.arange(n)[:, None]] = 1  # at the ends
+    S = affinity(neighbours, np.ones((n, each), np.float32))
+    positions = np.array([150, 450, 750, 1050])
+    labels = np.arange(4)
+    found = propagate(S, positions, labels, 4)
+    assert found.any(axis=1).all()
+    Y = np.zeros((n, 4))
+    Y[positions, labels] = 1 - ALPHA
+    wanted = splu(sp.csc_array(sp.eye_array(n) - ALPHA * S.astype(np.float64))).solve(Y)
+    assert (found.argmax(axis=1) == wanted.argmax(axis=1)).mean() > 0.99

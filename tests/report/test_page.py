@@ -32,7 +32,7 @@ from dpt_ray.report.page import (
 from dpt_ray.report.plots import sweep_lines
 from tests.helpers.digit_rows import digit_rows
 
-PROBE, DPT = "Probe on labels only (stage 1)", "DPT (stage 3), chosen on validation"
+PROBE, DPT = "Probe on labels only (stage 1)", METHODS["dpt"].name
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -214,6 +214,13 @@ def test_a_gain_inside_its_error_and_a_loss_are_called_so() -> None:
     assert "12.7 ± 1.0 points lower" in Page(render_report(worse)).words
 
 
+def test_the_headline_of_a_run_that_generates_nothing_is_not_the_methods() -> None:
+    rung = AccuracyRow(METHODS["propagation"].name, 0.8, 0.812, 540)
+    data = full_data()
+    data = dataclasses.replace(data, accuracies=[*data.accuracies[:3], rung], gain=None)
+    assert f"“{rung.name}” reaches 81.2 ± 1.7 % test accuracy" in Page(render_report(data)).words
+
+
 def test_without_a_gain_the_headline_is_the_last_method_and_not_the_student() -> None:
     student = AccuracyRow(METHODS["student"].name, 0.5, 0.512, 540)
     data = full_data()
@@ -232,7 +239,7 @@ def test_the_numbers_of_every_section_are_on_the_page(page: Page) -> None:
     for expected in (
         "84.6 %",  # accuracy of the paper's setting
         "99.2 %",  # top-5
-        "76.8 % of the pseudo-labels agree",
+        "76.8 % of the probe’s pseudo-labels agree",
         "temperature of 1.83",
         "14.2 % before, 3.1 % after",
         "18.42",  # Frechet distance
