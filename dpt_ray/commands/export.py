@@ -7,7 +7,6 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -153,11 +152,11 @@ def _export_onnx(config: Config, out: Path, method: str | None) -> int:
         )
     made, best = best_classifier(config, method=method)
     encoder, W = load_encoder(made[best.encoder].uri), load_classifier(best.artifact, best.prefix)
-    crop = asdict(encoder.crop)
+    size = encoder.crop.size
     facts = {
-        "input": f"{INPUT}: uint8 (batch, {crop['size']}, {crop['size']}, {len(encoder.spec.mean)}), cropped",
+        "input": f"{INPUT}: uint8 (batch, {size}, {size}, {len(encoder.spec.mean)}), cropped",
         "output": f"{OUTPUT}: float32 (batch, {len(W)})",
-        "crop": crop,
+        "crop": encoder.crop.facts(),
         "mode": config.data.mode,
         "classes": best.artifact.read_json(best.prefix + CONFIG)["classes"],
         "method": best.method,

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dpt_ray.cluster.shards import InTasks
 from dpt_ray.config.sections import Compute
@@ -45,6 +45,7 @@ class Found:
     gaps: bool = False  # the classes are the numbers that occur, and others below them do not
     folders: Sequence[str] = ()  # that are taken for no classes, since the list names others
     deep: bool = False  # some images have more than 8 bits a value
+    turned: bool = False  # some images are turned by their EXIF data
     not_read: str = ""  # files beside the images that may be meant, by suffix
     label_columns: Sequence[str] = ()  # of Parquet files without a column `label`
 
@@ -56,6 +57,11 @@ class Found:
             found.append(
                 "note: some images have 16 bits a value, of which all above 255 are read as white; convert "
                 "them to 8 bits"
+            )
+        if self.turned:
+            found.append(
+                "note: some images are turned by their EXIF data, which is not applied; turn their pixels "
+                "(mogrify -auto-orient), or they are learned as they lie"
             )
         if self.not_read:
             found.append(f"note: not read are {self.not_read}; convert photographs to JPEG or PNG")
@@ -112,10 +118,10 @@ def look(uri: str, labels: str | None) -> Found:
         gaps = True
     if not pc.any(pc.equal(index["split"], "train")).as_py():
         raise ValueError(f"{uri} has no training images; name their split train, or leave the split out")
-    side, mode, deep = _size(index)
+    side, mode, deep, turned = _size(index)
     columns = columns_of_classes(uri) if source == "parquet" and not classes else []
     found = Found(source, index, classes, False, 0, side, mode)
-    found = replace(found, gaps=gaps, deep=deep, not_read=not_read, label_columns=columns)
+    found = replace(found, gaps=gaps, deep=deep, turned=turned, not_read=not_read, label_columns=columns)
     if not labels:
         return found
     fs, path = open_root(labels)
@@ -162,15 +168,16 @@ def _source(uri: str) -> tuple[str, str]:
     return "folder", ", ".join(counts)
 
 
-def _size(index: pa.Table) -> tuple[int, str, bool]:
-    """Return the largest of SIDES that at least half of the images fill, "L" if all are grey, and `deep`."""
+def _size(index: pa.Table) -> tuple[int, str, bool, bool]:
+    """Return the largest of SIDES that half of the images fill, "L" if all are grey, `deep` and `turned`."""
     step = max(1, index.num_rows // LOOKED_AT)
-    shorter, modes = [], set()
+    shorter, modes, turned = [], set(), False
     for data in read_bytes(index.take(list(range(0, index.num_rows, step))[:LOOKED_AT])):
         try:
             with Image.open(io.BytesIO(data)) as image:
                 shorter.append(min(image.size))
                 modes.add(image.mode)
+                turned |= image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         except (OSError, Image.DecompressionBombError):
             continue  # the extract stage reports unreadable images
     if not shorter:
@@ -178,4 +185,4 @@ def _size(index: pa.Table) -> tuple[int, str, bool]:
     median = statistics.median(shorter)
     side = max((side for side in SIDES if side <= median), default=SIDES[0])
     deep = {mode for mode in modes if mode.startswith(("I", "F"))}
-    return side, "L" if modes <= {"1", "L"} | deep else "RGB", bool(deep)
+    return side, "L" if modes <= {"1", "L"} | deep else "RGB", bool(deep), turned

@@ -22,7 +22,7 @@ from rich.progress import track
 from dpt_ray.commands.best_classifier import Choice, best_classifier
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.data.crops import Crop, crop
-from dpt_ray.data.decode import Mode, decode
+from dpt_ray.data.decode import Mode, decode, is_deep
 from dpt_ray.data.index import GapsError, read_bytes
 from dpt_ray.data.listing import IMAGE_SUFFIXES, open_root, walk_files
 from dpt_ray.data.manifest import index_manifest
@@ -80,27 +80,37 @@ def predict_images(config: Config, images: str, out: Path, method: str | None = 
             transient=True,
             disable=not console.is_terminal,
         )
-        table = pa.concat_tables(batches)
+        tables, deep = zip(*batches, strict=True)
+    table = pa.concat_tables(tables)
     try:
         with Artifact(str(out.parent.absolute())).writing(out.name) as part:
             WRITERS[out.suffix](table, part)
     except OSError as error:
         raise ConfigError(f"out: {str(out)!r} cannot be written: {error}") from error
-    return Predicted(table.num_rows - table["label"].null_count, table.num_rows, labeller.choice)
+    labelled = table.num_rows - table["label"].null_count
+    return Predicted(labelled, table.num_rows, labeller.choice, sum(deep))
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What was written: `labelled` of `images` images got a label from the classifier of `choice`."""
+    """What was written: `labelled` of `images` images got a label from the classifier of `choice`.
+
+    `deep` of them have more than 8 bits a value.
+    """
 
     labelled: int
     images: int
     choice: Choice
+    deep: int = 0
 
     def __str__(self) -> str:
         bad = self.images - self.labelled
         left = f" ({bad:,} could not be, see column error)" if bad else ""
-        return f"{self.labelled:,} images labelled{left} by {self.choice}"
+        note = (
+            f"\nnote: {self.deep:,} images have more than 8 bits a value, of which all above 255 are read as "
+            "white; convert them to 8 bits"
+        )
+        return f"{self.labelled:,} images labelled{left} by {self.choice}{note if self.deep else ''}"
 
 
 @dataclass(frozen=True)
@@ -196,12 +206,15 @@ def _is_image(file: tuple[str, int]) -> bool:
     return PurePosixPath(file[0]).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _batches(labeller: Labeller, rows: pa.Table, size: int, pool: ThreadPoolExecutor) -> Iterator[pa.Table]:
-    """Yield a table of `SCHEMA` for each `size` rows."""
+def _batches(
+    labeller: Labeller, rows: pa.Table, size: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[pa.Table, int]]:
+    """Yield a table of `SCHEMA` for each `size` rows, and how many of its images are deep."""
     cut = partial(_pixels, mode=labeller.mode, how=labeller.encoder.crop)
     for start in range(0, rows.num_rows, size):
         batch = rows.slice(start, size)
-        found = list(pool.map(cut, (batch.slice(i, 1) for i in range(batch.num_rows))))
+        read = list(pool.map(cut, (batch.slice(i, 1) for i in range(batch.num_rows))))
+        found = [pixels for pixels, _ in read]
         table: list[dict[str, str | int | float]] = batch.select(["id", "uri"]).to_pylist()
         for row, pixels in zip(table, found, strict=True):
             if isinstance(pixels, str):
@@ -219,12 +232,13 @@ def _batches(labeller: Labeller, rows: pa.Table, size: int, pool: ThreadPoolExec
                     "confidence": float(probs[label]),
                     "classifier": labeller.choice.method,
                 }
-        yield pa.Table.from_pylist(table, SCHEMA)
+        yield pa.Table.from_pylist(table, SCHEMA), sum(deep for _, deep in read)
 
 
-def _pixels(row: pa.Table, mode: Mode, how: Crop) -> np.ndarray | str:
-    """Return the cropped pixels of one image, or why it cannot be read."""
+def _pixels(row: pa.Table, mode: Mode, how: Crop) -> tuple[np.ndarray | str, bool]:
+    """Return the cropped pixels of one image, or why it cannot be read, and whether it is deep."""
     try:
-        return crop(decode(read_bytes(row)[0], mode), how)
+        data = read_bytes(row)[0]
+        return crop(decode(data, mode), how), is_deep(data)
     except (OSError, ValueError) as error:
-        return " ".join(str(error).split())
+        return " ".join(str(error).split()), False

@@ -15,7 +15,7 @@ from PIL import Image
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.data.decode import BadImage, decode
 from dpt_ray.data.index import read_bytes
-from dpt_ray.data.labels import SCHEMA, class_names, read_label_list
+from dpt_ray.data.labels import SCHEMA, class_names, is_empty_list, read_label_list
 from dpt_ray.data.listing import open_root
 from dpt_ray.data.rows import row_normalise
 from dpt_ray.data.shards import read_features
@@ -67,7 +67,7 @@ class Suggested:
 def suggest_images(
     config: Config, count: int, out: Path, given: str | None, display: Display | None = None
 ) -> Suggested:
-    """Write `to_label.csv` and `to_label.html` to the folder `out`, replacing earlier ones.
+    """Write `to_label.csv` and `to_label.html` to the folder `out`, replacing earlier ones without labels.
 
     The features of the run are made first where they are missing. `given` is a label list of images that are
     passed over (in `labels.format`), by default `labels.file` where that exists; labels that
@@ -78,6 +78,8 @@ def suggest_images(
         Store(str(out.absolute())).check_writable()
     except ValueError as error:  # before the features, not after them
         raise ConfigError(f"out: {str(out)!r}: {str(error).removeprefix('output: ')}") from error
+
+    _refuse_filled_in(out / LIST)
 
     def check(index: Artifact) -> None:  # before the encoder is trained
         free = _training_images(index) - _given(config, given, index).labels.num_rows
@@ -102,6 +104,19 @@ def suggest_images(
     return Suggested(len(ids), images, existing.labels.num_rows, out, bool(known))
 
 
+def _refuse_filled_in(file: Path) -> None:
+    """Raise ConfigError where a list that would be replaced has classes that a person wrote."""
+    if not file.is_file():
+        return
+    with file.open(newline="", encoding="utf-8-sig", errors="replace") as text:
+        filled = sum(bool((row.get("label") or "").strip()) for row in csv.DictReader(text))
+    if filled:
+        raise ConfigError(
+            f"out: {str(file)!r} has {filled} labels, and would be replaced: move it away, or name another "
+            "folder with --out"
+        )
+
+
 def _training_units(index: Artifact) -> list[IndexUnit]:
     return [unit for unit in index.manifest["units"] if unit["split"] == "train"]
 
@@ -115,7 +130,7 @@ def _given(config: Config, given: str | None, index: Artifact) -> Given:
     key, uri = ("given", given) if given else ("labels.file", config.labels.file)
     classes: list[str] = index.read_json("classes.json")
     try:
-        if uri and (given or _exists(uri)):
+        if uri and (given or _exists(uri)) and not is_empty_list(uri, config.labels.format):
             classes = classes or class_names(uri)
             return Given(read_label_list(uri, config.labels.format, read_index(index), classes), classes)
     except (ValueError, OSError) as error:

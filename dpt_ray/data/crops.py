@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -38,6 +38,16 @@ class Crop:
             raise ValueError(
                 f"crop resize is {self.resize}, below size {self.size}; set resize to at least size"
             )
+
+    def facts(self) -> dict[str, str | int]:
+        """Return what somebody needs who crops elsewhere: the settings of this kind, or its steps."""
+        if self.kind == "adm":
+            steps = (
+                f"halve both sides with a box filter while the shorter has {2 * self.size} pixels or more; "
+                f"resize the shorter to {self.size}, bicubic; cut the centre, offsets rounded down"
+            )
+            return {"kind": self.kind, "size": self.size, "steps": steps}
+        return {"kind": self.kind, "size": self.size} if self.kind == "none" else asdict(self)
 
     def __str__(self) -> str:
         """Return a description for tables."""

@@ -45,6 +45,12 @@ def decode(data: bytes, mode: Mode = "RGB") -> Image.Image:
         raise BadImage(f"cannot be decoded: {reason}") from error
 
 
+def is_deep(data: bytes) -> bool:
+    """Return whether an image has more than 8 bits a value, of which `decode` keeps the smallest 256."""
+    with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
+        return image.mode.startswith(("I", "F"))
+
+
 def check_pixels(width: int, height: int) -> None:
     """Raise `BadImage` where width x height exceeds `PIL.Image.MAX_IMAGE_PIXELS`."""
     limit = Image.MAX_IMAGE_PIXELS

@@ -112,6 +112,11 @@ def class_names(uri: str) -> list[str]:
     return occurring_classes([entry.label for entry in _read_entries(uri, "csv")])
 
 
+def is_empty_list(uri: str, format: str) -> bool:
+    """Return whether a label list has no line yet, besides the names of its columns."""
+    return not _read_entries(uri, format)
+
+
 def unlabelled(labels: pa.Table, classes: Sequence[str]) -> str:
     """Return a line that names the classes without a row in a table of (id, label); "" where all have one."""
     seen = set(pc.unique(labels["label"]).to_pylist())
@@ -138,10 +143,14 @@ def _read_entries(uri: str, format: str) -> list[Entry]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     if not {"id", "label"} <= set(reader.fieldnames or ()):
         raise ValueError(f"label list {uri} line 1: columns {reader.fieldnames}; it needs id,label")
-    entries = []
-    for row in reader:
-        entries.append(Entry(reader.line_num, row["id"] or "", (row["label"] or "").strip()))
-        _refuse_misread(row, f"label list {uri} line {reader.line_num}")
+    entries: list[Entry] = []
+    try:
+        for row in reader:
+            entries.append(Entry(reader.line_num, row["id"] or "", (row["label"] or "").strip()))
+            _refuse_misread(row, f"label list {uri} line {reader.line_num}")
+    except csv.Error as error:  # a value that is longer than any is meant to be
+        begun = entries[-1].line + 1 if entries else 2
+        raise ValueError(f"label list {uri} line {begun}: {error}; close its quotation mark") from None
     for entry in entries:
         if not entry.key.strip():
             raise ValueError(

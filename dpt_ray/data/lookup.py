@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import posixpath
 import re
+import unicodedata
 from bisect import bisect
 from collections.abc import Callable, Collection
 
@@ -81,6 +82,16 @@ def _file_stem(key: str) -> str | None:
     return None if "/" in key else _without_suffix(key)
 
 
+def _composed(read: Callable[[str], str | None]) -> Callable[[str], str | None]:
+    """Return how a key is read, with letters and their accents as one: macOS writes them apart."""
+
+    def composed(key: str) -> str | None:
+        form = read(key)
+        return form and unicodedata.normalize("NFC", form)
+
+    return composed
+
+
 def _names(index: pa.Table) -> pa.ChunkedArray:
     """Return the images' file names, which for shards are part of the id."""
     shard = f"(?i)({'|'.join(map(re.escape, SHARD_SUFFIXES))})$"
@@ -99,4 +110,6 @@ _READINGS: tuple[tuple[Callable[[str], str | None], Callable[[pa.Table], pa.Chun
     (_absolute_path, lambda index: _cut(index["uri"])),
     (_file_name, _names),
     (_file_stem, lambda index: _cut(_names(index))),
+    (_composed(_relative_path), lambda index: pc.utf8_normalize(index["id"], form="NFC")),
+    (_composed(_file_stem), lambda index: pc.utf8_normalize(_cut(_names(index)), form="NFC")),
 )

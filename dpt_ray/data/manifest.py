@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from dpt_ray.data.index import Row, build_index
 from dpt_ray.data.listing import SPLIT_NAMES, list_directory, open_root
+from dpt_ray.data.tables import read_csv
 
 TEXT_COLUMNS = ("id", "uri", "label", "split")
-COLUMNS = (*TEXT_COLUMNS, "offset", "length")
+PLACE_COLUMNS = ("offset", "length")
+COLUMNS = (*TEXT_COLUMNS, *PLACE_COLUMNS)
 
 
 def index_manifest(
@@ -63,9 +64,8 @@ def index_manifest(
 def _read(fs: AbstractFileSystem, path: str) -> pa.Table:
     with fs.open(path, "rb") as file:
         if path.lower().endswith(".csv"):
-            types = dict.fromkeys(TEXT_COLUMNS, pa.string())
-            options = pyarrow.csv.ConvertOptions(column_types=types)
-            table = pyarrow.csv.read_csv(file, convert_options=options)
+            types = dict.fromkeys(TEXT_COLUMNS, pa.string()) | dict.fromkeys(PLACE_COLUMNS, pa.int64())
+            table = read_csv(file, f"manifest {path}", types)
             found = table.column_names
         elif path.lower().endswith(".parquet"):
             found = pq.read_schema(file).names

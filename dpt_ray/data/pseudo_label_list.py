@@ -7,11 +7,11 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from dpt_ray.data.index import class_id
 from dpt_ray.data.lookup import nearest_id
+from dpt_ray.data.tables import read_csv
 from dpt_ray.store.filesystem import url_to_fs
 
 COLUMNS = ("id", "label", "confidence")
@@ -61,8 +61,7 @@ def _read(uri: str) -> pa.Table:
         if PurePosixPath(path).suffix.lower() == ".parquet":
             table = pq.read_table(file)
         else:
-            options = pyarrow.csv.ConvertOptions(column_types=text)
-            table = pyarrow.csv.read_csv(file, convert_options=options)
+            table = read_csv(file, uri, text)
     if lost := [name for name in COLUMNS if name not in table.column_names]:
         raise ValueError(f"{uri}: lacks the column {', '.join(lost)}; it needs {', '.join(COLUMNS)}")
     table = table.select(list(COLUMNS)).cast(pa.schema(text)).combine_chunks()

@@ -39,6 +39,11 @@ def same_in(node: Node, store: Store, setting: str) -> list[Artifact]:
     return [one for one, said in manifests if (said["settings"].get(setting), said["version"]) == mine]
 
 
+def changed_settings(node: Node, artifact: Artifact) -> list[str]:
+    """Return how a node's settings differ from those of an artifact of its stage."""
+    return differences(node.hashed, artifact.manifest["settings"])
+
+
 def _others(node: Node, store: Store) -> Iterator[tuple[str, Artifact]]:
     """Yield (digest, artifact) of the other published artifacts of the node's stage at its extent."""
     for digest in store.digests(node.artifact_name):

@@ -83,14 +83,15 @@ function completions(classes, text, open) {
 
 /**
  * Map of a key to the class that it gives at once: a name of one character is its own, others have digits.
- * With open classes no name is: another one may come to begin with its character.
+ * With open classes there are none: another one may come to begin with any character.
  */
 function shortcuts(classes, open) {
   const low = classes.map((name) => name.toLowerCase());
   const keys = new Map();
+  if (open) return keys;
   classes.forEach((name, i) => {
     const alone = low.every((other, j) => i === j || !other.startsWith(low[i]));
-    if (!open && [...name].length === 1 && alone) keys.set(low[i], name);
+    if ([...name].length === 1 && alone) keys.set(low[i], name);
   });
   if (low.some((name) => /^\d/.test(name))) return keys; // there a digit begins a name
   const others = classes.filter((name) => ![...keys.values()].includes(name));
@@ -292,6 +293,10 @@ function start() {
     const typing = inField && field.value !== "";
     const key = event.key;
     const onButton = event.target.matches("button, summary");
+    if (event.repeat && !typing && !["ArrowLeft", "ArrowRight"].includes(key)) {
+      event.preventDefault(); // a key that is held down would label images that nobody has seen
+      return;
+    }
     const quick = shortcuts(classesOf(page, state), page.open).get(key.toLowerCase());
     let act;
     if (event.ctrlKey || event.metaKey) {
@@ -329,6 +334,11 @@ function start() {
   get("save").onclick = save;
   addEventListener("beforeunload", (event) => {
     if (!kept && !saved) event.preventDefault();
+  });
+  addEventListener("storage", (event) => {
+    if (event.key !== page.key) return;
+    Object.assign(state, unpack(page, event.newValue)); // what another tab of this page has set
+    render();
   });
   get("bar").max = page.images.length;
   get("work").hidden = false;

@@ -32,7 +32,8 @@ def test_the_exported_file_agrees_with_predict(finished, tmp_path):
     facts = json.loads((tmp_path / "out" / "config.json").read_text())
     labeller = load_labeller(finished.config)
     assert facts["classes"] == labeller.classes and facts["method"] == labeller.choice.method
-    assert facts["crop"]["size"] == 8 and facts["mode"] == "L"
+    assert facts["crop"].keys() == {"kind", "size", "steps"} and facts["mode"] == "L"
+    assert facts["crop"]["size"] == 8 and "resize the shorter to 8, bicubic" in facts["crop"]["steps"]
     assert count > labeller.weights.size
     for batch in (1, 5):  # any number of images
         pixels = images(batch, 8, 1)

@@ -7,6 +7,7 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import ExifTags, Image
 
 from dpt_ray.commands.inspection import look
 from dpt_ray.commands.predict import list_images
@@ -92,3 +93,14 @@ def test_images_to_predict_may_have_any_labels_and_splits(tmp_path):
     for name in ("train", "unlabeled"):
         pq.write_table(table, shards / f"{name}.parquet")
     assert list_images(str(shards)).num_rows == 2
+
+
+def test_images_that_are_turned_by_their_exif_data_are_told(tmp_path):
+    exif = Image.Exif()
+    for number, orientation in enumerate((1, 6)):
+        exif[ExifTags.Base.Orientation] = orientation
+        (tmp_path / str(number)).mkdir()
+        Image.new("RGB", (20, 30)).save(tmp_path / str(number) / "a.jpg", exif=exif)
+        notes = look(str(tmp_path / str(number)), None).notes
+        assert [note for note in notes if "EXIF" in note] == notes
+        assert bool(notes) is (orientation == 6)

@@ -332,6 +332,34 @@ def test_a_run_labels_though_its_own_images_have_changed_or_are_gone(tmp_path: P
         predict.load_labeller(other)
 
 
+def test_images_of_16_bits_are_counted_in_a_note(tmp_path: Path) -> None:
+    config = publish_run(tmp_path, "dpt")
+    folder = write_folder(tmp_path / "new")
+    assert "note" not in str(predict_images(config, str(folder), tmp_path / "p.csv"))
+    for name in ("deep_0", "deep_1"):
+        Image.fromarray(np.full((SIZE, SIZE), 20_000, np.uint16)).save(folder / f"{name}.png")
+    said = str(predict_images(config, str(folder), tmp_path / "p.csv"))
+    assert "note: 2 images have more than 8 bits a value" in said
+
+
+def test_labels_that_were_corrected_after_the_run_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("id,label\n0,3\n")
+    listed = ("labels.per_class=null", f"labels.file={file}")
+    config = publish_run(tmp_path, "probe", overrides=listed)
+    nodes, store = flow(config), Store(config.output)
+    nodes["labels"].artifact(store).publish({"settings": nodes["labels"].hashed})
+    link(config, nodes, store)
+    folder = write_folder(tmp_path / "new")
+    predict_images(config, str(folder), tmp_path / "p.csv")
+    assert "another list" not in caplog.text
+    file.write_text("id,label\n0,4\n")
+    predict_images(config, str(folder), tmp_path / "p.csv")
+    assert f"labels.file {file} was another list when this run was made" in caplog.text
+
+
 def test_an_image_whose_features_are_not_finite_has_no_label(tmp_path: Path) -> None:
     config = publish_run(tmp_path, "dpt")
     model = config.output + "/store/encoder"

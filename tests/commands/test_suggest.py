@@ -167,3 +167,22 @@ def test_a_folder_that_cannot_be_written_is_told_first(place):
     (place / "file").write_text("")
     with pytest.raises(ConfigError, match="out: 'file/new'"):
         suggest_images(config, 3, (place / "file/new").relative_to(place), None, quiet())
+
+
+def test_a_list_that_a_person_filled_in_is_not_replaced(place):
+    config, _ = with_features()
+    for _ in range(2):  # an empty one is
+        suggest_images(config, 3, place / "new", None, quiet())
+    list_ = place / "new" / "to_label.csv"
+    filled = list_.read_text().replace(",\n", ",grey\n", 1)
+    list_.write_text(filled)
+    with pytest.raises(ConfigError, match=r"to_label\.csv' has 1 labels, .*--out$"):
+        suggest_images(config, 3, place / "new", None, quiet())
+    assert list_.read_text() == filled
+
+
+@pytest.mark.parametrize("given", [None, "labels.csv"])
+def test_a_list_of_no_labels_yet_is_none(place, given):
+    config, _ = with_features()
+    (place / "labels.csv").write_text("id,label\n")
+    assert suggest_images(config, 3, place / "new", given, quiet()).given == 0

@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from itertools import pairwise
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,6 +113,23 @@ def test_an_image_is_named_by_its_id_path_uri_or_file_name(tmp_path, key) -> Non
 def in_folder(index: pa.Table, folder: str) -> pa.Table:
     uris = pa.array([f"{folder}/{identifier}.JPEG" for identifier in index["id"].to_pylist()])
     return index.set_column(1, SCHEMA.field(1), uris)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("key", ["train/n02/Vögel ü.png", "Vögel ü.png", "train/n02/Vögel ü"])
+def test_letters_with_accents_are_the_same_in_either_form(tmp_path, forms, key):
+    listed, stored = forms
+    index = imagenet().slice(0, 1)
+    name = normalize(stored, "train/n02/Vögel ü")
+    index = index.set_column(0, SCHEMA.field(0), [pa.array([name])])
+    index = in_folder(index, "file:///photos")
+    assert read(tmp_path, f"id,label\n{normalize(listed, key)},n02\n", "csv", index) == {(name, 1)}
+
+
+def test_a_quotation_mark_that_swallows_the_rest_of_a_long_list_is_told_by_its_line(tmp_path):
+    rest = "".join(f"train/n01/n01_{k},n01\n" for k in range(9000))
+    with pytest.raises(ValueError, match=r"labels\.txt line 3: field larger .*; close its quotation mark$"):
+        read(tmp_path, f'id,label\n{ID},n01\n"train/n02/n02_4,n02\n{rest}', "csv")
 
 
 def test_an_image_in_a_bucket_is_named_by_its_uri(tmp_path) -> None:

@@ -115,6 +115,35 @@ def test_labels_by_key_by_typing_and_by_click_are_saved_as_a_label_list(visit, t
     assert table["label"].to_pylist() == [0, 2, 1, 1, 0]
 
 
+def test_a_new_class_may_begin_with_a_digit(visit):
+    page = visit(open_classes=True)
+    for name in ("oak", "ash", "1980s car"):
+        page.keyboard.type(name)
+        press(page, "Enter")
+    assert labels(saved(page)) == [[IDS[0], "oak"], [IDS[1], "ash"], [IDS[2], "1980s car"]]
+
+
+@pytest.mark.parametrize(("key", "said"), [("1", "1 of 5, 2 classes without"), ("Space", "1 skipped")])
+def test_a_key_that_is_held_down_counts_once(visit, key, said):
+    page = visit(classes=CLASSES)
+    for _ in range(4):  # as a keyboard repeats it
+        page.keyboard.down(key)
+    page.keyboard.up(key)
+    assert said in progress(page)
+    press(page, "2")
+    assert labels(saved(page))[-1][0] == IDS[1]
+
+
+def test_two_tabs_of_a_page_have_the_same_labels(visit):
+    first = visit(classes=CLASSES)
+    second = visit(classes=CLASSES, context=first.context)
+    press(first, "1", "2")
+    second.wait_for_function("document.getElementById('progress').textContent.startsWith('2 of')")
+    press(second, "ArrowRight", "ArrowRight", "2")
+    first.wait_for_function("document.getElementById('progress').textContent.startsWith('3 of')")
+    assert [name for name, _ in labels(saved(second))] == IDS[:3]
+
+
 def test_classes_that_nobody_knew_are_named_and_told(visit, tmp_path):
     page = visit(open_classes=True)
     for name in ("oak", "Oak", "ash"):

@@ -152,8 +152,8 @@ def test_which_key_gives_which_class_at_once(classes, keys):
 
 @node
 def test_no_character_is_a_class_at_once_where_classes_are_open():
-    assert js("Object.fromEntries(it.shortcuts(['1', 'a'], true))") == {}
-    assert js("Object.fromEntries(it.shortcuts(['a', 'b'], true))") == {"1": "a", "2": "b"}
+    for classes in (["1", "a"], ["a", "b"]):
+        assert js(f"Object.fromEntries(it.shortcuts({json.dumps(classes)}, true))") == {}
 
 
 @node
