@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpt_ray.config.sections import Denoiser, Pretrain
+from dpt_ray.config.sections import Denoiser
+from dpt_ray.config.training import Pretrain
 from dpt_ray.pipeline.speed import Rates
 
 LARGEST_IN_PIXELS = 32  # side of an image; above it latents and published weights are needed

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from dpt_ray.config.evaluate import Evaluate
 from dpt_ray.config.features import FeatureDiffusion, GenerateIn
 from dpt_ray.config.ladder import LabelsFrom, Ladder
 from dpt_ray.config.sections import (
@@ -17,7 +18,6 @@ from dpt_ray.config.sections import (
     Data,
     Diffusion,
     Encoder,
-    Evaluate,
     Generate,
     Labels,
     Retrain,
@@ -73,7 +73,9 @@ class Config(Section):
     def _labels_of_the_learner(cls, values: Any) -> Any:
         classifier = values.get("classifier") if isinstance(values, dict) else None
         learner = classifier.get("learner") if isinstance(classifier, dict) else None
-        return values if learner in (None, "linear") else {"labels_from": "learner"} | values
+        if learner in (None, "linear") or values.get("labels_from") is not None:
+            return values
+        return values | {"labels_from": "learner"}
 
     @model_validator(mode="after")
     def _learner(self) -> Config:
@@ -93,6 +95,11 @@ class Config(Section):
         if learner == "freematch" and section.mixup:
             raise ValueError(
                 "semi_supervised.mixup: freematch mixes no labelled images: leave it out, or take semi_vit"
+            )
+        if learner != "supervised" and section.supervised_steps >= section.steps:
+            raise ValueError(
+                f"semi_supervised.supervised_steps {section.supervised_steps} of {section.steps} steps: none "
+                "is left for the unlabelled images: set fewer, or classifier.learner=supervised"
             )
         workers, groups = self.compute.train_workers, section.batch_size // section.group
         if groups < workers:
@@ -232,6 +239,12 @@ class Config(Section):
                     f"{name}.augmentation photographs changes colours and data.mode is L: set data.mode RGB "
                     "or augmentation digits"
                 )
+        evaluate = self.evaluate
+        if evaluate.controls and evaluate.augmentation == "photographs" and self.data.mode == "L":
+            raise ValueError(
+                "evaluate.augmentation photographs changes colours and data.mode is L: set data.mode RGB, "
+                "augmentation digits or controls false"
+            )
         if self.student and self.student.patch_size:
             patches["student"] = self.student.patch_size
         for name, patch in patches.items():

@@ -12,9 +12,8 @@ from pydantic import Field, model_validator
 
 from dpt_ray.config.hashing import Hashed, HashedFile, HashedIfSet, NotHashed, Section, Settings
 from dpt_ray.config.semi_supervised import LearnerName
-from dpt_ray.config.training import Optimisation, Pretrain
+from dpt_ray.config.training import Optimisation
 from dpt_ray.config.values import (
-    Augmentation,
     BelowOne,
     Count,
     Fraction,
@@ -22,6 +21,7 @@ from dpt_ray.config.values import (
     Precision,
     ResolvedPrecision,
     Seed,
+    Splits,
 )
 
 ListFormat = Literal["csv", "published"]
@@ -50,7 +50,7 @@ class Data(Settings):
     test: Annotated[int, Field(ge=0)] = 0
     split_seed: Seed = 0
     classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    splits: dict[str, Literal["train", "validation", "test"]] = Field(default_factory=dict)
+    splits: Splits = Field(default_factory=dict)
     keep_in_train: Annotated[tuple[str, ...], Field(strict=False), NotHashed] = ()
     max_bad_fraction: Annotated[Fraction, NotHashed] = 0.001
 
@@ -111,6 +111,10 @@ class Encoder(Settings):
     def _weights(self) -> Encoder:
         if self.kind != "timm" and self.image_size:
             raise ValueError(f"image_size is of kind timm, not {self.kind}: leave it out")
+        if self.kind == "pretrain" and (self.name or self.weights):
+            raise ValueError(
+                "name and weights are of kinds timm and msn, not pretrain: set kind, or leave both out"
+            )
         if self.kind == "msn" and not self.weights:
             raise ValueError("kind msn needs weights: the path or URI of the published file")
         if self.kind == "timm" and not self.name:
@@ -136,6 +140,8 @@ class Autoencoder(Settings):
 
     @model_validator(mode="after")
     def _weights(self) -> Autoencoder:
+        if self.kind == "identity" and self.weights:
+            raise ValueError("weights are of kind kl, not identity: set kind kl, or leave them out")
         if self.kind == "kl" and not self.weights:
             raise ValueError("kind kl needs weights: the path or URI of the published file or folder")
         return self
@@ -291,42 +297,6 @@ class Retrain(Settings):
     l2: Positive = 0.0025
     max_iterations: Annotated[Count | None, Hashed] = None
     min_confidence: Annotated[Fraction | None, HashedIfSet] = None
-
-
-class Evaluate(Section):
-    """What is measured.
-
-    - `controls`: compare DPT with the same sweep on augmented labelled images and on pseudo-labelled real
-      images, and with a probe whose l2 is chosen on validation too, among `classifier.l2` and that value
-      divided by 10, 100 and 1000.
-    - `augmentation`, `augment_strength`: of those images, see `pretrain`.
-    - `referee`: training settings of an independent classifier that is used only to measure.
-    - `inception`: the file of FID's Inception weights; enables FID, sFID, Inception Score, KID, precision
-      and recall.
-    - `images`: how many generated images these measure (default: all).
-    - `labels`: how `images` are chosen. "balanced" takes the first of each class; "uniform" draws labels
-      uniformly at random, as U-ViT and DPT do, and takes as many of each class as were drawn.
-    - `reference`: an npz with `mu` and `sigma` (for sFID also ADM's `mu_s` and `sigma_s`) that replaces
-      the run's own test images in FID and sFID.
-    - `resize`: the filter to Inception's 299 pixels. "tensorflow" is that of ADM's evaluator and reference
-      statistics, "pytorch_fid" that of the published numbers of U-ViT and DPT, "clean" that of clean-fid.
-    """
-
-    controls: bool = True
-    augmentation: Augmentation = "digits"
-    augment_strength: Positive = 1.0
-    referee: Pretrain | None = None
-    inception: str | None = None
-    reference: str | None = None
-    resize: Resize = "tensorflow"
-    images: Count | None = None
-    labels: LabelChoice = "balanced"
-
-    @model_validator(mode="after")
-    def _drawn(self) -> Evaluate:
-        if self.labels == "uniform" and not self.images:
-            raise ValueError("labels uniform needs images: how many of the generated images are drawn")
-        return self
 
 
 class Compute(Section):

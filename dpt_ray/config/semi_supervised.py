@@ -50,7 +50,7 @@ class SemiSupervised(Optimisation):
     views: ViewsName = "small_images"
     group: Annotated[int, Field(ge=8, multiple_of=8)] = 16
     supervised_steps: Annotated[int, Field(ge=0)] = 0
-    layer_decay: Annotated[Fraction | None, HashedIfSet] = None
+    layer_decay: Annotated[Annotated[float, Field(gt=0, le=1)] | None, HashedIfSet] = None
     mixup: bool | Literal["after_supervised"] = False
     erasing: Annotated[Fraction, HashedIfSet] = 0.25
 

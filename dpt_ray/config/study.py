@@ -73,6 +73,11 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Study, 
     study = build(Study, tree.pop("study", None) or {}, f"{path}: study")
     _check_repeatable(tree, study, path)
     name = "study" if tree.get("name") is None else tree["name"]
+    if study.references and tree.get("generate_in") == "features":
+        raise ConfigError(
+            f"{path}: study.references: {list(study.references)} are denoisers of images, and generate_in is "
+            "features: set generate_in=images or both, or study.references=[]"
+        )
     runs = {}
     for per_class, draw, seed in product(study.labels_per_class, range(study.draws), study.encoder_seeds):
         for variant, changes in {"": {}, **study.variants}.items():

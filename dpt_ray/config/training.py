@@ -61,6 +61,8 @@ class NetworkTraining(Optimisation):
                 f"network {self.network} with patch_size {self.patch_size}: set patch_size for a vision "
                 f"transformer of timm, and leave it out for {' and '.join(CONVOLUTIONAL)}"
             )
+        if self.network in CONVOLUTIONAL and self.width % 8:
+            raise ValueError(f"width {self.width} must be a multiple of 8")
         return self
 
 

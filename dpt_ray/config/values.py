@@ -18,6 +18,17 @@ def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
+def _small_letters(splits: dict[str, SplitName]) -> dict[str, SplitName]:
+    """Return the keys in small letters, as the names of a source are compared."""
+    found: dict[str, SplitName] = {}
+    for name, split in splits.items():
+        if found.setdefault(name.lower(), split) != split:
+            raise ValueError(f"{name} and {name.lower()} are one name: leave one out")
+    return found
+
+
+SplitName = Literal["train", "validation", "test"]
+Splits = Annotated[dict[str, SplitName], AfterValidator(_small_letters)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]

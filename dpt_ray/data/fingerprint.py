@@ -7,7 +7,8 @@ from importlib.metadata import version as package_version
 
 from dpt_ray.config import ConfigError
 from dpt_ray.config.sections import Data
-from dpt_ray.data.listing import open_root, version, walk_versions
+from dpt_ray.data.folder import class_folders
+from dpt_ray.data.listing import SPLIT_NAMES, open_root, version, walk_versions
 from dpt_ray.data.sources import SUFFIXES
 from dpt_ray.store.artifact import sha256
 
@@ -31,9 +32,14 @@ def fingerprint(data: Data) -> str:
         one = [("", int(fs.size(root)), version(fs.info(root)))] if fs.isfile(root) else None
         suffixes = SUFFIXES.get(data.source, "")  # "": every file
         listed = (file for file in walk_versions(fs, root) if file[0].lower().endswith(suffixes))
+        folders = set[str]()
         for name, size, tag in one or listed:
             facts = [name, str(size), tag] if tag else [name, str(size)]
             digest.update(("\0".join(facts) + "\n").encode())
+            folders |= {"/".join(name.split("/")[:depth]) for depth in (1, 2)}
+        if data.source == "folder":  # a folder without an image names a class, too
+            found = class_folders(fs, root, SPLIT_NAMES | data.splits)
+            digest.update("".join(f"{name}/\n" for name in found if name not in folders).encode())
     except Exception as error:  # every kind of storage has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(

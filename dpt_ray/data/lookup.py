@@ -92,6 +92,11 @@ def _composed(read: Callable[[str], str | None]) -> Callable[[str], str | None]:
     return composed
 
 
+def _composed_ids(index: pa.Table) -> pa.ChunkedArray:
+    """Return the ids in that form, without the "./" that `find` writes before names in a manifest."""
+    return pc.utf8_normalize(pc.replace_substring_regex(index["id"], r"^(\./+)+", ""), form="NFC")
+
+
 def _names(index: pa.Table) -> pa.ChunkedArray:
     """Return the images' file names, which for shards are part of the id."""
     shard = f"(?i)({'|'.join(map(re.escape, SHARD_SUFFIXES))})$"
@@ -110,6 +115,6 @@ _READINGS: tuple[tuple[Callable[[str], str | None], Callable[[pa.Table], pa.Chun
     (_absolute_path, lambda index: _cut(index["uri"])),
     (_file_name, _names),
     (_file_stem, lambda index: _cut(_names(index))),
-    (_composed(_relative_path), lambda index: pc.utf8_normalize(index["id"], form="NFC")),
+    (_composed(_relative_path), _composed_ids),
     (_composed(_file_stem), lambda index: pc.utf8_normalize(_cut(_names(index)), form="NFC")),
 )

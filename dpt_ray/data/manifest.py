@@ -80,6 +80,9 @@ def _read(fs: AbstractFileSystem, path: str) -> pa.Table:
         raise ValueError(f"manifest {path} has columns {table.column_names}; it needs uri or id")
     for i, name in enumerate(table.column_names):
         if name in TEXT_COLUMNS:
+            if pa.types.is_floating(table[name].type):  # pandas and numpy write NaN where there is no label
+                known = pc.is_finite(table[name])
+                table = table.set_column(i, name, pc.if_else(known, table[name], None))
             table = table.set_column(i, name, table[name].cast(pa.string()))
     return table
 

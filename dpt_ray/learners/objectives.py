@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Generator, nn
 
-from dpt_ray.config.sections import Pretrain
+from dpt_ray.config.training import Pretrain
 from dpt_ray.learners.augmentations import VIEWS
 from dpt_ray.learners.msn import MsnModel, msn_step, passes
 from dpt_ray.learners.objective import Objective

@@ -8,9 +8,10 @@ from dpt_ray.config import Config, to_yaml
 from dpt_ray.config.features import FeatureSampling, FeatureTraining
 from dpt_ray.config.hashing import Settings
 from dpt_ray.config.ladder import RUNGS, Ladder
-from dpt_ray.config.sections import Pretrain, SampleSettings
+from dpt_ray.config.sections import SampleSettings
 from dpt_ray.config.semi_supervised import LearnerSettings, SemiSupervised
 from dpt_ray.config.sweep import set_name
+from dpt_ray.config.training import Pretrain
 from dpt_ray.engine.node import AnyStage, Extent, Node, NoSettings
 from dpt_ray.models.precision import resolve_precisions, resolved
 from dpt_ray.pipeline.encoders import check_network, encoder_settings

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from dpt_ray.cluster.units import Result, peak_memory, run_tasks, unit_call
 from dpt_ray.config import ConfigError
 from dpt_ray.config.hashing import HashedIfSet, Settings
-from dpt_ray.config.sections import Augmentation, Count, Positive, Seed
+from dpt_ray.config.values import Augmentation, Count, Positive, Seed
 from dpt_ray.data.class_ranges import ClassRange, class_ranges, image_columns, items
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.rows import LABELS_FILE

@@ -13,7 +13,8 @@ import numpy as np
 
 from dpt_ray.cluster import training
 from dpt_ray.config import ConfigError
-from dpt_ray.config.sections import Count, Pretrain
+from dpt_ray.config.training import Pretrain
+from dpt_ray.config.values import Count
 from dpt_ray.data.crops import Crop
 from dpt_ray.data.pixels import check_fits, count_rows, load_pixels
 from dpt_ray.data.units import read_index

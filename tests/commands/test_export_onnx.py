@@ -11,7 +11,7 @@ from dpt_ray.commands import export
 from dpt_ray.commands.export import export_model
 from dpt_ray.commands.predict import load_labeller
 from dpt_ray.config import ConfigError
-from dpt_ray.config.sections import Pretrain
+from dpt_ray.config.training import Pretrain
 from dpt_ray.learners.linear_classifier import logits
 from dpt_ray.models.encoder import Encoder
 from dpt_ray.models.own_networks import feature_dim, own_network

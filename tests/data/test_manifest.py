@@ -1,10 +1,13 @@
 """Manifests of images: which columns they may have, and how a faulty one is told."""
 
+import math
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dpt_ray.data.index import read_bytes
+from dpt_ray.data.lookup import find_images
 from dpt_ray.data.manifest import index_manifest
 from tests.helpers.image_sources import write, write_manifest
 
@@ -35,6 +38,20 @@ def test_a_manifest_with_ids_alone_takes_them_as_paths(tmp_path) -> None:
     assert index["id"].to_pylist() == ["sub/x.png", "y.png"]
     assert index["length"].to_pylist() == [2, 3]
     assert read_bytes(index) == [b"xx", b"yyy"]
+
+
+def test_labels_that_are_not_a_number_are_unknown(tmp_path) -> None:
+    rows = pa.table({"uri": ["a.png", "b.png", "c.png"], "length": [1, 1, 1], "label": [0.0, math.nan, 1.0]})
+    pq.write_table(rows, tmp_path / "m.parquet")
+    index, classes = index_manifest(f"{tmp_path}/m.parquet")
+    assert (classes, index["label"].to_pylist()) == (["0", "1"], [0, None, 1])
+
+
+def test_images_are_found_by_the_names_that_a_manifest_has(tmp_path) -> None:
+    pq.write_table(pa.table({"uri": ["./sub/a.png", "b.png"], "length": [1, 1]}), tmp_path / "m.parquet")
+    index, _ = index_manifest(f"{tmp_path}/m.parquet")
+    keys = ["./sub/a.png", "sub/a.png", "./b.png", "b"]
+    assert [len(find_images(index, [key]).get(key, ())) for key in keys] == [1, 1, 1, 1]
 
 
 def test_a_manifest_without_rows_is_refused(tmp_path) -> None:

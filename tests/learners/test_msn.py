@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dpt_ray.config.sections import Pretrain
+from dpt_ray.config.training import Pretrain
 from dpt_ray.learners import msn
 from dpt_ray.learners.msn import seen_patches
 from dpt_ray.learners.objectives import OBJECTIVES

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.multiprocessing.reductions import StorageWeakRef
 from torchvision.transforms.v2 import functional
 
-from dpt_ray.config.sections import Pretrain
+from dpt_ray.config.training import Pretrain
 from dpt_ray.data.crops import Crop, crop
 from dpt_ray.models.conv import SmallConvNet
 from dpt_ray.models.encoder import Encoder, load_encoder, open_encoder, save_encoder, timm_weights

@@ -241,6 +241,11 @@ def test_images_count_by_their_names_and_sizes(tmp_path):
     (tmp_path / "a" / "2.png").write_bytes(b"1")
     after = digests(*base)
     assert {name for name in before if before[name] != after[name]} == below("index")
+    (tmp_path / "b").mkdir()  # a class without an image
+    named = digests(*base)
+    assert {name for name in before if after[name] != named[name]} == below("index")
+    (tmp_path / "b").rmdir()
+    assert digests(*base) == after
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """The speed of this machine, measured by real steps of a run's own networks."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from dpt_ray.config import load_config
 from dpt_ray.config.sections import Denoiser
+from dpt_ray.models import precision
 from dpt_ray.pipeline import speed
 from dpt_ray.pipeline.speed import FitShape, machine_rates, measure_denoiser, measure_fit, measure_view
 from tests.helpers.paths import CONFIGS, DIGITS
@@ -54,6 +56,18 @@ def test_a_published_network_is_measured_on_few_images_and_layers(monkeypatch):
     rates = machine_rates(config, threads=1)
     assert rates.transformer < 3e11  # operations of the one step: a few seconds of any processor
     assert len(steps) == 2
+
+
+def test_where_bfloat16_is_emulated_a_step_is_measured_in_float32(monkeypatch):
+    monkeypatch.setattr(precision, "bfloat16_gain", lambda: 0.02)
+    seen = []
+    monkeypatch.setattr(precision, "autocast", lambda device, kind: seen.append(kind) or nullcontext())
+    monkeypatch.setattr(speed, "_fastest", lambda step, tried: step() or 1.0)
+    model = Denoiser(patch_size=4, dim=8, depth=2, heads=2)
+    emulated = measure_denoiser(model, 8, 1, "bfloat16", 1, "cpu")
+    real = measure_denoiser(model, 8, 1, "float32", 1, "cpu")
+    assert seen == ["float32", "float32"]
+    assert emulated == pytest.approx(0.02 * real)
 
 
 def test_a_measured_step_takes_as_many_images_as_the_time_allows(monkeypatch):
