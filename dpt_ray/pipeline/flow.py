@@ -340,6 +340,7 @@ class _Run:
         # The pilot has all that the ladder has.
         found = nodes | {"ladder": nodes["pilot"]} if "pilot" in nodes else nodes
         measured = {key: found.get(key) for key in Evaluation.inputs}
+        measured |= {key: node for key, node in nodes.items() if key.startswith("samples:")}
         retrain = config.retrain if "retrained" in nodes else None
         self.add("evaluation", Evaluation, measured, EvaluationSettings(retrain=retrain))
         settings = ReportSettings(title=config.name, config=self.text, labels_from=config.labels_from)

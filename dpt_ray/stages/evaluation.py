@@ -108,7 +108,7 @@ class Evaluation(Stage[EvaluationSettings]):
             # Not hashed: the identities of the features contain those of their encoders.
             "encoder": one_of("encoder", hashed=False),
             "referee": one_of("encoder", hashed=False, optional=True),
-            "samples": one_of("samples", hashed=False, optional=True),
+            "samples": one_of("samples", hashed=False, optional=True, several=True),
             # For what stage 2 took.
             "moments": one_of("moments", hashed=False, optional=True),
             "denoiser": one_of("denoiser", hashed=False, optional=True),
@@ -301,12 +301,14 @@ def _last_rows(task: Task[EvaluationSettings], methods: Mapping[str, Classified]
 
 
 def _seconds(task: Task[EvaluationSettings], method: str) -> float:
-    """Return what a method's own stages took when they were made."""
+    """Return what a method's own stages took when they were made; of a sweep all images."""
     own = {"dpt": ("sample_features", "sweep"), "dpt_paper": ("sample_features", "retrained")}
     if name := LEARNERS.get(method):
         own[method] = (name, f"{name}_features")
     names = (*STAGES.get(method, ()), *own.get(method, ()))
-    return sum(task.inputs[name].manifest["seconds"] for name in names if name in task.inputs)
+    every_set = method == "dpt"
+    used = {key for key in task.inputs if (key.partition(":")[0] if every_set else key) in names}
+    return sum(task.inputs[key].manifest["seconds"] for key in used)
 
 
 def _distances(task: Task[EvaluationSettings]) -> list[MetricRow]:

@@ -175,6 +175,8 @@ def test_a_bad_label_list_is_refused_before_any_work_but_the_index(refused, comm
     refused(line(command, None, *FLOWERS), bad_labels, made=("index",))
 
 
+# A list without a line is one before the first label.
+@pytest.mark.parametrize("bad_labels", sorted(LABELS.keys() - {"no lines"}), indirect=True)
 def test_images_to_label_are_not_chosen_beside_a_bad_label_list(refused, place, bad_labels):
     more = [] if (place / "few.csv").exists() else ["--given", "few.csv"]  # without labels.file it is fine
     refused([*line("suggest", None, *FLOWERS), *more], bad_labels, made=("index",))

@@ -7,11 +7,15 @@ import pytest
 from scipy.stats import sem
 
 from dpt_ray.config import ConfigError, load_config
+from dpt_ray.config.sections import Compute
 from dpt_ray.evaluation.swept import Swept, best, by_setting
 from dpt_ray.pipeline.cost import costs
 from dpt_ray.pipeline.flow import flow
+from dpt_ray.stages.evaluation import _seconds
 from dpt_ray.stages.sweep import SweepSettings, grid, trial_key
+from dpt_ray.store.artifact import Store
 from tests.helpers.paths import DIGITS
+from tests.helpers.toy import task_of
 
 OTHER = "sweep.generate=[{guidance: 1.5}]"
 SEEDS = "sweep.seeds=3"
@@ -56,6 +60,15 @@ def test_the_report_tells_what_every_set_of_images_took():
     nodes = flow(load_config(DIGITS, [OTHER, SEEDS]))
     of_sets = {name for name in nodes if ":" in name}
     assert of_sets and of_sets <= nodes["report"].inputs.keys()
+
+
+def test_the_time_of_the_chosen_setting_is_that_of_every_set_of_images(tmp_path):
+    node, store = flow(load_config(DIGITS, [OTHER, SEEDS]))["evaluation"], Store(str(tmp_path))
+    sets = {key: source.artifact(store) for key, source in node.inputs.items() if key.startswith("samples")}
+    for samples in sets.values():
+        samples.publish({"seconds": 2.0})
+    task = task_of(node, store, Compute(), sets)
+    assert (_seconds(task, "dpt"), _seconds(task, "dpt_paper")) == (12.0, 2.0)
 
 
 def test_one_seed_is_no_other_sweep_than_without_the_setting():
