@@ -28,3 +28,17 @@ def remedy(config: Config, name: str) -> str:
     if name in ("ladder", *RUNGS):
         return f"it comes with ladder.rungs=[{name}]" if config.ladder else "it comes with ladder={}"
     return ""
+
+
+def unused_note(config: Config) -> str:
+    """Return what to say of settings of FID that measure nothing without its network; else ""."""
+    evaluate = config.evaluate
+    if evaluate.inception or not config.generates_images:
+        return ""
+    given = {
+        "evaluate.reference": evaluate.reference,
+        "evaluate.images": evaluate.images,
+        "evaluate.labels": evaluate.labels == "uniform",
+    }
+    keys = " ".join(key for key, value in given.items() if value)
+    return keys and f"note: {keys} of FID, which is not computed without evaluate.inception, change nothing"

@@ -21,7 +21,7 @@ from dpt_ray.evaluation.records import read_ladder
 from dpt_ray.models.precision import emulation_note
 from dpt_ray.pipeline.cost import Cost, costs
 from dpt_ray.pipeline.flow import flow
-from dpt_ray.pipeline.lacking import OF_IMAGES, remedy
+from dpt_ray.pipeline.lacking import OF_IMAGES, remedy, unused_note
 from dpt_ray.pipeline.output import check_shared, open_store
 from dpt_ray.pipeline.run_folder import PLANNED, link, node_references
 from dpt_ray.pipeline.time_left import TimeLeft
@@ -48,7 +48,7 @@ def run(
     """
     store, display.watch = open_store(config), StageGauges(config.name)
     check_shared(config, store)
-    if note := emulation_note(config):
+    for note in filter(None, (emulation_note(config), unused_note(config) if "report" in targets else "")):
         display.console.print(note, highlight=False, soft_wrap=True)
     nodes = flow(config)
     for name in targets:

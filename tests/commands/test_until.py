@@ -10,7 +10,7 @@ from dpt_ray.commands import plan
 from dpt_ray.commands.targets import TARGETS
 from dpt_ray.config import load_config
 from dpt_ray.pipeline.flow import flow
-from dpt_ray.pipeline.lacking import remedy
+from dpt_ray.pipeline.lacking import remedy, unused_note
 from dpt_ray.pipeline.speed import Rates
 from dpt_ray.store.artifact import Store
 from tests.helpers.paths import DIGITS
@@ -129,3 +129,15 @@ def test_the_setting_that_is_told_brings_the_stage(overrides, name):
 
 def test_every_command_of_a_part_has_its_stages():
     assert {*STAGES, "generate"} == TARGETS.keys()
+
+
+def test_settings_of_fid_without_its_network_are_told():
+    def note(*overrides):
+        return unused_note(load_config(DIGITS, overrides))
+
+    given = ("evaluate.reference=a.npz", "evaluate.images=5")
+    assert note(*given) == (
+        "note: evaluate.reference evaluate.images of FID, which is not computed without evaluate.inception, "
+        "change nothing"
+    )
+    assert note() == note(*given, "evaluate.inception=a.pth") == note(*given, "generate_in=features") == ""
