@@ -40,8 +40,8 @@ from dpt_ray.engine.progress import Display
 from dpt_ray.models.autoencoder import KLAutoencoder, load_autoencoder
 from dpt_ray.models.encoder import Encoder, load_encoder
 from dpt_ray.models.precision import bfloat16_gain
-from dpt_ray.pipeline.cost import KL_ENCODE, MSN
 from dpt_ray.pipeline.flow import flow
+from dpt_ray.pipeline.network_cost import KL_ENCODE, MSN
 from dpt_ray.pipeline.run import run
 from dpt_ray.store.artifact import Store
 from dpt_ray.training.throughput import matmul_peak

@@ -15,8 +15,9 @@ from dpt_ray.config.prices import Prices
 from dpt_ray.config.sections import Compute
 from dpt_ray.engine.execute import execute
 from dpt_ray.engine.progress import Display, duration
-from dpt_ray.pipeline.cost import DATA_SHEET_TFLOPS, FIT_PASSES, Cost, costs, total, total_seconds
+from dpt_ray.pipeline.cost import FIT_PASSES, costs, total, total_seconds
 from dpt_ray.pipeline.flow import flow
+from dpt_ray.pipeline.network_cost import DATA_SHEET_TFLOPS, Cost
 from dpt_ray.pipeline.speed import Rates, training_threads
 from dpt_ray.pipeline.status import status
 from dpt_ray.pipeline.time_left import rates_for

@@ -19,9 +19,10 @@ from dpt_ray.engine.spending import Spending
 from dpt_ray.evaluation.advice import advice
 from dpt_ray.evaluation.records import read_ladder
 from dpt_ray.models.precision import emulation_note
-from dpt_ray.pipeline.cost import Cost, costs
+from dpt_ray.pipeline.cost import costs
 from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.lacking import OF_IMAGES, remedy, unused_note
+from dpt_ray.pipeline.network_cost import Cost
 from dpt_ray.pipeline.output import check_shared, open_store
 from dpt_ray.pipeline.run_folder import PLANNED, link, node_references
 from dpt_ray.pipeline.time_left import TimeLeft

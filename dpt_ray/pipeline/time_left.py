@@ -11,7 +11,8 @@ from dpt_ray.cluster import session as cluster
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.engine.node import Node
 from dpt_ray.models.precision import resolve_precisions
-from dpt_ray.pipeline.cost import Cost, costs, fit_shape, total, total_seconds
+from dpt_ray.pipeline.cost import costs, fit_shape, total, total_seconds
+from dpt_ray.pipeline.network_cost import Cost
 from dpt_ray.pipeline.speed import GUESS, Rates, machine_rates, training_device, training_threads
 from dpt_ray.store.artifact import Store
 

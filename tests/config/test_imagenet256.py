@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from dpt_ray.cli import app
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.evaluation.label_draw import check_counts, images_of_each_class
-from dpt_ray.pipeline.cost import costs
+from dpt_ray.pipeline.cost import costs, total
 from tests.helpers.paths import CONFIGS, DIGITS, ROOT
 
 ALL = sorted(CONFIGS.glob("imagenet256_*.yaml"))
@@ -63,7 +63,7 @@ def test_the_hours_in_the_header_are_those_computed(path):
     found = costs(load_config(path), IMAGENET, 1000)
     if "published" in path.name:  # its command stops at the samples
         found = {"samples": found["samples"]}
-    assert written == round(sum(cost.gpu_hours for cost in found.values()))
+    assert written == round(total(found).gpu_hours)
 
 
 def test_the_names_say_what_the_rows_are():

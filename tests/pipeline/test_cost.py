@@ -4,7 +4,8 @@ import pytest
 
 from dpt_ray.config import load_config
 from dpt_ray.data.class_ranges import class_ranges, items
-from dpt_ray.pipeline.cost import FIT_PASSES, Cost, costs, fit_shape, total_seconds
+from dpt_ray.pipeline.cost import FIT_PASSES, costs, fit_shape, total_seconds
+from dpt_ray.pipeline.network_cost import Cost
 from dpt_ray.pipeline.speed import FitShape, Rates
 from tests.helpers.paths import DIGITS
 
@@ -82,8 +83,30 @@ def test_without_controls_and_validation_the_sweep_is_that_of_generated_images()
     sweep = costs(load_config(DIGITS, one), {"train": 997, "test": 600}, 10)["sweep"]
     assert (sweep.rows, sweep.fit) == (1, FIT_PASSES * 1290 * 4 * 64 * 10)
     none = load_config(DIGITS, ["evaluate.controls=false", "sweep=null"])
-    assert "sweep" not in costs(none, IMAGES, 10) and fit_shape(none, IMAGES, 10) is None
+    assert "sweep" not in costs(none, IMAGES, 10)
     assert costs(load_config(DIGITS), None, None)["sweep"] == Cost()
+
+
+def test_the_one_fit_of_stage_3_is_counted_where_it_is_the_only_one():
+    alone = load_config(DIGITS, ["evaluate.controls=false", "sweep=null"])
+    found = costs(alone, IMAGES, 10)["retrained"]
+    assert (found.rows, found.fit) == (1290, FIT_PASSES * 1290 * 4 * 64 * 10)
+    assert fit_shape(alone, IMAGES, 10) == FitShape(1290, 64, 10)
+    nothing = load_config(DIGITS, ["evaluate.controls=false", "sweep=null", "diffusion.condition=none"])
+    assert "retrained" not in costs(nothing, IMAGES, 10) and fit_shape(nothing, IMAGES, 10) is None
+
+
+def test_the_ladder_costs_what_its_folds_do_whatever_keeps_it_from_validation_images():
+    ladder = "ladder={rungs: [balanced_self_training]}"
+
+    def fit(images, *overrides):
+        config = load_config(DIGITS, [ladder, "labels.per_class=5", *overrides])
+        return costs(config, images, 10)["balanced_self_training"].fit
+
+    by_folds = fit({"train": 997, "test": 600})
+    assert fit(IMAGES, "ladder.choose_on=labels") == by_folds == pytest.approx(5.25 * fit(IMAGES))
+    one = ("ladder.choose_on=labels", "labels.per_class=1")
+    assert fit(IMAGES, *one) == pytest.approx(fit(IMAGES) / 4)  # one fit and nothing to choose among
 
 
 def test_a_published_timm_model_costs_what_its_paper_says():

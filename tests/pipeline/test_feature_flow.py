@@ -4,8 +4,9 @@ import pytest
 
 from dpt_ray.config import ConfigError, load_config
 from dpt_ray.config.study import load_study
-from dpt_ray.pipeline.cost import Cost, costs
+from dpt_ray.pipeline.cost import costs
 from dpt_ray.pipeline.flow import flow
+from dpt_ray.pipeline.network_cost import Cost
 from tests.helpers.identities import changed
 from tests.helpers.paths import CONFIGS, DIGITS
 
@@ -96,7 +97,7 @@ def test_as_many_features_as_images_of_each_class_unless_told():
 
 
 def test_the_draws_of_a_study_have_feature_denoisers_of_their_own():
-    _, configs = load_study(CONFIGS / "digits_study.yaml", ["generate_in=features"])
+    _, configs = load_study(CONFIGS / "digits_study.yaml", ["generate_in=features", "study.references=[]"])
     seeds = {config.feature_diffusion.seed for config in configs.values()}
     assert len(seeds) == len({config.diffusion.seed for config in configs.values()}) > 1
 
