@@ -129,8 +129,8 @@ class Autoencoder(Settings):
 
     `weights` is a file with LDM's parameter names or a folder in the diffusers format, which may be on the
     Hugging Face hub: `hf://stabilityai/sd-vae-ft-ema`.
-    `precision` is used to compute moments and is the default of `generate.precision`. Images sampled during
-    the denoiser's training use `diffusion.precision`.
+    `precision` is used to compute moments and is the default of `generate.precision`, which images sampled
+    during the denoiser's training have as well.
     """
 
     kind: Literal["identity", "kl"] = "identity"

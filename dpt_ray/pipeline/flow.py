@@ -248,8 +248,7 @@ class _Run:
         config, nodes = self.config, self.nodes
         diffusion = config.diffusion
         # A preview shows what the denoiser makes, not what of it passes.
-        unfiltered = {"resample": None, "features_precision": None}
-        sampling = sampling.model_copy(update={**unfiltered, "precision": resolved(diffusion.precision)})
+        sampling = sampling.model_copy(update={"resample": None, "features_precision": None})
         samples_while_training = diffusion.preview_every or diffusion.frechet_every
         settings = DenoiserSettings(
             **diffusion.model_dump(),

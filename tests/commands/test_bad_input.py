@@ -203,7 +203,7 @@ def test_what_a_run_cannot_start_from_is_refused(refused, command, override, sai
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("study.labels_per_class=[500]", "s-n500-e0-d0: labels.per_class"),
+        ("study.labels_per_class=[500]", "s-n500-e0-d0: study.labels_per_class"),
         ("labels.file=few.csv", "labels.file"),
     ],
 )

@@ -155,15 +155,6 @@ def test_what_a_training_is_watched_by_is_there_before_it():
     assert unhashed(flow(load_config(DIGITS))["denoiser"]) == set()
 
 
-def test_a_training_samples_at_its_own_precision():
-    base = ["diffusion.preview_every=10", "generate.precision=float32"]
-    first, second = (
-        flow(load_config(DIGITS, [*base, f"diffusion.precision={precision}"]))["denoiser"].settings.sampling
-        for precision in ("float32", "bfloat16")
-    )
-    assert (first.precision, second.precision) == ("float32", "bfloat16")
-
-
 def test_the_encoders_that_measure_are_handed_to_the_evaluation():
     evaluation = flow(load_config(DIGITS))["evaluation"]
     assert unhashed(evaluation) == {"labels", "encoder", "referee", "samples", "moments", "denoiser"}
