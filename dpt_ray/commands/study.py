@@ -28,7 +28,7 @@ from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.study import Study, load_study
 from dpt_ray.data.labels import draw_labels
 from dpt_ray.data.units import read_index
-from dpt_ray.engine.execute import StageError, code_version
+from dpt_ray.engine.execute import StageError, code_version, execute
 from dpt_ray.engine.node import Node, needed
 from dpt_ray.engine.progress import Display
 from dpt_ray.evaluation.methods import method_of
@@ -117,8 +117,9 @@ def _check_labels(configs: Mapping[str, Config]) -> None:
 
 def _check_index(config: Config, per_class: int) -> None:
     """Make the index of a run, and raise ConfigError where it has too few true labels."""
-    _, store = run(config, Display(), ["index"])
-    made = flow(config)["index"].artifact(store)
+    node, store = flow(config)["index"], open_store(config)
+    execute([node], store, config.compute, Display(), {})
+    made = node.artifact(store)
     index = read_index(made, ["id", "split", "label"])
     if not pc.any(pc.and_(pc.equal(index["split"], "test"), pc.is_valid(index["label"]))).as_py():
         raise ConfigError(
