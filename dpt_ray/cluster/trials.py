@@ -94,7 +94,8 @@ def _all_that_began(
             raise RuntimeError(f"{len(errors)} trials failed") from (own or errors)[0]
         if not errors:
             break
-        trials = [result.config["trial"] for result in found if result.error and result.config]
+        # By place, a grid's order: a trial that died early has told Tune nothing, its `config` neither.
+        trials = [trial for trial, result in zip(trials, found, strict=False) if result.error]
     return began
 
 
