@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dpt_ray.data.rows import CHUNK_ROWS
+
 SINKHORN_ITERATIONS = 30
 MOST_EM_ITERATIONS = 1000
 
@@ -12,20 +14,24 @@ def sinkhorn(scores: np.ndarray, prior: np.ndarray, iterations: int = SINKHORN_I
     """Scale `scores` (n, C) in place so that rows sum to 1 and columns nearly to n * `prior`; return them.
 
     Scores are at least 0, float32 or float64; a row of zeros stays one. Needs no memory beside the scores
-    but 2 (n + C) numbers. Sinkhorn 1967; for pseudo-labels SwAV (arXiv 2006.09882, Eq. 3).
+    but n + C numbers and a chunk of rows. Sinkhorn 1967; for pseudo-labels SwAV (arXiv 2006.09882, Eq. 3).
     """
-    kind = scores.dtype
-    # Rows have any scale, and 1 / x of the smallest numbers is infinite. Powers of two round nothing.
-    np.ldexp(scores, -np.frexp(scores.max(axis=1, keepdims=True))[1], out=scores)
-    u = np.ones(len(scores), kind)
-    v = np.ones(scores.shape[1], kind)
+    # In double precision: where a class has scores in too few rows, such as those of a part of a graph, its
+    # v grows at each iteration by up to n, beyond what float32 can hold.
+    u, v = np.ones(len(scores)), np.ones(scores.shape[1])
+    chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, len(scores), CHUNK_ROWS)]
     reached = int((scores.max(axis=1) > 0).sum())
+    columns = scores.sum(axis=0, dtype=np.float64)
     for _ in range(iterations):
         # v <- n prior / (P^T u),  u <- 1 / (P v): the scaled matrix is diag(u) P diag(v)
-        v = _inverse(scores.T @ u) * (reached * prior).astype(kind)
-        u = _inverse(scores @ v)
-    scores *= v
-    scores *= u[:, None]
+        v = _inverse(columns) * (reached * prior)
+        columns = np.zeros_like(v)
+        for rows in chunks:
+            part = scores[rows].astype(np.float64)
+            u[rows] = _inverse(part @ v)
+            columns += part.T @ u[rows]
+    for rows in chunks:
+        scores[rows] = scores[rows].astype(np.float64) * v * u[rows, None]
     return scores
 
 

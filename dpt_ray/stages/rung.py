@@ -61,9 +61,10 @@ class LadderRung(Stage[RungSettings]):
         """Return the version, higher where a mistake was mended.
 
         Propagation gave images that no label reaches the first class (2), and did not reach all that it
-        could (3); an estimated prior had classes with nothing.
+        could (3); the balance overflowed, and gave all images the first class; an estimated prior had
+        classes with nothing.
         """
-        version = 4 if settings.method == "propagation" else 2
+        version = {"propagation": 4, "balanced_rounds": 3}.get(settings.method, 2)
         return version + (settings.prior == "estimated")
 
     @classmethod

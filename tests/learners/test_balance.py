@@ -53,6 +53,18 @@ def test_rows_of_any_scale_are_balanced_alike():
     np.testing.assert_allclose(found[4], wanted[4], rtol=1e-3)  # 17 bits are left of these
 
 
+def test_rows_apart_with_too_few_images_for_their_class_leave_the_others_as_they_are():
+    """A labelled image in a small part of the graph: no scaling gives its class its share."""
+    rng = np.random.default_rng(0)
+    scores = np.zeros((20_000, 4), np.float32)
+    scores[:5, 3] = rng.random(5) + 0.1
+    scores[5:, :3] = rng.random((19_995, 3))
+    alone = sinkhorn(scores[5:, :3].copy(), np.full(3, 1 / 3))
+    found = sinkhorn(scores.copy(), np.full(4, 1 / 4))
+    assert (found[:5].argmax(axis=1) == 3).all()
+    np.testing.assert_allclose(found[5:, :3], alone, atol=1e-6)
+
+
 def test_a_class_that_flat_probabilities_leave_nothing_keeps_a_share():
     # A probe of one label of each class: nearly flat, and a little more of some classes everywhere.
     scores = np.random.default_rng(0).normal(np.linspace(0, 0.2, 10), 0.01, (500, 10))
