@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 STOPPED = "stopped.json"  # the reason of a failure that a restart would repeat
 SPENT = "spent.json"  # the driver, whose clock counts, tells the workers that the allowance is over
-# At most, until the others are there: rank 0 alone samples `preview_every` and `frechet_every`, for up to an
-# hour with the largest networks. A worker that dies is noticed at once.
-WAIT_SECONDS = 6 * 3600
 ROLLBACK = "rollback.json"  # the one rollback that a training may make, once it is made
+# How long workers wait for each other at most (Ray: half an hour): rank 0 alone samples `preview_every` and
+# `frechet_every`. A worker that dies is noticed at once.
+WAIT_SECONDS = 6 * 3600
 
 
 S = TypeVar("S", bound=Optimisation)

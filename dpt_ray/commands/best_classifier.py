@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.config.ladder import RUNGS
-from dpt_ray.engine.differences import changed_settings
 from dpt_ray.evaluation.methods import METHODS
-from dpt_ray.pipeline.flow import flow
 from dpt_ray.pipeline.output import find_store
 from dpt_ray.pipeline.run_folder import sets_made
 from dpt_ray.store.artifact import Artifact
@@ -94,7 +91,6 @@ def best_classifier(
                 f"{', '.join(others)}"
             )
         raise ConfigError(f"run {config.name} has no classifier {where}; run `dpt run CONFIG` first")
-    _warn_of_other_labels(config, made)
     # Where nothing was chosen on validation images: what was generated from, else the best of the ladder.
     ladder = made["best"].manifest["best"] if "best" in made else "probe"
     order = ["semi_supervised_dpt", "dpt", "dpt_paper", "semi_supervised", "generated_features", ladder]
@@ -104,21 +100,6 @@ def best_classifier(
         return -(choice.validation_top1 or 0.0), choice.validation_nll, place
 
     return made, min(found, key=rank)
-
-
-def _warn_of_other_labels(config: Config, made: Mapping[str, Artifact]) -> None:
-    """Warn where the label list is another than the one that a run's classifiers are of."""
-    try:
-        labels = flow(config)["labels"]
-    except ConfigError:  # the images are elsewhere
-        return
-    if labels.missing or "labels" not in made or not changed_settings(labels, made["labels"]):
-        return
-    logging.getLogger("dpt_ray").warning(
-        "labels.file %s was another list when this run was made, and its classifiers are of that one: "
-        "`dpt run CONFIG` first for the present labels",
-        config.labels.file,
-    )
 
 
 def _classifiers(made: Mapping[str, Artifact]) -> list[Choice]:

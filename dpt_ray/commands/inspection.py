@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 
 from dpt_ray.cluster.shards import InTasks
 from dpt_ray.config.sections import Compute
+from dpt_ray.data.decode import DEEP, is_deep
 from dpt_ray.data.index import GapsError, read_bytes
 from dpt_ray.data.labels import class_names, read_label_list, unlabelled
 from dpt_ray.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES, SPLIT_NAMES, open_root, walk_files
@@ -54,10 +55,7 @@ class Found:
         """What the labels lack, a line each; none before the first label."""
         found = [self.warning] if self.warning else []
         if self.deep:
-            found.append(
-                "note: some images have 16 bits a value, of which all above 255 are read as white; convert "
-                "them to 8 bits"
-            )
+            found.append(f"note: some images {DEEP}")
         if self.turned:
             found.append(
                 "note: some images are turned by their EXIF data, which is not applied; turn their pixels "
@@ -171,12 +169,13 @@ def _source(uri: str) -> tuple[str, str]:
 def _size(index: pa.Table) -> tuple[int, str, bool, bool]:
     """Return the largest of SIDES that half of the images fill, "L" if all are grey, `deep` and `turned`."""
     step = max(1, index.num_rows // LOOKED_AT)
-    shorter, modes, turned = [], set(), False
+    shorter, modes, deep, turned = [], set(), False, False
     for data in read_bytes(index.take(list(range(0, index.num_rows, step))[:LOOKED_AT])):
         try:
             with Image.open(io.BytesIO(data)) as image:
                 shorter.append(min(image.size))
-                modes.add(image.mode)
+                modes.add("L" if is_deep(image) else image.mode)
+                deep |= is_deep(image)
                 turned |= image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         except Exception:  # damaged bytes make PIL's plugins raise nearly anything
             continue  # the extract stage reports unreadable images
@@ -184,5 +183,4 @@ def _size(index: pa.Table) -> tuple[int, str, bool, bool]:
         raise ValueError("none of the inspected images can be read; check the source")
     median = statistics.median(shorter)
     side = max((side for side in SIDES if side <= median), default=SIDES[0])
-    deep = {mode for mode in modes if mode.startswith(("I", "F"))}
-    return side, "L" if modes <= {"1", "L"} | deep else "RGB", bool(deep), turned
+    return side, "L" if modes <= {"1", "L"} else "RGB", deep, turned

@@ -5,6 +5,7 @@ Everything runs in this process. An unreadable image is a row with its reason in
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from dpt_ray.commands.best_classifier import Choice, best_classifier
 from dpt_ray.config import Config, ConfigError
 from dpt_ray.data.crops import Crop, crop
-from dpt_ray.data.decode import Mode, decode, is_deep
+from dpt_ray.data.decode import DEEP, Mode, decode, is_deep
 from dpt_ray.data.index import GapsError, read_bytes
 from dpt_ray.data.listing import IMAGE_SUFFIXES, open_root, walk_files
 from dpt_ray.data.manifest import index_manifest
@@ -106,11 +108,8 @@ class Predicted:
     def __str__(self) -> str:
         bad = self.images - self.labelled
         left = f" ({bad:,} could not be, see column error)" if bad else ""
-        note = (
-            f"\nnote: {self.deep:,} images have more than 8 bits a value, of which all above 255 are read as "
-            "white; convert them to 8 bits"
-        )
-        return f"{self.labelled:,} images labelled{left} by {self.choice}{note if self.deep else ''}"
+        note = f"\nnote: {self.deep:,} images {DEEP}" if self.deep else ""
+        return f"{self.labelled:,} images labelled{left} by {self.choice}{note}"
 
 
 @dataclass(frozen=True)
@@ -239,6 +238,8 @@ def _pixels(row: pa.Table, mode: Mode, how: Crop) -> tuple[np.ndarray | str, boo
     """Return the cropped pixels of one image, or why it cannot be read, and whether it is deep."""
     try:
         data = read_bytes(row)[0]
-        return crop(decode(data, mode), how), is_deep(data)
+        pixels = crop(decode(data, mode), how)
+        with Image.open(io.BytesIO(data)) as image:  # as it is in its file
+            return pixels, is_deep(image)
     except (OSError, ValueError) as error:
         return " ".join(str(error).split()), False

@@ -105,11 +105,10 @@ def _publish(study: Study, configs: Mapping[str, Config], summary: StudyResult) 
 
 def _check_labels(configs: Mapping[str, Config]) -> None:
     """Raise ConfigError for labels that a later run would miss, in training or test images."""
-    most: dict[str, tuple[int, str]] = {}  # by index
+    most: dict[str, tuple[int, str]] = {}  # by the section of the images
     for name, config in configs.items():
-        found = (config.labels.per_class or 0, name)
-        index = flow(config)["index"].reference
-        most[index] = max(found, most.get(index, found))
+        found, data = (config.labels.per_class or 0, name), config.data.model_dump_json()
+        most[data] = max(found, most.get(data, found))
     for per_class, name in most.values():
         with _processes(1) as pool:
             _result(name, pool.submit(_check_index, configs[name], per_class), 1)

@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from dpt_ray.data.listing import FORMATS
 
 Mode = Literal["RGB", "L"]
+DEEP = "have more than 8 bits a value, of which all above 255 are read as white; convert them to 8 bits"
 
 
 class BadImage(ValueError):  # noqa: N818 - a finding about one image, not a fault of the program
@@ -45,10 +46,9 @@ def decode(data: bytes, mode: Mode = "RGB") -> Image.Image:
         raise BadImage(f"cannot be decoded: {reason}") from error
 
 
-def is_deep(data: bytes) -> bool:
-    """Return whether an image has more than 8 bits a value, of which `decode` keeps the smallest 256."""
-    with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
-        return image.mode.startswith(("I", "F"))
+def is_deep(image: Image.Image) -> bool:
+    """Return whether an image has more than 8 bits a value: `decode` reads all above 255 as white."""
+    return image.mode.startswith(("I", "F"))
 
 
 def check_pixels(width: int, height: int) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from importlib.metadata import version as package_version
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from fsspec import AbstractFileSystem
 
 from dpt_ray.config import ConfigError
 from dpt_ray.config.sections import Data
-from dpt_ray.data.folder import class_folders
-from dpt_ray.data.listing import SPLIT_NAMES, open_root, version, walk_versions
+from dpt_ray.data.folder import folders_above_classes
+from dpt_ray.data.listing import SPLIT_NAMES, open_root, version, walk
 from dpt_ray.data.sources import SUFFIXES
 from dpt_ray.store.artifact import sha256
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 
 def fingerprint(data: Data) -> str:
@@ -29,20 +36,36 @@ def fingerprint(data: Data) -> str:
             raise FileNotFoundError("does not exist")
         if data.source == "manifest":
             return sha256(data.uri)[:16]
-        one = [("", int(fs.size(root)), version(fs.info(root)))] if fs.isfile(root) else None
-        suffixes = SUFFIXES.get(data.source, "")  # "": every file
-        listed = (file for file in walk_versions(fs, root) if file[0].lower().endswith(suffixes))
-        folders = set[str]()
-        for name, size, tag in one or listed:
-            facts = [name, str(size), tag] if tag else [name, str(size)]
-            digest.update(("\0".join(facts) + "\n").encode())
-            folders |= {"/".join(name.split("/")[:depth]) for depth in (1, 2)}
-        if data.source == "folder":  # a folder without an image names a class, too
-            found = class_folders(fs, root, SPLIT_NAMES | data.splits)
-            digest.update("".join(f"{name}/\n" for name in found if name not in folders).encode())
+        if fs.isfile(root):
+            _add(digest, "", int(fs.size(root)), version(fs.info(root)))
+        else:
+            _add_folder(digest, fs, root, data)
     except Exception as error:  # every kind of storage has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
             f"data.uri: {data.uri!r} cannot be read ({reason}); check the path and the credentials"
         ) from error
     return digest.hexdigest()[:16]
+
+
+def _add_folder(digest: Hash, fs: AbstractFileSystem, root: str, data: Data) -> None:
+    """Add the images or shards below a folder, and the folders that name a class and hold no image."""
+    suffixes = SUFFIXES.get(data.source, "")  # "": every file
+    folders, filled = list[str](), set[str]()  # of classes or splits
+    for path, is_folder, size, tag in walk(fs, root):
+        if is_folder and path.count("/") < 2:
+            folders.append(path)
+        elif not is_folder and path.lower().endswith(suffixes):
+            _add(digest, path, size, tag)
+            filled.update(accumulate(path.split("/")[:-1][:2], "{}/{}".format))
+    if data.source == "folder":
+        top = [path for path in folders if "/" not in path]
+        above = folders_above_classes(top, SPLIT_NAMES | data.splits)
+        for path in folders:
+            if path.count("/") == above and path not in filled:
+                digest.update(f"{path}/\n".encode())
+
+
+def _add(digest: Hash, path: str, size: int, tag: str) -> None:
+    facts = [path, str(size), tag] if tag else [path, str(size)]
+    digest.update(("\0".join(facts) + "\n").encode())

@@ -35,7 +35,7 @@ def index_folder(
     if not fs.isdir(root):
         raise ValueError(f"{uri} is not a folder; check the source's uri and the credentials")
     top = _folders(fs, root)
-    has_splits = _are_splits(top, split_names)
+    has_splits = folders_above_classes(top, split_names) == 1
     if not has_splits and not set(top) <= set(classes or ()):
         _refuse_mixture(uri, top, split_names)
     splits = {name: split_names[name.lower()] for name in top} if has_splits else {"": "train"}
@@ -48,16 +48,9 @@ def index_folder(
     return build_index(_rows(fs, root, splits, labelled), classes)
 
 
-def class_folders(fs: AbstractFileSystem, root: str, split_names: Mapping[str, str]) -> list[str]:
-    """Return the paths below `root` of the folders that classes are named by."""
-    top = _folders(fs, root)
-    if not _are_splits(top, split_names):
-        return top
-    return [f"{split}/{name}" for split in top for name in _folders(fs, f"{root}/{split}")]
-
-
-def _are_splits(top: Sequence[str], split_names: Mapping[str, str]) -> bool:
-    return bool(top) and all(name.lower() in split_names for name in top)
+def folders_above_classes(top: Sequence[str], split_names: Mapping[str, str]) -> int:
+    """Return how many folders are above those of classes, 1 where all `top` ones in the root are splits."""
+    return int(bool(top) and all(name.lower() in split_names for name in top))
 
 
 def _refuse_mixture(uri: str, top: Sequence[str], split_names: Mapping[str, str]) -> None:

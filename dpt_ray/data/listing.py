@@ -105,18 +105,18 @@ def version(info: Mapping[str, Any]) -> str:
 
 def walk_files(fs: Any, root: str, under: str = "") -> Iterator[tuple[str, int]]:
     """Yield (path relative to root, bytes) of every file below `root/under`, in sorted order."""
-    for path, size, _ in walk_versions(fs, root, under):
-        yield path, size
+    for path, is_folder, size, _ in walk(fs, root, under):
+        if not is_folder:
+            yield path, size
 
 
-def walk_versions(fs: Any, root: str, under: str = "") -> Iterator[tuple[str, int, str]]:
-    """Yield (path relative to root, bytes, version) of every file below `root/under`, in sorted order."""
+def walk(fs: Any, root: str, under: str = "") -> Iterator[tuple[str, bool, int, str]]:
+    """Yield (path relative to root, is a folder, bytes, version) of all below `root/under`, sorted."""
     for name, is_folder, size, tag in list_directory(fs, f"{root}/{under}".rstrip("/")):
         path = f"{under}/{name}" if under else name
+        yield path, is_folder, size, tag
         if is_folder:
-            yield from walk_versions(fs, root, path)
-        else:
-            yield path, size, tag
+            yield from walk(fs, root, path)
 
 
 class ForEach(Protocol):

@@ -56,7 +56,7 @@ def costs(config: Config, images: Mapping[str, int] | None, classes: int | None)
     if config.ladder:
         found |= _ladder(config, images, features.dim, classes)
     if config.generates_features:
-        found |= _pilot(config, train, features.dim, classes)
+        found |= _pilot(config, images, features.dim, classes)
     if config.generates_images:
         found |= _second_stage(config, train, generated, features)
     if not config.generates_images or config.diffusion.condition != "none":
@@ -103,19 +103,22 @@ def _learner(
     return {name: trained, f"{name}_features": encoder.cost(everything)}
 
 
-def _pilot(config: Config, train: int | None, dim: int | None, classes: int | None) -> dict[str, Cost]:
+def _pilot(
+    config: Config, images: Mapping[str, int] | None, dim: int | None, classes: int | None
+) -> dict[str, Cost]:
     """Return the costs of stages 2 and 3 on features."""
     from dpt_ray.learners.ladder import GENERATED_SHARES
     from dpt_ray.models.feature_denoiser import FeatureDenoiserConfig, flops
 
-    feature = config.feature_diffusion
+    feature, train = config.feature_diffusion, images.get("train", 0) if images else None
     names = ("feature_denoiser", "feature_samples", "generated_features")
     if dim is None or classes is None:
         return dict(zip(names, (Cost(train), Cost(), Cost()), strict=True))
     forward = flops(FeatureDenoiserConfig(dim, feature.width, feature.depth, classes))
     rows = classes * config.features_per_class
     passes = feature.nfe * (1 if feature.guidance == 1 else 2)
-    fit = len(GENERATED_SHARES) * GENERATED_PASSES * 4.0 * rows * dim * classes
+    fits = len(GENERATED_SHARES) if (images or {}).get("validation") else 1  # as `from_generated` chooses
+    fit = fits * GENERATED_PASSES * 4.0 * rows * dim * classes
     return {
         "feature_denoiser": Cost(train, transformer=3.0 * forward * feature.steps * feature.batch_size),
         "feature_samples": times(rows, 4 * dim, transformer=passes * forward),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -13,6 +14,7 @@ import yaml
 
 from dpt_ray.config import Config, ConfigError, to_yaml
 from dpt_ray.config.yaml_file import build
+from dpt_ray.engine.differences import changed_settings
 from dpt_ray.engine.node import Node
 from dpt_ray.pipeline.best_setting import best_config
 from dpt_ray.pipeline.flow import flow
@@ -82,10 +84,10 @@ def sets_made(config: Config) -> Iterator[dict[str, Artifact]]:
 
     The recorded set was made before images were added, moved or removed; it is consistent in itself and
     remains usable. It is yielded if the run of this name had the same configuration except for the
-    location of the images and `compute`. Raises ConfigError if the images cannot be listed and no set is
-    recorded.
+    location of the images and `compute`; a label list that was changed since is warned of. Raises
+    ConfigError if the images cannot be listed and no set is recorded.
     """
-    store, unlisted = find_store(config), None
+    store, unlisted, nodes = find_store(config), None, dict[str, Node]()
     try:
         nodes = flow(config)
         yield {name: node.artifact(store) for name, node in nodes.items() if is_published(node, store)}
@@ -94,9 +96,21 @@ def sets_made(config: Config) -> Iterator[dict[str, Artifact]]:
     folder = store.run_folder(config.name)
     if folder.exists(MADE) and _settings(to_yaml(config)) == _settings(folder.read_bytes("config.yaml")):
         recorded = {name: _referred(store, to) for name, to in folder.read_json(MADE).items()}
-        yield {name: artifact for name, artifact in recorded.items() if artifact.published}
+        recorded = {name: artifact for name, artifact in recorded.items() if artifact.published}
+        _warn_of_other_labels(config, nodes.get("labels"), recorded.get("labels"))
+        yield recorded
     elif unlisted:
         raise unlisted
+
+
+def _warn_of_other_labels(config: Config, labels: Node | None, recorded: Artifact | None) -> None:
+    """Warn where the label list is another than the one that the recorded artifacts are of."""
+    if labels and recorded and not labels.missing and changed_settings(labels, recorded):
+        logging.getLogger("dpt_ray").warning(
+            "labels.file %s was another list when this run was made, and its classifiers are of that one: "
+            "`dpt run CONFIG` first for the present labels",
+            config.labels.file,
+        )
 
 
 def _settings(text: str | bytes) -> dict[str, Any]:

@@ -301,7 +301,10 @@ def _last_rows(task: Task[EvaluationSettings], methods: Mapping[str, Classified]
 
 
 def _seconds(task: Task[EvaluationSettings], method: str) -> float:
-    """Return what a method's own stages took when they were made; of a sweep all images."""
+    """Return what a method's own stages took when they were made.
+
+    DPT's setting was chosen by the sweep: its stages are those of every set of images.
+    """
     own = {"dpt": ("sample_features", "sweep"), "dpt_paper": ("sample_features", "retrained")}
     if name := LEARNERS.get(method):
         own[method] = (name, f"{name}_features")

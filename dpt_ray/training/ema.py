@@ -16,8 +16,8 @@ class EMA:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        if not 0 <= decay <= 1:
-            raise ValueError(f"ema_decay {decay}: must lie between 0 and 1")
+        if not 0 <= decay < 1:  # at 1 they would stay the initial values
+            raise ValueError(f"ema_decay {decay}: must be at least 0 and below 1")
         self.decay = decay
         self.tensors: dict[str, Tensor] = {
             name: value.detach().clone() for name, value in model.state_dict().items()

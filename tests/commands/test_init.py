@@ -338,7 +338,7 @@ def test_images_of_16_bits_are_told(tmp_path):
         Image.fromarray(values).save(tmp_path / "images" / f"{number}.png")
     found = look(str(tmp_path / "images"), None)
     [note] = found.notes
-    assert found.mode == "L" and note.startswith("note: some images have 16 bits a value, of which all above")
+    assert found.mode == "L" and note.startswith("note: some images have more than 8 bits a value, of which")
 
 
 def test_images_without_any_to_train_on_are_refused(tmp_path):
